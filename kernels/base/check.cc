@@ -1,0 +1,179 @@
+#include "kernels/base/check.h"
+
+#include <cstdlib>
+#include <cstring>
+
+namespace sgl_kernel {
+namespace {
+
+std::string list_string(const int64_t* values, int count) {
+  std::string text = "[";
+  for (int i = 0; i < count; ++i) {
+    if (i > 0) text += ", ";
+    text += values[i] == Check::kAny ? "*" : std::to_string(values[i]);
+  }
+  return text + "]";
+}
+
+std::string strides_string(const TensorView& tensor) {
+  int64_t strides[TensorView::kMaxRank];
+  for (int dim = 0; dim < tensor.rank(); ++dim) strides[dim] = tensor.stride(dim);
+  return list_string(strides, tensor.rank());
+}
+
+std::string device_string(Device device) { return device.is_cpu() ? "cpu" : "cuda:" + std::to_string(device.index); }
+
+// The first byte and the byte behind the last one that a tensor's elements span.
+struct Span {
+  const char* begin;
+  const char* end;
+};
+
+Span span_of(const TensorView& tensor) {
+  const char* begin = tensor.data<const char>();
+  if (tensor.empty()) return {begin, begin};
+  int64_t first = 0, last = 0;
+  for (int dim = 0; dim < tensor.rank(); ++dim) {
+    const int64_t reach = (tensor.size(dim) - 1) * tensor.stride(dim);
+    (reach < 0 ? first : last) += reach;
+  }
+  const int64_t bytes = size_of(tensor.dtype());
+  return {begin + first * bytes, begin + (last + 1) * bytes};
+}
+
+}  // namespace
+
+std::string shape_string(const TensorView& tensor) {
+  int64_t shape[TensorView::kMaxRank];
+  for (int dim = 0; dim < tensor.rank(); ++dim) shape[dim] = tensor.size(dim);
+  return list_string(shape, tensor.rank());
+}
+
+bool checks_values() {
+  static const bool enabled = [] {
+    const char* value = std::getenv("SGL_KERNEL_CHECK");
+    return value != nullptr && std::strcmp(value, "1") == 0;
+  }();
+  return enabled;
+}
+
+Check& Check::fail(const char* name, const std::string& is, const std::string& expected) {
+  status_ = InvalidArgument(std::string(operator_) + ": " + name + " " + is + ", expected " + expected);
+  return *this;
+}
+
+Check& Check::dtype(const char* name, const TensorView& tensor, std::initializer_list<DType> allowed) {
+  if (!ok()) return *this;
+  for (DType dtype : allowed) {
+    if (tensor.dtype() == dtype) return *this;
+  }
+  std::string expected;
+  for (DType dtype : allowed) expected += (expected.empty() ? "" : " or ") + std::string(name_of(dtype));
+  return fail(name, std::string("has dtype ") + name_of(tensor.dtype()), expected);
+}
+
+Check& Check::same_dtype(const char* name, const TensorView& tensor, const char* reference,
+                         const TensorView& expected) {
+  if (!ok() || tensor.dtype() == expected.dtype()) return *this;
+  return fail(name, std::string("has dtype ") + name_of(tensor.dtype()),
+              std::string(name_of(expected.dtype())) + " (= " + reference + ".dtype)");
+}
+
+Check& Check::rank(const char* name, const TensorView& tensor, int lowest, int highest) {
+  if (!ok() || (tensor.rank() >= lowest && tensor.rank() <= highest)) return *this;
+  const std::string expected =
+      lowest == highest ? std::to_string(lowest) : std::to_string(lowest) + " to " + std::to_string(highest);
+  return fail(name, "has " + std::to_string(tensor.rank()) + " dimensions", expected);
+}
+
+Check& Check::shape(const char* name, const TensorView& tensor, std::initializer_list<int64_t> expected,
+                    const char* source) {
+  if (!ok()) return *this;
+  bool equal = tensor.rank() == static_cast<int>(expected.size());
+  int dim = 0;
+  for (int64_t extent : expected) {
+    if (!equal) break;
+    equal = extent == kAny || extent == tensor.size(dim);
+    ++dim;
+  }
+  if (equal) return *this;
+  std::string text = list_string(expected.begin(), static_cast<int>(expected.size()));
+  if (source != nullptr) text += std::string(" (= ") + source + ")";
+  return fail(name, "has shape " + shape_string(tensor), text);
+}
+
+Check& Check::same_shape(const char* name, const TensorView& tensor, const char* reference,
+                         const TensorView& expected) {
+  if (!ok()) return *this;
+  bool equal = tensor.rank() == expected.rank();
+  for (int dim = 0; equal && dim < tensor.rank(); ++dim) equal = tensor.size(dim) == expected.size(dim);
+  if (equal) return *this;
+  return fail(name, "has shape " + shape_string(tensor),
+              shape_string(expected) + " (= " + std::string(reference) + ".shape)");
+}
+
+Check& Check::same_device(std::initializer_list<NamedTensor> tensors) {
+  if (!ok()) return *this;
+  const NamedTensor& first = *tensors.begin();
+  for (const NamedTensor& named : tensors) {
+    if (named.tensor.device() == first.tensor.device()) continue;
+    return fail(named.name, "is on " + device_string(named.tensor.device()),
+                device_string(first.tensor.device()) + " (= " + first.name + ".device)");
+  }
+  return *this;
+}
+
+Check& Check::contiguous(const char* name, const TensorView& tensor) {
+  if (!ok() || tensor.is_contiguous()) return *this;
+  return fail(name, "has shape " + shape_string(tensor) + " and strides " + strides_string(tensor), "contiguous");
+}
+
+Check& Check::dense_last_dim(const char* name, const TensorView& tensor) {
+  if (!ok() || tensor.rank() == 0 || tensor.size(-1) <= 1 || tensor.stride(-1) == 1) return *this;
+  return fail(name, "has strides " + strides_string(tensor), "a last stride of 1");
+}
+
+Check& Check::aligned(const char* name, const TensorView& tensor, int64_t bytes) {
+  if (!ok() || tensor.empty()) return *this;
+  if (reinterpret_cast<uintptr_t>(tensor.data()) % bytes != 0) {
+    return fail(name, "starts at an address that is not", "a multiple of " + std::to_string(bytes) + " bytes");
+  }
+  for (int dim = 0; dim + 1 < tensor.rank(); ++dim) {
+    if (tensor.size(dim) > 1 && tensor.stride(dim) * size_of(tensor.dtype()) % bytes != 0) {
+      return fail(name, "has strides " + strides_string(tensor), "multiples of " + std::to_string(bytes) + " bytes");
+    }
+  }
+  return *this;
+}
+
+Check& Check::no_internal_overlap(const char* name, const TensorView& tensor) {
+  if (!ok() || tensor.empty()) return *this;
+  for (int dim = 0; dim < tensor.rank(); ++dim) {
+    if (tensor.size(dim) > 1 && tensor.stride(dim) == 0) {
+      return fail(name, "has strides " + strides_string(tensor), "no stride of 0 (it is written)");
+    }
+  }
+  return *this;
+}
+
+Check& Check::no_overlap(const char* output_name, const TensorView& output, const char* input_name,
+                         const TensorView& input) {
+  if (!ok()) return *this;
+  const Span a = span_of(output), b = span_of(input);
+  if (a.begin >= b.end || b.begin >= a.end || a.begin == a.end || b.begin == b.end) return *this;
+  return fail(output_name, std::string("overlaps ") + input_name + " in memory", "memory of its own");
+}
+
+Check& Check::that(bool holds, const char* name, double value, const char* expected) {
+  return holds || !ok() ? *this : fail(name, "is " + std::to_string(value), expected);
+}
+
+Check& Check::that(bool holds, const char* name, int64_t value, const char* expected) {
+  return holds || !ok() ? *this : fail(name, "is " + std::to_string(value), expected);
+}
+
+Check& Check::that(bool holds, const char* name, const char* is, const char* expected) {
+  return holds || !ok() ? *this : fail(name, is, expected);
+}
+
+}  // namespace sgl_kernel

@@ -1,0 +1,82 @@
+// The checks that a host function makes of its arguments before it touches anything.
+//
+//   Check check("rmsnorm");
+//   check.rank("input", input, 2)
+//       .dtype("input", input, {DType::kF16, DType::kBF16, DType::kF32})
+//       .shape("weight", weight, {input.size(1)}, "input.shape[-1]");
+//   SGL_RETURN_IF_ERROR(check.status());
+//
+// The first failure wins and the checks after it are skipped, so that a later one may rely on an earlier one only in a
+// statement of its own behind a `if (check.ok())` (arguments are evaluated either way). Nothing is formatted or
+// allocated while all is well.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
+#include <string>
+
+#include "kernels/base/status.h"
+#include "kernels/base/tensor_view.h"
+
+namespace sgl_kernel {
+
+struct NamedTensor {
+  const char* name;
+  const TensorView& tensor;
+};
+
+class Check {
+ public:
+  static constexpr int64_t kAny = -1;  // an extent that shape() does not look at
+
+  explicit Check(const char* operator_name) : operator_(operator_name) {}
+
+  bool ok() const { return status_.ok(); }
+  Status status() { return std::move(status_); }
+
+  Check& dtype(const char* name, const TensorView& tensor, std::initializer_list<DType> allowed);
+  Check& same_dtype(const char* name, const TensorView& tensor, const char* reference, const TensorView& expected);
+  Check& rank(const char* name, const TensorView& tensor, int expected) {
+    return rank(name, tensor, expected, expected);
+  }
+  Check& rank(const char* name, const TensorView& tensor, int lowest, int highest);
+  // `source` says where the expectation comes from: "input.shape[-1]".
+  Check& shape(const char* name, const TensorView& tensor, std::initializer_list<int64_t> expected,
+               const char* source = nullptr);
+  Check& same_shape(const char* name, const TensorView& tensor, const char* reference, const TensorView& expected);
+  // All on the device of the first.
+  Check& same_device(std::initializer_list<NamedTensor> tensors);
+  Check& contiguous(const char* name, const TensorView& tensor);
+  // The last dimension's stride is 1 (or its extent at most 1).
+  Check& dense_last_dim(const char* name, const TensorView& tensor);
+  // The pointer and every stride but the last dimension's are multiples of `bytes`.
+  Check& aligned(const char* name, const TensorView& tensor, int64_t bytes);
+  // No two elements of an output share an address (an expanded tensor's do).
+  Check& no_internal_overlap(const char* name, const TensorView& tensor);
+  // The bytes of `output`, if any, are apart from those of `input` (of a conservative span of both).
+  Check& no_overlap(const char* output_name, const TensorView& output, const char* input_name, const TensorView& input);
+
+  // Anything else. `value` is formatted only on failure: that(eps >= 0, "eps", eps, "at least 0").
+  Check& that(bool holds, const char* name, double value, const char* expected);
+  Check& that(bool holds, const char* name, int64_t value, const char* expected);
+  Check& that(bool holds, const char* name, int value, const char* expected) {
+    return that(holds, name, static_cast<int64_t>(value), expected);
+  }
+  // For what has no single value: that(k.has_value() == v.has_value(), "k", "given without v", "both or neither").
+  Check& that(bool holds, const char* name, const char* is, const char* expected);
+
+ private:
+  Check& fail(const char* name, const std::string& is, const std::string& expected);
+
+  const char* operator_;
+  Status status_;
+};
+
+// "[2, 4096]"
+std::string shape_string(const TensorView& tensor);
+
+// Whether SGL_KERNEL_CHECK=1 asks for the checks that read values (indices in range, no NaN). Read once.
+bool checks_values();
+
+}  // namespace sgl_kernel

@@ -1,0 +1,78 @@
+// The CPU's view of the narrow float types: storage structs that convert to and from float. Rounding is to nearest
+// even, as on the GPU; NaN stays NaN.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace sgl_kernel {
+
+struct Half {
+  uint16_t bits = 0;
+  Half() = default;
+  explicit Half(float value);
+  operator float() const;
+};
+
+struct BFloat16 {
+  uint16_t bits = 0;
+  BFloat16() = default;
+  explicit BFloat16(float value);
+  operator float() const;
+};
+
+namespace internal {
+inline uint32_t bits_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+inline float float_of(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+}  // namespace internal
+
+inline BFloat16::BFloat16(float value) {
+  const uint32_t wide = internal::bits_of(value);
+  if (value != value) {
+    bits = static_cast<uint16_t>((wide >> 16) | 0x40);  // quiet
+  } else {
+    bits = static_cast<uint16_t>((wide + 0x7fff + ((wide >> 16) & 1)) >> 16);
+  }
+}
+
+inline BFloat16::operator float() const { return internal::float_of(static_cast<uint32_t>(bits) << 16); }
+
+inline Half::Half(float value) {
+  const uint32_t wide = internal::bits_of(value);
+  const uint32_t sign = (wide >> 16) & 0x8000;
+  const uint32_t magnitude = wide & 0x7fffffff;
+  if (magnitude > 0x7f800000) {
+    bits = static_cast<uint16_t>(sign | 0x7e00);  // NaN
+  } else if (magnitude >= 0x477ff000) {
+    bits = static_cast<uint16_t>(sign | 0x7c00);  // 65520 and above round to infinity
+  } else if (magnitude < 0x38800000) {
+    // Subnormal: adding 0.5 lets the float adder shift and round at 2^-24, half's smallest step.
+    const float shifted = internal::float_of(magnitude) + 0.5f;
+    bits = static_cast<uint16_t>(sign | (internal::bits_of(shifted) - 0x3f000000));
+  } else {
+    const uint32_t odd = (magnitude >> 13) & 1;
+    bits = static_cast<uint16_t>(sign | ((magnitude - 0x38000000 + 0xfff + odd) >> 13));
+  }
+}
+
+inline Half::operator float() const {
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16;
+  const uint32_t magnitude = bits & 0x7fff;
+  if (magnitude >= 0x7c00) return internal::float_of(sign | 0x7f800000 | (magnitude & 0x3ff) << 13);
+  if (magnitude < 0x400) {
+    // 2^-24 steps; exact in float.
+    const float value = static_cast<float>(magnitude) * 5.9604644775390625e-8f;
+    return sign != 0 ? -value : value;
+  }
+  return internal::float_of(sign | ((magnitude << 13) + 0x38000000));
+}
+
+}  // namespace sgl_kernel

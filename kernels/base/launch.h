@@ -1,0 +1,75 @@
+// How a CUDA kernel is started: errors become a Status, and programmatic dependent launch is one flag.
+//
+//   return launch("rmsnorm", rmsnorm_kernel<T>, {.grid = rows, .block = 256, .pdl = enable_pdl}, stream, args…);
+//
+// A kernel launched with pdl = true calls wait_for_predecessor() (device/pdl.cuh) before it touches memory that an
+// earlier kernel may write, and may call release_successors() once its own successor may start.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <string>
+
+#include "kernels/base/status.h"
+#include "kernels/base/tensor_view.h"
+
+namespace sgl_kernel {
+
+inline Status cuda_status(const char* operator_name, cudaError_t error) {
+  if (error == cudaSuccess) return OkStatus();
+  cudaGetLastError();  // an error of a launch is not sticky: leave nothing behind for the next caller
+  const std::string text = std::string(operator_name) + ": CUDA says " + cudaGetErrorString(error);
+  return error == cudaErrorMemoryAllocation ? ResourceExhausted(text) : Internal(text);
+}
+
+struct LaunchShape {
+  dim3 grid = 1;
+  dim3 block = 1;
+  size_t shared_bytes = 0;  // dynamic; more than 48 KiB needs allow_shared_memory() first
+  bool pdl = false;
+  int cluster = 1;  // blocks in a cluster, along x; more than 1 on sm_90 and later only
+};
+
+template <class... Params, class... Args>
+Status launch(const char* operator_name, void (*kernel)(Params...), const LaunchShape& shape, Stream stream,
+              Args&&... args) {
+  cudaLaunchAttribute attributes[2];
+  cudaLaunchConfig_t config = {};
+  config.gridDim = shape.grid;
+  config.blockDim = shape.block;
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream.handle);
+  config.attrs = attributes;
+  if (shape.pdl) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (shape.cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = shape.cluster;
+    attribute.val.clusterDim.y = 1;
+    attribute.val.clusterDim.z = 1;
+  }
+  return cuda_status(operator_name, cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...));
+}
+
+// Raises a kernel's limit of dynamic shared memory. Cheap enough to call before each launch (the driver remembers).
+template <class... Params>
+Status allow_shared_memory(const char* operator_name, void (*kernel)(Params...), size_t bytes) {
+  return cuda_status(operator_name, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                         static_cast<int>(bytes)));
+}
+
+// The number of multiprocessors of the current device.
+inline int num_sms() {
+  int device = 0, count = 1;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
+    cudaGetLastError();
+  }
+  return count;
+}
+
+}  // namespace sgl_kernel

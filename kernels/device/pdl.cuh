@@ -1,0 +1,23 @@
+// Programmatic dependent launch, from inside a kernel. Both are no-ops in a kernel that was launched without it, and
+// before sm_90.
+#pragma once
+
+namespace sgl_kernel::SGL_TARGET {
+
+// Waits until the kernels that this one depends on have finished and their writes are visible. The "memory" clobber
+// keeps the compiler from moving a load above it.
+__device__ __forceinline__ void wait_for_predecessor() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Lets the next kernel of the stream start once every block has called this or ended. It speaks of scheduling alone:
+// what this kernel writes is visible to the next one only after its own wait_for_predecessor().
+__device__ __forceinline__ void release_successors() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+}  // namespace sgl_kernel::SGL_TARGET

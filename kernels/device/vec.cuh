@@ -1,0 +1,48 @@
+// Vectors of 16 bytes (or fewer): what a thread loads and stores at once, and its elements as float.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace sgl_kernel::SGL_TARGET {
+
+template <class T>
+__device__ __forceinline__ float to_float(T value) {
+  return static_cast<float>(value);
+}
+
+// Rounds to nearest even.
+template <class T>
+__device__ __forceinline__ T from_float(float value);
+template <>
+__device__ __forceinline__ float from_float<float>(float value) {
+  return value;
+}
+template <>
+__device__ __forceinline__ __half from_float<__half>(float value) {
+  return __float2half_rn(value);
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
+  return __float2bfloat16_rn(value);
+}
+
+// kSize elements that lie together; aligned to their total size, which is at most 16 bytes.
+template <class T, int kSize>
+struct alignas(sizeof(T) * kSize) Vec {
+  T values[kSize];
+
+  __device__ __forceinline__ T& operator[](int i) { return values[i]; }
+  __device__ __forceinline__ const T& operator[](int i) const { return values[i]; }
+
+  static __device__ __forceinline__ Vec load(const T* pointer) { return *reinterpret_cast<const Vec*>(pointer); }
+  __device__ __forceinline__ void store(T* pointer) const { *reinterpret_cast<Vec*>(pointer) = *this; }
+};
+
+// The widest vector of T: 16 bytes.
+template <class T>
+inline constexpr int kVecSize = 16 / sizeof(T);
+
+}  // namespace sgl_kernel::SGL_TARGET
