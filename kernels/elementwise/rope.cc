@@ -164,7 +164,7 @@ Status apply_rope_pos_ids_cos_sin_cache(TensorView q, TensorView k, TensorView q
   params.cache_dtype = cos_sin_cache.dtype();
   params.cache_stride = cos_sin_cache.stride(0);
   params.max_position = cos_sin_cache.size(0);
-  return SGL_DISPATCH(rope, q.device(), params, stream);
+  return internal::dispatch(params.operator_name, rope_targets, q.device(), params, stream);
 }
 
 Status rotary_embedding(TensorView positions, TensorView query, const std::optional<TensorView>& key, int64_t head_size,
@@ -205,7 +205,7 @@ Status rotary_embedding(TensorView positions, TensorView query, const std::optio
   params.cache_dtype = cos_sin_cache.dtype();
   params.cache_stride = cos_sin_cache.stride(0);
   params.max_position = cos_sin_cache.size(0);
-  return SGL_DISPATCH(rope, query.device(), params, stream);
+  return internal::dispatch(params.operator_name, rope_targets, query.device(), params, stream);
 }
 
 }  // namespace sgl_kernel
