@@ -99,6 +99,7 @@ __device__ __forceinline__ void copy_activations(const MatMulParams& params, int
     const int64_t at = (first_token + token) * params.num_groups + first_group + group;
     copy_async<8>(&buffer.activation_scales[group][token], params.X.scales + (present ? at : 0), present ? 8 : 0);
   }
+  commit_copies();
 }
 
 // The groups that a thread decodes in a step, held in registers while the products of the step before are made.
