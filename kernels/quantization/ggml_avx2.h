@@ -188,9 +188,17 @@ SGL_AVX2_INLINE __m256i join(uint64_t a, uint64_t b, uint64_t c, uint64_t d) {
                             static_cast<int64_t>(d));
 }
 
-// The 32 signs that four times 7 bits stand for.
-SGL_AVX2_INLINE uint32_t even_signs4(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
-  return even_signs(a & 127) | even_signs(b & 127) << 8 | even_signs(c & 127) << 16 | even_signs(d & 127) << 24;
+// even_signs() of each byte. What a shift brings in from the next byte stays above the bits that are used after it.
+SGL_AVX2_INLINE uint32_t even_signs4(uint32_t sevens) {
+  uint32_t parity = sevens ^ sevens >> 4;
+  parity ^= parity >> 2;
+  parity ^= parity >> 1;
+  return sevens | (parity & 0x01010101) << 7;
+}
+
+// Four times 7 bits, from bit 0 up, in a byte each.
+SGL_AVX2_INLINE uint32_t spread7(uint32_t bits) {
+  return (bits & 0x7f) | (bits << 1 & 0x7f00) | (bits << 2 & 0x7f0000) | (bits << 3 & 0x7f000000);
 }
 
 // The 16 scales d * (0.5 + nibble) * 0.25 of IQ2_XS and IQ2_S.
@@ -209,7 +217,7 @@ SGL_AVX2_INLINE void put(const BlockIQ2_XXS& block, StripGroup* strip, int r, fl
     const uint32_t indices = load_word(block.qs + 4 * g), signs = load_word(block.qs + 4 * g + 2);
     const __m256i bytes =
         join(grid[indices & 255], grid[indices >> 8 & 255], grid[indices >> 16 & 255], grid[indices >> 24]);
-    store32(strip[g].q[r], with_signs(bytes, even_signs4(signs, signs >> 7, signs >> 14, signs >> 21)));
+    store32(strip[g].q[r], with_signs(bytes, even_signs4(spread7(signs))));
     scale[g] = quarter * (0.5f + static_cast<float>(signs >> 28));
   }
 }
@@ -219,7 +227,8 @@ SGL_AVX2_INLINE void put(const BlockIQ2_XS& block, StripGroup* strip, int r, flo
   for (int g = 0; g < 8; ++g) {
     const uint16_t* e = block.qs + 4 * g;
     const __m256i bytes = join(grid[e[0] & 511], grid[e[1] & 511], grid[e[2] & 511], grid[e[3] & 511]);
-    store32(strip[g].q[r], with_signs(bytes, even_signs4(e[0] >> 9, e[1] >> 9, e[2] >> 9, e[3] >> 9)));
+    store32(strip[g].q[r],
+            with_signs(bytes, even_signs4(e[0] >> 9 | e[1] >> 9 << 8 | e[2] >> 9 << 16 | e[3] >> 9 << 24)));
   }
   put_nibble_scales(block.d, block.scales, scale);
 }
@@ -246,7 +255,7 @@ SGL_AVX2_INLINE void put(const BlockIQ3_XXS& block, StripGroup* strip, int r, fl
     const uint32_t signs = load_word(block.signs_and_scales + 2 * g);
     const __m256i bytes = join(pair(grid[e[0]], grid[e[1]]), pair(grid[e[2]], grid[e[3]]), pair(grid[e[4]], grid[e[5]]),
                                pair(grid[e[6]], grid[e[7]]));
-    store32(strip[g].q[r], with_signs(bytes, even_signs4(signs, signs >> 7, signs >> 14, signs >> 21)));
+    store32(strip[g].q[r], with_signs(bytes, even_signs4(spread7(signs))));
     scale[g] = half * (0.5f + static_cast<float>(signs >> 28));
   }
 }
@@ -258,6 +267,7 @@ SGL_AVX2_INLINE void put(const BlockIQ3_S& block, StripGroup* strip, int r, floa
     const uint8_t* e = block.qs + 8 * g;
     const int high = block.qh[g] << 8;
     uint64_t pairs[4];
+#pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
       pairs[i] = pair(grid[e[2 * i] | (high >> (2 * i) & 256)], grid[e[2 * i + 1] | (high >> (2 * i + 1) & 256)]);
     }
