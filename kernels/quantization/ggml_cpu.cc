@@ -1,7 +1,9 @@
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
+#include "kernels/base/cpu_avx2.h"
 #include "kernels/base/cpu_dtype_switch.h"
 #include "kernels/base/parallel.h"
 #include "kernels/quantization/ggml.h"
