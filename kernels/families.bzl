@@ -1,0 +1,5 @@
+"""The families that there are: //kernels/<family>, python/sgl_kernel/_<family>.cc."""
+
+FAMILIES = [
+    "elementwise",
+]
