@@ -17,7 +17,7 @@ _QUESTION = """
 import sgl_kernel
 info = sgl_kernel.build_info()
 print(sgl_kernel.__file__)
-print(info["version"])
+print(info["version"], sgl_kernel.__version__)
 print(",".join(info["targets"]["rmsnorm"]))
 """
 
@@ -63,7 +63,9 @@ def test_bytes_do_not_depend_on_the_day(wheel):
 def test_says_what_it_was_built_from(installed):
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     answer = subprocess.check_output([sys.executable, "-c", _QUESTION], cwd=installed, env=environment, text=True)
-    path, version, targets = answer.splitlines()
+    path, versions, targets = answer.splitlines()
+    version, said = versions.split()
+    assert said == version
     assert pathlib.Path(path).is_relative_to(installed)
     assert next(installed.glob("*.dist-info")).name == f"sgl_kernel-{version}.dist-info"
     assert targets.split(",")[0] == "cpu"

@@ -6,27 +6,34 @@ load("@python//:defs.bzl", "PYTHON", "PYTHON_TAG")
 load("//tools/build:kernel_targets.bzl", "KernelTargetsInfo")
 load("//tools/build:sanitizer.bzl", "SANITIZER_ENVIRONMENT", "select_sanitizer")
 
-def schemas(name, modules, out):
-    """A Python module that holds the schemas of extension modules.
+def package_index(name, natives, modules, index, stub):
+    """What a package knows of its modules before it loads them, and its stub.
 
     Args:
       name: the name.
-      modules: kernel_module targets.
-      out: the file to write.
+      natives: kernel_module targets.
+      modules: the package's .py files.
+      index: the Python module to write.
+      stub: the .pyi file to write.
     """
+    tool = "//python:write_index.py"
+    command = " ".join([
+        PYTHON,
+        "$(location %s)" % tool,
+        "--index $(location %s)" % index,
+        "--stub $(location %s)" % stub,
+        "--native " + " ".join(["$(location %s)" % native for native in natives]),
+        "--module " + " ".join(["$(location %s)" % module for module in modules]),
+    ])
     native.genrule(
         name = name,
-        srcs = modules,
-        outs = [out],
+        srcs = natives + modules,
+        outs = [index, stub],
         cmd = select_sanitizer({
-            config: "%s\n%s $(location %s) $@ $(SRCS)" % (
-                environment.replace("$(", "$$("),
-                PYTHON,
-                "//tools/wheel:write_schemas.py",
-            )
+            config: environment.replace("$(", "$$(") + "\n" + command
             for config, environment in SANITIZER_ENVIRONMENT.items()
         }),
-        tools = ["//tools/wheel:write_schemas.py"],
+        tools = [tool],
     )
 
 def _build_info_impl(ctx):
@@ -101,7 +108,10 @@ def _as_argument(file):
     return "--file=%s=%s" % (file.path, file.short_path)
 
 def _wheel_impl(ctx):
-    files = depset(ctx.files.srcs)
+    files = depset(transitive = [
+        ctx.attr.package[DefaultInfo].files,
+        ctx.attr.package[DefaultInfo].default_runfiles.files,
+    ])
     args = ctx.actions.args()
     args.add(ctx.file._tool)
     args.add(ctx.outputs.out)
@@ -128,7 +138,7 @@ _wheel = rule(
         "distribution": attr.string(mandatory = True),
         "license": attr.label(allow_single_file = True, mandatory = True),
         "out": attr.output(mandatory = True),
-        "srcs": attr.label_list(allow_files = True, mandatory = True),
+        "package": attr.label(providers = [PyInfo], mandatory = True),
         "summary": attr.string(mandatory = True),
         "tag": attr.string(mandatory = True),
         "version": attr.string(mandatory = True),
@@ -143,8 +153,8 @@ def wheel(name, distribution, version, **kwargs):
       name: the name.
       distribution: what pip calls it, as sgl-kernel.
       version: its version.
-      **kwargs: srcs, the files at their paths below this package; summary, license,
-        visibility and the like.
+      **kwargs: package, the py_library, whose files lie below this folder; summary,
+        license, visibility and the like.
     """
     tag = "%s-%s-linux_x86_64" % (PYTHON_TAG, PYTHON_TAG)
     _wheel(

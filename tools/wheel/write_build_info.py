@@ -6,6 +6,7 @@ Each concept's header declares its operators; behind it stand the targets they a
 """
 
 import argparse
+import json
 import pathlib
 import re
 import subprocess
@@ -37,18 +38,18 @@ def main() -> None:
     for concept in args.concepts:
         header, _, built = concept.rpartition("=")
         text = pathlib.Path(header).read_text(encoding="utf-8")
-        targets |= {operator: tuple(built.split(",")) for operator in operators(text)}
+        targets |= {operator: built.split(",") for operator in operators(text)}
 
     lines = [
         '"""What this package was built from. Generated."""',
         "",
-        f"VERSION = {args.version!r}",
-        f"COMPILER = {version_line(args.compiler)!r}",
-        f"CUDA = {args.cuda.read_text().strip() if args.cuda else None!r}",
-        "",
-        "# What each operator was compiled for.",
-        "TARGETS = {",
-        *(f"    {operator!r}: {targets[operator]!r}," for operator in sorted(targets)),
+        "BUILD_INFO = {",
+        f'    "version": {json.dumps(args.version)},',
+        f'    "compiler": {json.dumps(version_line(args.compiler))},',
+        f'    "cuda": {json.dumps(args.cuda.read_text().strip()) if args.cuda else None},',
+        '    "targets": {',
+        *(f"        {json.dumps(operator)}: {json.dumps(targets[operator])}," for operator in sorted(targets)),
+        "    },",
         "}",
         "",
     ]
