@@ -11,12 +11,6 @@ namespace {
 
 // ---- Quantization of a token's 32 elements ----
 
-SGL_AVX2_INLINE __m256 load8(const float* x) { return _mm256_loadu_ps(x); }
-SGL_AVX2_INLINE __m256 load8(const Half* x) { return _mm256_cvtph_ps(load16(x)); }
-SGL_AVX2_INLINE __m256 load8(const BFloat16* x) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load16(x)), 16));
-}
-
 // Over the four lanes of each half.
 SGL_AVX2_INLINE int sum4(__m128i v) {
   v = _mm_add_epi32(v, _mm_shuffle_epi32(v, 0x4e));
@@ -338,12 +332,6 @@ SGL_AVX2 void dot_tile(float* acc, const StripGroup* strip, const TileGroup* til
 
 }  // namespace
 
-bool has_avx2() {
-  static const bool has =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  return has;
-}
-
 Kernels avx2_kernels(int64_t type) {
   Kernels kernels = {};
   with_block(type, [&]<class Block>() {
@@ -365,7 +353,6 @@ Kernels avx2_kernels(int64_t type) {
 
 namespace sgl_kernel::ggml {
 
-bool has_avx2() { return false; }
 Kernels avx2_kernels(int64_t type) { return scalar_kernels(type); }
 
 }  // namespace sgl_kernel::ggml

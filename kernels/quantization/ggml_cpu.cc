@@ -1,7 +1,9 @@
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
+#include "kernels/base/cpu_avx2.h"
 #include "kernels/base/cpu_dtype_switch.h"
 #include "kernels/base/parallel.h"
 #include "kernels/quantization/ggml.h"
@@ -88,10 +90,11 @@ namespace {
 
 using namespace sgl_kernel::ggml;
 
-// Rows × tokens below this are not worth waking a thread for: about 10 µs of work.
-constexpr int64_t kGrainProducts = 1 << 18;
-
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// How many items of this many products each are worth a thread of their own: some 10 µs of work. (An element that is
+// quantized or decoded takes the time of about 8 products.)
+int64_t grain_of(int64_t products) { return divide_up(1 << 18, std::max<int64_t>(products, 1)); }
 
 // The quantized tokens: `num_tiles` tiles, then those that are left, singly. The same memory for both.
 struct Tokens {
@@ -128,22 +131,21 @@ void quantize_tokens(const Tokens& tokens, const TensorView& X, const Kernels& k
   const int64_t group_bytes = 32 * size_of(X.dtype()), row_bytes = X.stride(0) * size_of(X.dtype());
   const int64_t num_lanes = tokens.num_tiles * kTileTokens, first_single = tokens.first_single();
   const int64_t lanes_and_singles = num_lanes + tokens.num_tokens - first_single;
-  parallel_for(lanes_and_singles, divide_up(kGrainProducts / 8, 32 * tokens.num_groups),
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t i = begin; i < end; ++i) {
-                   const int64_t token = i < num_lanes ? i : i - num_lanes + first_single;
-                   const char* row = static_cast<const char*>(X.data()) + token * row_bytes;
-                   for (int64_t g = 0; g < tokens.num_groups; ++g) {
-                     if (i >= num_lanes) {
-                       quantize(tokens.single(token) + g, row + g * group_bytes);
-                       continue;
-                     }
-                     TokenGroup group = {};  // stays zero in the empty lanes of the last tile
-                     if (token < tokens.num_tokens) quantize(&group, row + g * group_bytes);
-                     put_in_tile(tokens.tile(i / kTileTokens) + g, group, i % kTileTokens);
-                   }
-                 }
-               });
+  parallel_for(lanes_and_singles, grain_of(8 * 32 * tokens.num_groups), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t token = i < num_lanes ? i : i - num_lanes + first_single;
+      const char* row = static_cast<const char*>(X.data()) + token * row_bytes;
+      for (int64_t g = 0; g < tokens.num_groups; ++g) {
+        if (i >= num_lanes) {
+          quantize(tokens.single(token) + g, row + g * group_bytes);
+          continue;
+        }
+        TokenGroup group = {};  // stays zero in the empty lanes of the last tile
+        if (token < tokens.num_tokens) quantize(&group, row + g * group_bytes);
+        put_in_tile(tokens.tile(i / kTileTokens) + g, group, i % kTileTokens);
+      }
+    }
+  });
 }
 
 template <class T>
@@ -240,7 +242,7 @@ void dequantize_blocks(T* out, const Block* blocks, int64_t num_blocks) {
 
 Status ggml_dequantize(TensorView result, TensorView W, int64_t type, int64_t m, int64_t n, Stream) {
   const TypeInfo info = type_info(type);
-  parallel_for(m * n / info.block_size, kGrainProducts / 8 / info.block_size, [&](int64_t begin, int64_t end) {
+  parallel_for(m * n / info.block_size, grain_of(8 * info.block_size), [&](int64_t begin, int64_t end) {
     with_block(type, [&]<class Block>() {
       const Block* blocks = reinterpret_cast<const Block*>(W.data());
       SGL_CPU_SWITCH_FLOAT(result.dtype(), T,
@@ -257,8 +259,8 @@ Status ggml_mul_mat_a8(TensorView result, TensorView workspace, TensorView W, Te
   const Tokens tokens(workspace.data(), num_tokens, k / 32, kernels.dot_tile != nullptr);
   quantize_tokens(tokens, X, kernels);
   const StripProduct product = {kernels, tokens, result, W, type_info(type)};
-  const int64_t grain = divide_up(kGrainProducts, std::max<int64_t>(kStripRows * k * num_tokens, 1));
-  parallel_for(divide_up(row, kStripRows), grain, [&](int64_t begin, int64_t end) { product.multiply(begin, end); });
+  parallel_for(divide_up(row, kStripRows), grain_of(kStripRows * k * num_tokens),
+               [&](int64_t begin, int64_t end) { product.multiply(begin, end); });
   return OkStatus();
 }
 
