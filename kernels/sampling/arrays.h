@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "kernels/base/tensor_view.h"
 #include "kernels/sampling/mass.h"
 
 namespace sgl_kernel {
@@ -24,5 +25,11 @@ struct FloatArray {
 
   SGL_HOST_DEVICE float operator[](int64_t i) const { return data[i * stride]; }
 };
+
+// Of tensors that have been checked: one dimension, and the dtype.
+inline IntArray int_array(const TensorView& tensor) {
+  return {tensor.data(), tensor.stride(0), tensor.dtype() == DType::kI64};
+}
+inline FloatArray float_array(const TensorView& tensor) { return {tensor.data<float>(), tensor.stride(0)}; }
 
 }  // namespace sgl_kernel

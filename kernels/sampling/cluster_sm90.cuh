@@ -12,7 +12,8 @@ class ClusterGroup {
   static constexpr int kMaxSize = kMaxRanks;
 
   __device__ ClusterGroup()
-      : rank_(cooperative_groups::this_cluster().block_rank()), size_(cooperative_groups::this_cluster().num_blocks()) {}
+      : rank_(cooperative_groups::this_cluster().block_rank()),
+        size_(cooperative_groups::this_cluster().num_blocks()) {}
 
   __device__ unsigned rank() const { return rank_; }
   __device__ unsigned size() const { return size_; }

@@ -59,6 +59,8 @@ struct LogitKey {
     const uint32_t bits = bits_of_float(clean_value);
     return bits >> 31 ? ~bits : bits | 0x80000000u;
   }
+  // NaN where the key is none of a float's: below -infinity and above infinity.
+  static SGL_HOST_DEVICE float value(uint32_t key) { return float_of_bits(key >> 31 ? key & 0x7fffffffu : ~key); }
 };
 
 // `peak` is the row's highest probability, at least kLowestPeak.
@@ -71,7 +73,11 @@ SGL_HOST_DEVICE uint32_t mass(float value, float scale) {
 #ifdef __CUDA_ARCH__
   return __float2uint_rn(value * scale);
 #else
-  return static_cast<uint32_t>(std::llrintf(value * scale));
+  // Next to 1.5 * 2^52 a double's last bits count in ones: the sum rounds to nearest even, as above.
+  const double shifted = static_cast<double>(value * scale) + 6755399441055744.0;
+  uint64_t bits;
+  std::memcpy(&bits, &shifted, sizeof(bits));
+  return static_cast<uint32_t>(bits);
 #endif
 }
 
@@ -90,7 +96,7 @@ inline constexpr int kLeadingBins = 1 << (Key::kBits - kLeadingShift);
 
 // The bin of a row's histogram in which a count or a mass, added up from the highest values down, reaches its target.
 struct Bin {
-  bool found = false;        // it does
+  bool found = false;  // it does
   uint32_t index = 0;
   uint64_t count_above = 0;  // values in higher bins
   uint64_t mass_above = 0;   // their mass

@@ -1,5 +1,5 @@
-// The search in one row, by a group of blocks: the k-th highest value, the value at which a running mass is reached, the
-// token that lies there. Exact, and the same for every size of the group.
+// The search in one row, by a group of blocks: the k-th highest value, the value at which a running mass is reached,
+// the token that lies there. Exact, and the same for every size of the group.
 //
 // Each rank of the group (one block, or the blocks of a Hopper cluster) holds a contiguous slice of the row, in shared
 // memory where kResident, else where it lies. A search is a radix selection over the bits of the floats: a histogram of
@@ -8,9 +8,9 @@
 // rank r sums bins [r * width, (r + 1) * width) over all ranks, in place.
 //
 // Most of a row never matters to a short prefix. `floor_` is a key such that the prefix lies at or above it: found from
-// the highest values of the threads, which are values of the row (k of them at or above a key mean that the k-th highest
-// value is, too). Values below the floor are in no histogram; those above it, where they are few, are kept in a list,
-// and later passes read the list alone.
+// the highest values of the threads, which are values of the row (k of them at or above a key mean that the k-th
+// highest value is, too). Values below the floor are in no histogram; those above it, where they are few, are kept in a
+// list, and later passes read the list alone.
 #pragma once
 
 #include <cstdint>
@@ -21,10 +21,10 @@
 
 namespace sgl_kernel::SGL_TARGET {
 
-inline constexpr int kMaxRanks = 8;          // the largest cluster that every Hopper GPU can place
-inline constexpr int kListCapacity = 256;    // of a rank
-inline constexpr int kLoadsInFlight = 5;     // vectors that a thread loads before it uses the first
-inline constexpr uint64_t kNoTarget = ~0ull; // no histogram reaches it
+inline constexpr int kMaxRanks = 8;           // the largest cluster that every Hopper GPU can place
+inline constexpr int kListCapacity = 256;     // of a rank
+inline constexpr int kLoadsInFlight = 5;      // vectors that a thread loads before it uses the first
+inline constexpr uint64_t kNoTarget = ~0ull;  // no histogram reaches it
 
 struct Tally {
   uint64_t count, mass;
@@ -150,7 +150,8 @@ class Row {
     Bin lowest;
     if (by_count) lowest = find(leading_, count, kNoTarget);
     if (by_mass) {
-      const uint64_t mass_bound = static_cast<uint64_t>(static_cast<double>(bound) * static_cast<double>(scale_)) + vocab_;
+      const uint64_t mass_bound =
+          static_cast<uint64_t>(static_cast<double>(bound) * static_cast<double>(scale_)) + vocab_;
       const Bin bin = find(leading_, kNoTarget, mass_bound);
       if (bin.found && (!lowest.found || bin.index > lowest.index)) lowest = bin;
     }

@@ -1,6 +1,6 @@
 // Token sampling, portable: a block of 1024 threads for each sample reads its row from global memory in each pass (four
-// or five; the L2 cache serves the later ones). Bound by memory at large batches, by one multiprocessor's share of it at
-// small ones.
+// or five; the L2 cache serves the later ones). Bound by memory at large batches, by one multiprocessor's share of it
+// at small ones.
 #include "kernels/base/launch.h"
 #include "kernels/sampling/block_group.cuh"
 #include "kernels/sampling/sample_row.cuh"

@@ -1,9 +1,11 @@
 // Token sampling: one token id for each sample, drawn from a row of probabilities that is filtered first.
 //
-//   probs      [num_rows, vocab]  f32; rows may be strided, the last dimension is dense. Rows need not sum to 1: the mass
+//   probs      [num_rows, vocab]  f32; rows may be strided, the last dimension is dense. Rows need not sum to 1: the
+//   mass
 //                                 of a token is its share of its row's sum
 //   output     [num_samples]      i32, the sampled ids, in 0 … vocab - 1
-//   maybe_indices [num_samples]   i32 | i64: sample s draws from row maybe_indices[s]; without it num_samples is num_rows
+//   maybe_indices [num_samples]   i32 | i64: sample s draws from row maybe_indices[s]; without it num_samples is
+//   num_rows
 //                                 and sample s draws from row s
 //   maybe_top_k_arr [num_samples] i32 | i64, maybe_top_p_arr, maybe_min_p_arr [num_samples] f32: a threshold for each
 //                                 sample; without one the scalar beside it serves all
@@ -19,9 +21,9 @@
 // A kept token is drawn with probability mass / (mass of all kept).
 //
 // Arithmetic: a probability counts as an integer number of units, 2^-32 of the row's highest power of two (mass.h), so
-// that sums are exact in any order; a token less likely than 2^-33 of the likeliest is never drawn. Thresholds are exact.
-// NaN and negative probabilities count as 0, infinity as the largest finite float. A row with nothing above 2^-96 counts
-// as all zero, and its sample is token 0. An index outside 0 … num_rows - 1 gives -1 and reads nothing.
+// that sums are exact in any order; a token less likely than 2^-33 of the likeliest is never drawn. Thresholds are
+// exact. NaN and negative probabilities count as 0, infinity as the largest finite float. A row with nothing above
+// 2^-96 counts as all zero, and its sample is token 0. An index outside 0 … num_rows - 1 gives -1 and reads nothing.
 //
 // No scratch memory. Zero samples are a no-op. Wrong dtypes, shapes, strides, devices, a NaN scalar, and vocab == 0 are
 // InvalidArgument. Source: the joint filter of FlashInfer's sampling, with ties broken by id.

@@ -22,8 +22,8 @@ __device__ void threshold_row(const ThresholdParams& params, int64_t index, int 
                               RowShared& shared) {
   using Traits = ThresholdTraits<kThreshold>;
   using Key = typename Traits::Key;
-  Row<Group, Key, kResident, Traits::kCount, Traits::kMass, kThreads> row(
-      params.input + index * params.input_stride, params.vocab, slice_size, dynamic, shared);
+  Row<Group, Key, kResident, Traits::kCount, Traits::kMass, kThreads> row(params.input + index * params.input_stride,
+                                                                          params.vocab, slice_size, dynamic, shared);
   float* output = params.output + index * params.output_stride;
   row.load();
 
