@@ -95,7 +95,7 @@ struct AttentionParams {
   int attention_chunk = 0;       // > 0: a query sees only keys of its own chunk of so many positions
   bool rotate_q_by_row = false;  // causal or windowed: query i has position first + i, else all have position first
 
-  int group() const { return num_heads / num_heads_k; }  // query heads that share a KV head
+  SGL_HOST_DEVICE int group() const { return num_heads / num_heads_k; }  // query heads that share a KV head
 };
 
 // One sequence of the batch.
@@ -143,16 +143,24 @@ SGL_HOST_DEVICE inline AttentionSequence sequence_of(const AttentionParams& para
   return sequence;
 }
 
-// Where key `key` of the sequence lies in k, for KV head 0: an offset in elements. That in v has v's strides.
-SGL_HOST_DEVICE inline int64_t key_offset(const AttentionParams& params, const AttentionSequence& sequence, int key,
-                                          int64_t batch_stride, int64_t row_stride) {
-  const int64_t position = sequence.k_start + key;
+// Where a key lies: its page (or row of the cache) and its row in that.
+struct KeySlot {
+  int block, row;
+};
+
+SGL_HOST_DEVICE inline KeySlot key_slot(const AttentionParams& params, const AttentionSequence& sequence, int key) {
+  const int position = static_cast<int>(sequence.k_start) + key;
   if (params.page_table == nullptr) {
-    return (params.cu_seqlens_k != nullptr ? 0 : sequence.kv_batch * batch_stride) + position * row_stride;
+    return {params.cu_seqlens_k != nullptr ? 0 : static_cast<int>(sequence.kv_batch), position};
   }
-  const int page_slot = static_cast<int>(position) / params.page_size;
-  const int64_t page = params.page_table[sequence.kv_batch * params.page_table_stride + page_slot];
-  return page * batch_stride + (static_cast<int>(position) - page_slot * params.page_size) * row_stride;
+  const int column = position / params.page_size;
+  return {params.page_table[sequence.kv_batch * params.page_table_stride + column],
+          position - column * params.page_size};
+}
+
+// The slot's place in k (or v, by its strides), for KV head 0: an offset in elements.
+SGL_HOST_DEVICE inline int64_t slot_offset(KeySlot slot, int64_t batch_stride, int64_t row_stride) {
+  return slot.block * batch_stride + slot.row * row_stride;
 }
 
 // Keys [begin, end) of a sequence; none if end <= begin.
