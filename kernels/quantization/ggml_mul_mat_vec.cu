@@ -119,9 +119,12 @@ __global__ void __launch_bounds__(kMaxWarps* kWarpSize, resident_blocks(kTokens)
   // The next step to copy runs ahead of the one to compute. It always commits, so that groups count steps.
   int64_t copy_row = first_row;
   int copy_step = 0, copy_stage = 0;
-  bool inside = pieces_inside(copy_run, warp_rows * row_bytes, params.W, W_end);
+  const int64_t tile_stride = row_stride * row_bytes - int64_t{steps} * step_bytes;
+  const bool starts_aligned = staged_offset(params.W) == 0;
   const auto copy_next = [&] {
-    if (copy_row < params.rows && steps > 0) {
+    if (copy_row < params.rows) {
+      // A row is longer than a piece: with rows before and behind it, a run is not at an edge of W.
+      const bool inside = copy_row + warp_rows < params.rows && (copy_row > 0 || starts_aligned);
       const int bytes = copy_step + 1 == steps ? last_step_bytes : step_bytes;
       uint8_t* staged = stages + copy_stage * stage_bytes;
       const uint8_t* run = copy_run;
@@ -139,8 +142,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarpSize, resident_blocks(kTokens)
       if (++copy_step == steps) {
         copy_step = 0;
         copy_row += row_stride;
-        copy_run = params.W + copy_row * row_bytes;
-        inside = pieces_inside(copy_run, warp_rows * row_bytes, params.W, W_end);
+        copy_run += tile_stride;
       }
     }
     commit_copies();
@@ -158,25 +160,9 @@ __global__ void __launch_bounds__(kMaxWarps* kWarpSize, resident_blocks(kTokens)
   const int x_half0 = half_at(row_lane, 0), x_half1 = half_at(row_lane, 1);
 
   wait_for_predecessor();
-  // First X, which everything waits for, then W, in the shadow of that.
-  ChunkTask<kTokens> task;
-  task.load(params, 0, params.chunk_groups, threadIdx.x);
-#pragma unroll
-  for (int i = 0; i + 1 < kStages; ++i) copy_next();
-
+  bool started = false;
   int chunk_start = 0;
-  const auto quantize_chunk = [&] {  // `task` is the thread's first one
-    const int groups = min(params.chunk_groups, params.num_groups - chunk_start);
-    task.store(params, quants, scales);
-#pragma unroll 1
-    for (int first = blockDim.x; first < kTokens * groups * 4; first += blockDim.x) {
-      task.load(params, chunk_start, groups, first + threadIdx.x);
-      task.store(params, quants, scales);
-    }
-    __syncthreads();
-  };
-  quantize_chunk();
-
+  const bool one_chunk = params.chunk_groups >= params.num_groups;
   int stage = 0;
   // Every warp of a block goes through the same tiles and steps, with or without rows: there may be barriers inside.
   for (int64_t row0 = first_row; row0 - warp * warp_rows < params.rows; row0 += row_stride) {
@@ -192,14 +178,23 @@ __global__ void __launch_bounds__(kMaxWarps* kWarpSize, resident_blocks(kTokens)
     int group = row_lane;
 #pragma unroll 1
     for (int step = 0; step < steps; ++step, group += lanes_per_row) {
-      if (params.chunk_groups < params.num_groups) {
-        const int start = step * lanes_per_row / params.chunk_groups * params.chunk_groups;
-        if (start != chunk_start) {
-          chunk_start = start;
-          __syncthreads();
-          task.load(params, start, min(params.chunk_groups, params.num_groups - start), threadIdx.x);
-          quantize_chunk();
+      const int start = one_chunk ? 0 : step * lanes_per_row / params.chunk_groups * params.chunk_groups;
+      if (!started || start != chunk_start) {
+        if (started) __syncthreads();
+        chunk_start = start;
+        const int groups = min(params.chunk_groups, params.num_groups - start);
+#pragma unroll 1
+        for (int first = 0; first < kTokens * groups * 4; first += blockDim.x) {
+          ChunkTask<kTokens> task;
+          task.load(params, start, groups, first + threadIdx.x);
+          if (!started) {  // the first of W in the shadow of the first of X
+            started = true;
+#pragma unroll 1
+            for (int i = 0; i + 1 < kStages; ++i) copy_next();
+          }
+          task.store(params, quants, scales);
         }
+        __syncthreads();
       }
       copy_next();
       wait_for_copies<kStages - 1>();
