@@ -2,7 +2,7 @@
 //
 // A function that uses these is marked SGL_AVX2 and is called only if has_avx2(). Lambdas do not inherit the mark.
 //
-//   SGL_AVX2 void scale_row(BFloat16* row, float factor, int64_t n) { … store8(row + i, _mm256_mul_ps(load8(…), …)) … }
+//   SGL_AVX2 void scale_row(BFloat16* row, int64_t n) { … store8(row + i, _mm256_mul_ps(load8(row + i), …)); … }
 //   if (has_avx2()) scale_row(…); else plain_scale_row(…);
 #pragma once
 

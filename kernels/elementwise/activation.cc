@@ -46,7 +46,7 @@ Status check_and_run(const char* operator_name, Activation activation, const Ten
                                    dim,
                                    out_stride,
                                    input_stride};
-  return SGL_DISPATCH(activation_and_mul, out.device(), params, stream);
+  return internal::dispatch(operator_name, activation_and_mul_targets, out.device(), params, stream);
 }
 
 }  // namespace

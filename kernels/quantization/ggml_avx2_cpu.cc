@@ -2,30 +2,14 @@
 #include <limits>
 
 #include "kernels/base/float_types.h"
+#include "kernels/quantization/ggml_avx2.h"
 #include "kernels/quantization/ggml_dot.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
-
-#define SGL_AVX2 __attribute__((target("avx2,fma,f16c")))
-#define SGL_AVX2_INLINE __attribute__((target("avx2,fma,f16c"), always_inline)) inline
-
 namespace sgl_kernel::ggml {
 namespace {
 
-SGL_AVX2_INLINE __m128i load16(const void* bytes) { return _mm_loadu_si128(static_cast<const __m128i*>(bytes)); }
-SGL_AVX2_INLINE __m256i load32(const void* bytes) { return _mm256_loadu_si256(static_cast<const __m256i*>(bytes)); }
-SGL_AVX2_INLINE void store32(void* bytes, __m256i value) { _mm256_storeu_si256(static_cast<__m256i*>(bytes), value); }
-
-SGL_AVX2_INLINE float to_float(F16Bits bits) { return _cvtsh_ss(bits); }
-
 // ---- Quantization of a token's 32 elements ----
-
-SGL_AVX2_INLINE __m256 load8(const float* x) { return _mm256_loadu_ps(x); }
-SGL_AVX2_INLINE __m256 load8(const Half* x) { return _mm256_cvtph_ps(load16(x)); }
-SGL_AVX2_INLINE __m256 load8(const BFloat16* x) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load16(x)), 16));
-}
 
 // Over the four lanes of each half.
 SGL_AVX2_INLINE int sum4(__m128i v) {
@@ -70,139 +54,97 @@ SGL_AVX2 void quantize(TokenGroup* group, const void* x) {
 
 // ---- Decoding ----
 
-// 16 bytes as 32 nibbles: the low ones, then the high ones.
-SGL_AVX2_INLINE __m256i nibbles(const uint8_t* bytes) {
-  const __m128i low = load16(bytes), high = _mm_srli_epi16(low, 4);
-  return _mm256_and_si256(_mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1), _mm256_set1_epi8(15));
+SGL_AVX2_INLINE void prefetch(const uint8_t* bytes, int64_t size) {
+  for (int64_t i = 0; i < size; i += 64) _mm_prefetch(reinterpret_cast<const char*>(bytes + i), _MM_HINT_T0);
 }
 
-// Byte j is 16 where bit j is set, else 0.
-SGL_AVX2_INLINE __m256i bits_as_16(const uint8_t* bits) {
-  int word;
-  __builtin_memcpy(&word, bits, 4);
-  const __m256i byte_of = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
-  const __m256i bit_of = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201));
-  const __m256i chosen = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(word), byte_of), bit_of);
-  return _mm256_and_si256(_mm256_cmpeq_epi8(chosen, bit_of), _mm256_set1_epi8(16));
+// The numbers of 8 rows, which lie behind each other, as those of 8 groups (or halves of groups).
+SGL_AVX2_INLINE void transpose(__m256 (&v)[8]) {
+  __m256 pairs[8], quads[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    pairs[2 * i] = _mm256_unpacklo_ps(v[2 * i], v[2 * i + 1]);
+    pairs[2 * i + 1] = _mm256_unpackhi_ps(v[2 * i], v[2 * i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m256d low = _mm256_castps_pd(pairs[i / 2 * 4 + i % 2]),
+                  high = _mm256_castps_pd(pairs[i / 2 * 4 + i % 2 + 2]);
+    quads[2 * i] = _mm256_castpd_ps(_mm256_unpacklo_pd(low, high));
+    quads[2 * i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(low, high));
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    v[i] = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x20);
+    v[i + 4] = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x31);
+  }
 }
 
-// Formats without code of their own here go through the plain form.
+// What decode_strip() collects of 8 rows before it writes it to the strip.
+template <class Block, bool k32 = Format<Block>::kSize == 32>
+struct Numbers {
+  alignas(16) F16Bits scale[kPieceGroups][kStripRows], offset[kPieceGroups][kStripRows];
+};
 template <class Block>
-SGL_AVX2_INLINE void put(const Block& block, StripGroup* strip, int r) {
-  put_block(block, strip, r);
-}
+struct Numbers<Block, false> {
+  static constexpr int kScales = 8 * Packing<Block>::kHalves;  // of a block
+  alignas(32) float scale[kPieceGroups / 8][kStripRows][kScales], offset[kPieceGroups / 8][kStripRows][kScales];
+};
 
-SGL_AVX2_INLINE void put(const BlockQ4_0& block, StripGroup* strip, int r) {
-  store32(strip->q[r], nibbles(block.qs));
-  const float d = to_float(block.d);
-  strip->scale[0][r] = d;
-  strip->offset[0][r] = -8 * d;
-}
-
-SGL_AVX2_INLINE void put(const BlockQ4_1& block, StripGroup* strip, int r) {
-  store32(strip->q[r], nibbles(block.qs));
-  strip->scale[0][r] = to_float(block.d);
-  strip->offset[0][r] = to_float(block.m);
-}
-
-SGL_AVX2_INLINE void put(const BlockQ5_0& block, StripGroup* strip, int r) {
-  store32(strip->q[r], _mm256_or_si256(nibbles(block.qs), bits_as_16(block.qh)));
-  const float d = to_float(block.d);
-  strip->scale[0][r] = d;
-  strip->offset[0][r] = -16 * d;
-}
-
-SGL_AVX2_INLINE void put(const BlockQ5_1& block, StripGroup* strip, int r) {
-  store32(strip->q[r], _mm256_or_si256(nibbles(block.qs), bits_as_16(block.qh)));
-  strip->scale[0][r] = to_float(block.d);
-  strip->offset[0][r] = to_float(block.m);
-}
-
-SGL_AVX2_INLINE void put(const BlockQ8_0& block, StripGroup* strip, int r) {
-  store32(strip->q[r], load32(block.qs));
-  strip->scale[0][r] = to_float(block.d);
-}
-
-SGL_AVX2_INLINE void put(const BlockIQ4_NL& block, StripGroup* strip, int r) {
-  const __m256i values = _mm256_broadcastsi128_si256(load16(kIq4Values));
-  store32(strip->q[r], _mm256_shuffle_epi8(values, nibbles(block.qs)));
-  strip->scale[0][r] = to_float(block.d);
-}
-
-SGL_AVX2_INLINE void put(const BlockIQ4_XS& block, StripGroup* strip, int r) {
-  const __m256i values = _mm256_broadcastsi128_si256(load16(kIq4Values));
-  const float d = to_float(block.d);
-  for (int g = 0; g < 8; ++g) {
-    store32(strip[g].q[r], _mm256_shuffle_epi8(values, nibbles(block.qs + 16 * g)));
-    const int low = block.scales_l[g / 2] >> (g % 2 * 4) & 15, high = block.scales_h >> (2 * g) & 3;
-    strip[g].scale[0][r] = d * static_cast<float>((low | high << 4) - 32);
-  }
-}
-
-// The scales and offsets of Q4_K and Q5_K.
 template <class Block>
-SGL_AVX2_INLINE void put_scales(const Block& block, StripGroup* strip, int r) {
-  const float d = to_float(block.d), dmin = to_float(block.dmin);
-  for (int g = 0; g < 8; ++g) {
-    const ScaleAndMin s = scale_and_min(block.scales, g);
-    strip[g].scale[0][r] = d * static_cast<float>(s.scale);
-    strip[g].offset[0][r] = -(dmin * static_cast<float>(s.min));
-  }
-}
-
-SGL_AVX2_INLINE void put(const BlockQ4_K& block, StripGroup* strip, int r) {
-  const __m256i mask = _mm256_set1_epi8(15);
-  for (int c = 0; c < 4; ++c) {
-    const __m256i both = load32(block.qs + 32 * c);
-    store32(strip[2 * c].q[r], _mm256_and_si256(both, mask));
-    store32(strip[2 * c + 1].q[r], _mm256_and_si256(_mm256_srli_epi16(both, 4), mask));
-  }
-  put_scales(block, strip, r);
-}
-
-SGL_AVX2_INLINE void put(const BlockQ5_K& block, StripGroup* strip, int r) {
-  const __m256i mask = _mm256_set1_epi8(15), fifth = _mm256_set1_epi8(16);
-  const __m256i high = load32(block.qh);
-  for (int c = 0; c < 4; ++c) {
-    const __m256i both = load32(block.qs + 32 * c);
-    // Bits 2 c and 2 c + 1 of every byte.
-    const __m256i two = _mm256_and_si256(_mm256_srl_epi16(high, _mm_cvtsi32_si128(2 * c)), _mm256_set1_epi8(3));
-    const __m256i even = _mm256_slli_epi16(two, 4), odd = _mm256_slli_epi16(two, 3);
-    store32(strip[2 * c].q[r], _mm256_or_si256(_mm256_and_si256(both, mask), _mm256_and_si256(even, fifth)));
-    store32(strip[2 * c + 1].q[r],
-            _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(both, 4), mask), _mm256_and_si256(odd, fifth)));
-  }
-  put_scales(block, strip, r);
-}
-
-SGL_AVX2_INLINE void put(const BlockQ6_K& block, StripGroup* strip, int r) {
-  const __m256i mask = _mm256_set1_epi8(15), high_mask = _mm256_set1_epi8(48);
-  for (int c = 0; c < 2; ++c) {
-    const __m256i low0 = load32(block.ql + 64 * c), low1 = load32(block.ql + 64 * c + 32);
-    const __m256i high = load32(block.qh + 32 * c);
-    StripGroup* out = strip + 4 * c;
-    const auto join = [&](__m256i low, __m256i shifted) SGL_AVX2 {
-      return _mm256_or_si256(_mm256_and_si256(low, mask), _mm256_and_si256(shifted, high_mask));
-    };
-    store32(out[0].q[r], join(low0, _mm256_slli_epi16(high, 4)));
-    store32(out[1].q[r], join(low1, _mm256_slli_epi16(high, 2)));
-    store32(out[2].q[r], join(_mm256_srli_epi16(low0, 4), high));
-    store32(out[3].q[r], join(_mm256_srli_epi16(low1, 4), _mm256_srli_epi16(high, 2)));
-  }
-  const float d = to_float(block.d);
-  for (int h = 0; h < 16; ++h) {
-    const float scale = d * static_cast<float>(block.scales[h]);
-    strip[h / 2].scale[h % 2][r] = scale;
-    strip[h / 2].offset[h % 2][r] = -32 * scale;
+SGL_AVX2 void put_numbers(StripGroup* strip, const Numbers<Block>& numbers, int64_t num_blocks) {
+  using P = Packing<Block>;
+  const __m256 minus_bias = _mm256_set1_ps(-P::kBias);
+  for (int64_t b = 0; b < num_blocks; ++b) {
+    if constexpr (Format<Block>::kSize == 32) {
+      const __m256 scale = _mm256_cvtph_ps(load16(numbers.scale[b]));
+      _mm256_store_ps(strip[b].scale[0], scale);
+      if constexpr (Format<Block>::kHasOffset) {
+        _mm256_store_ps(strip[b].offset[0], _mm256_cvtph_ps(load16(numbers.offset[b])));
+      } else if constexpr (P::kMaxQ != 0) {
+        _mm256_store_ps(strip[b].offset[0], _mm256_mul_ps(scale, minus_bias));
+      }
+    } else {
+      for (int first = 0; first < 8 * P::kHalves; first += 8) {
+        __m256 scale[8], offset[8];
+        for (int r = 0; r < 8; ++r) scale[r] = _mm256_load_ps(&numbers.scale[b][r][first]);
+        transpose(scale);
+        if constexpr (Format<Block>::kHasOffset) {
+          for (int r = 0; r < 8; ++r) offset[r] = _mm256_load_ps(&numbers.offset[b][r][first]);
+          transpose(offset);
+        }
+        for (int i = 0; i < 8; ++i) {
+          StripGroup& group = strip[8 * b + (first + i) / P::kHalves];
+          const int h = (first + i) % P::kHalves;
+          _mm256_store_ps(group.scale[h], scale[i]);
+          if constexpr (Format<Block>::kHasOffset) {
+            _mm256_store_ps(group.offset[h], offset[i]);
+          } else if constexpr (P::kMaxQ != 0) {
+            _mm256_store_ps(group.offset[h], _mm256_mul_ps(scale[i], minus_bias));
+          }
+        }
+      }
+    }
   }
 }
 
 template <class Block>
-SGL_AVX2 void decode_strip(StripGroup* strip, const uint8_t* const* rows, int64_t num_blocks) {
+SGL_AVX2 void decode_strip(StripGroup* strip, const uint8_t* const* rows, int64_t num_blocks, int64_t next) {
+  Numbers<Block> numbers;
   for (int r = 0; r < kStripRows; ++r) {
     const Block* blocks = reinterpret_cast<const Block*>(rows[r]);
-    for (int64_t b = 0; b < num_blocks; ++b) put(blocks[b], strip + b * (Format<Block>::kSize / 32), r);
+    prefetch(rows[r] + next, num_blocks * sizeof(Block));
+    for (int64_t b = 0; b < num_blocks; ++b) {
+      if constexpr (Format<Block>::kSize == 32) {
+        store32(strip[b].q[r], bytes_of(blocks[b]));
+        numbers.scale[b][r] = blocks[b].d;
+        if constexpr (Format<Block>::kHasOffset) numbers.offset[b][r] = blocks[b].m;
+      } else {
+        put(blocks[b], strip + 8 * b, r, numbers.scale[b][r], numbers.offset[b][r]);
+      }
+    }
   }
+  put_numbers<Block>(strip, numbers, num_blocks);
 }
 
 // ---- Dot products ----
@@ -232,15 +174,18 @@ template <int kMaxQ>
 SGL_AVX2_INLINE void add_across(__m256i (&p)[8], __m256i& low, __m256i& high) {
   constexpr bool k16First = kMaxSums<kMaxQ> >= 2, k16Second = kMaxSums<kMaxQ> >= 4;
   if constexpr (!k16First) {
+#pragma GCC unroll 8
     for (__m256i& v : p) v = widen(v);
   }
   __m256i four[4];
+#pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
     const __m256i a = p[2 * i], b = p[2 * i + 1];
     four[i] = add<k16First>(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
     if constexpr (k16First && !k16Second) four[i] = widen(four[i]);
   }
   __m256i two[2];
+#pragma GCC unroll 2
   for (int i = 0; i < 2; ++i) {
     const __m256i a = four[2 * i], b = four[2 * i + 1];
     two[i] = add<k16Second>(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
@@ -248,19 +193,6 @@ SGL_AVX2_INLINE void add_across(__m256i (&p)[8], __m256i& low, __m256i& high) {
   }
   low = _mm256_permute2x128_si256(two[0], two[1], 0x20);
   high = _mm256_permute2x128_si256(two[0], two[1], 0x31);
-}
-
-// acc + d * y, y as ggml_dot.h says. A lane is a row, or a token: then the strip's numbers are the same in each.
-template <int kHalves, int kMaxQ>
-SGL_AVX2_INLINE __m256 add_group(__m256 acc, __m256 d, const __m256i (&dots)[2], const __m256 (&scale)[2],
-                                 const __m256 (&offset)[2], const __m256 (&sum)[2]) {
-  __m256 y = _mm256_mul_ps(scale[0], _mm256_cvtepi32_ps(dots[0]));
-  if constexpr (kMaxQ != 0) y = _mm256_fmadd_ps(offset[0], sum[0], y);
-  if constexpr (kHalves == 2) {
-    y = _mm256_fmadd_ps(scale[1], _mm256_cvtepi32_ps(dots[1]), y);
-    if constexpr (kMaxQ != 0) y = _mm256_fmadd_ps(offset[1], sum[1], y);
-  }
-  return _mm256_fmadd_ps(d, y, acc);
 }
 
 // A lane is a row.
@@ -275,93 +207,142 @@ SGL_AVX2 void dot_token(float* acc, const StripGroup* strip, const TokenGroup* t
 #pragma GCC unroll 8
     for (int r = 0; r < 8; ++r) p[r] = pair_products<kMaxQ>(load32(w.q[r]), x);
     add_across<kMaxQ>(p, dots[0], dots[1]);
-    __m256 scale[2], offset[2], sum[2];
     if constexpr (kHalves == 1) dots[0] = _mm256_add_epi32(dots[0], dots[1]);
+    __m256 y;
+#pragma GCC unroll 2
     for (int h = 0; h < kHalves; ++h) {
-      scale[h] = _mm256_load_ps(w.scale[h]);
-      if constexpr (kMaxQ == 0) continue;
-      offset[h] = _mm256_load_ps(w.offset[h]);
-      sum[h] = _mm256_broadcast_ss(kHalves == 1 ? &t.sum : &t.half_sum[h]);
+      const __m256 scale = _mm256_load_ps(w.scale[h]), product = _mm256_cvtepi32_ps(dots[h]);
+      y = h == 0 ? _mm256_mul_ps(scale, product) : _mm256_fmadd_ps(scale, product, y);
+      if constexpr (kMaxQ != 0) {
+        const __m256 sum = _mm256_broadcast_ss(kHalves == 1 ? &t.sum : &t.half_sum[h]);
+        y = _mm256_fmadd_ps(_mm256_load_ps(w.offset[h]), sum, y);
+      }
     }
-    sums = add_group<kHalves, kMaxQ>(sums, _mm256_broadcast_ss(&t.d), dots, scale, offset, sum);
+    sums = _mm256_fmadd_ps(_mm256_broadcast_ss(&t.d), y, sums);
   }
   _mm256_storeu_ps(acc, sums);
 }
 
-// The dot of one row's quads [first, first + kQuads) with each token of a tile.
-template <int kMaxQ, int kQuads>
-SGL_AVX2_INLINE __m256i dot_quads(const uint8_t* q, const __m256i* x) {
-  constexpr int kRun = kMaxSums<kMaxQ> < kQuads ? kMaxSums<kMaxQ> : kQuads;
-  __m256i dot = _mm256_setzero_si256();
+// The same without a strip in between, for a single token: what is decoded stays in registers, and the reading of W,
+// which bounds this, never pauses. For the formats of 32 elements.
+template <class Block>
+SGL_AVX2 void dot_rows(float* acc, const uint8_t* const* rows, const TokenGroup* token, int64_t num_blocks,
+                       int64_t next) {
+  using P = Packing<Block>;
+  const Block* blocks[kStripRows];
+  for (int r = 0; r < kStripRows; ++r) blocks[r] = reinterpret_cast<const Block*>(rows[r]);
+  __m256 sums = _mm256_loadu_ps(acc);
+  for (int64_t b = 0; b < num_blocks; ++b) {
+    const TokenGroup& t = token[b];
+    const __m256i x = load32(t.q);
+    __m256i p[8], dots[2];
+    __m128i start[8];  // the first 4 bytes of a block: its f16 numbers
+    prefetch(rows[0] + next + b * (kStripRows * sizeof(Block)), kStripRows * sizeof(Block));
 #pragma GCC unroll 8
-  for (int first = 0; first < kQuads; first += kRun) {
-    __m256i run = _mm256_setzero_si256();
-#pragma GCC unroll 8
-    for (int i = first; i < first + kRun; ++i) {
-      int quad;
-      __builtin_memcpy(&quad, q + 4 * i, 4);
-      const __m256i pairs = pair_products<kMaxQ>(_mm256_set1_epi32(quad), x[i]);
-      run = i == first ? pairs : _mm256_add_epi16(run, pairs);
+    for (int r = 0; r < 8; ++r) {
+      p[r] = pair_products<P::kMaxQ>(bytes_of(blocks[r][b]), x);
+      start[r] = _mm_loadu_si32(&blocks[r][b]);
     }
-    dot = first == 0 ? widen(run) : _mm256_add_epi32(dot, widen(run));
+    add_across<P::kMaxQ>(p, dots[0], dots[1]);
+    const __m128i start0 =
+        _mm_unpacklo_epi64(_mm_unpacklo_epi32(start[0], start[1]), _mm_unpacklo_epi32(start[2], start[3]));
+    const __m128i start4 =
+        _mm_unpacklo_epi64(_mm_unpacklo_epi32(start[4], start[5]), _mm_unpacklo_epi32(start[6], start[7]));
+    const __m256i starts = _mm256_inserti128_si256(_mm256_castsi128_si256(start0), start4, 1);
+    const __m256i numbers = _mm256_permute4x64_epi64(
+        _mm256_packus_epi32(_mm256_and_si256(starts, _mm256_set1_epi32(0xffff)), _mm256_srli_epi32(starts, 16)), 0xd8);
+    const __m256 scale = _mm256_cvtph_ps(_mm256_castsi256_si128(numbers));
+    __m256 y = _mm256_mul_ps(scale, _mm256_cvtepi32_ps(_mm256_add_epi32(dots[0], dots[1])));
+    if constexpr (P::kMaxQ != 0) {
+      const __m256 offset = Format<Block>::kHasOffset ? _mm256_cvtph_ps(_mm256_extracti128_si256(numbers, 1))
+                                                      : _mm256_mul_ps(scale, _mm256_set1_ps(-P::kBias));
+      y = _mm256_fmadd_ps(offset, _mm256_broadcast_ss(&t.sum), y);
+    }
+    sums = _mm256_fmadd_ps(_mm256_broadcast_ss(&t.d), y, sums);
   }
-  return dot;
+  _mm256_storeu_ps(acc, sums);
 }
 
-// A lane is a token. Four rows at a time: their sums and a group of the tile, 8 vectors, stay in registers.
+// Says that the value may change here. Without it the compiler rewrites a chain of integer additions as a tree, whose
+// many partial sums spill.
+SGL_AVX2_INLINE void keep_order(__m256i& value) { __asm__("" : "+x"(value)); }
+
+// A lane is a token. Four rows by two vectors of tokens at a time: their running sums stay in registers, and a quad of
+// a row is loaded for both vectors, one of the tokens for four rows.
 template <int kHalves, int kMaxQ>
 SGL_AVX2 void dot_tile(float* acc, const StripGroup* strip, const TileGroup* tile, int64_t num_groups) {
-  constexpr int kRows = 4;
+  constexpr int kRows = 4, kVectors = kTileTokens / 8, kQuads = 8 / kHalves;
+  constexpr int kRun = kMaxSums<kMaxQ> < kQuads ? kMaxSums<kMaxQ> : kQuads;  // quads added in int16
   for (int first_row = 0; first_row < kStripRows; first_row += kRows) {
-    __m256 sums[kRows];
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) sums[r] = _mm256_loadu_ps(acc + (first_row + r) * kTileTokens);
     for (int64_t g = 0; g < num_groups; ++g) {
-      const StripGroup& w = strip[g];
+      const uint8_t* q = strip[g].q[first_row];
       const TileGroup& t = tile[g];
-      __m256i x[8];
+      __m256 y[kRows][kVectors];
+#pragma GCC unroll 2
+      for (int h = 0; h < kHalves; ++h) {
+        __m256i dot[kRows][kVectors];
 #pragma GCC unroll 8
-      for (int i = 0; i < 8; ++i) x[i] = load32(t.q[i]);
-      const __m256 d = _mm256_load_ps(t.d);
-      __m256 sum[2];
-      sum[0] = _mm256_load_ps(kHalves == 1 ? t.sum : t.half_sum[0]);
-      sum[1] = _mm256_load_ps(t.half_sum[1]);
+        for (int first = 0; first < kQuads; first += kRun) {
+          __m256i run[kRows][kVectors];
+#pragma GCC unroll 8
+          for (int i = first; i < first + kRun; ++i) {
+            const int quad = h * kQuads + i;
+            const __m256i x[kVectors] = {load32(t.q[quad][0]), load32(t.q[quad][8])};
 #pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) {
-        const int row = first_row + r;
-        __m256i dots[2];
-        __m256 scale[2], offset[2];
-        for (int h = 0; h < kHalves; ++h) {
-          dots[h] = dot_quads<kMaxQ, 8 / kHalves>(w.q[row] + 16 * h, x + 4 * h);
-          scale[h] = _mm256_broadcast_ss(&w.scale[h][row]);
-          if constexpr (kMaxQ != 0) offset[h] = _mm256_broadcast_ss(&w.offset[h][row]);
+            for (int r = 0; r < kRows; ++r) {
+              int four;
+              __builtin_memcpy(&four, q + 32 * r + 4 * quad, 4);
+              const __m256i w = _mm256_set1_epi32(four);
+#pragma GCC unroll 2
+              for (int v = 0; v < kVectors; ++v) {
+                const __m256i pairs = pair_products<kMaxQ>(w, x[v]);
+                run[r][v] = i == first ? pairs : _mm256_add_epi16(run[r][v], pairs);
+                keep_order(run[r][v]);
+              }
+            }
+          }
+#pragma GCC unroll 8
+          for (int i = 0; i < kRows * kVectors; ++i) {
+            const __m256i wide = widen(run[i / kVectors][i % kVectors]);
+            __m256i& sum = dot[i / kVectors][i % kVectors];
+            sum = first == 0 ? wide : _mm256_add_epi32(sum, wide);
+          }
         }
-        sums[r] = add_group<kHalves, kMaxQ>(sums[r], d, dots, scale, offset, sum);
+#pragma GCC unroll 8
+        for (int i = 0; i < kRows * kVectors; ++i) {
+          const int r = i / kVectors, v = i % kVectors;
+          const __m256 scale = _mm256_broadcast_ss(&strip[g].scale[h][first_row + r]);
+          const __m256 product = _mm256_cvtepi32_ps(dot[r][v]);
+          y[r][v] = h == 0 ? _mm256_mul_ps(scale, product) : _mm256_fmadd_ps(scale, product, y[r][v]);
+          if constexpr (kMaxQ != 0) {
+            const __m256 offset = _mm256_broadcast_ss(&strip[g].offset[h][first_row + r]);
+            y[r][v] = _mm256_fmadd_ps(offset, load8((kHalves == 1 ? t.sum : t.half_sum[h]) + 8 * v), y[r][v]);
+          }
+        }
+      }
+#pragma GCC unroll 8
+      for (int i = 0; i < kRows * kVectors; ++i) {
+        const int r = i / kVectors, v = i % kVectors;
+        float* sums = acc + (first_row + r) * kTileTokens + 8 * v;
+        _mm256_storeu_ps(sums, _mm256_fmadd_ps(load8(t.d + 8 * v), y[r][v], load8(sums)));
       }
     }
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) _mm256_storeu_ps(acc + (first_row + r) * kTileTokens, sums[r]);
   }
 }
 
 }  // namespace
 
-bool has_avx2() {
-  static const bool has =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  return has;
-}
-
 Kernels avx2_kernels(int64_t type) {
   Kernels kernels = {};
   with_block(type, [&]<class Block>() {
     using P = Packing<Block>;
-    kernels = {decode_strip<Block>,
-               dot_token<P::kHalves, P::kMaxQ>,
-               dot_tile<P::kHalves, P::kMaxQ>,
-               quantize<Half>,
-               quantize<BFloat16>,
-               quantize<float>};
+    kernels.decode_strip = decode_strip<Block>;
+    kernels.dot_token = dot_token<P::kHalves, P::kMaxQ>;
+    kernels.dot_tile = dot_tile<P::kHalves, P::kMaxQ>;
+    if constexpr (Format<Block>::kSize == 32) kernels.dot_rows = dot_rows<Block>;
+    kernels.quantize_f16 = quantize<Half>;
+    kernels.quantize_bf16 = quantize<BFloat16>;
+    kernels.quantize_f32 = quantize<float>;
   });
   return kernels;
 }
@@ -372,7 +353,6 @@ Kernels avx2_kernels(int64_t type) {
 
 namespace sgl_kernel::ggml {
 
-bool has_avx2() { return false; }
 Kernels avx2_kernels(int64_t type) { return scalar_kernels(type); }
 
 }  // namespace sgl_kernel::ggml

@@ -1,7 +1,9 @@
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
+#include "kernels/base/cpu_avx2.h"
 #include "kernels/base/cpu_dtype_switch.h"
 #include "kernels/base/parallel.h"
 #include "kernels/quantization/ggml.h"
@@ -39,7 +41,7 @@ void quantize(TokenGroup* group, const void* x) {
 }
 
 template <class Block>
-void decode_strip(StripGroup* strip, const uint8_t* const* rows, int64_t num_blocks) {
+void decode_strip(StripGroup* strip, const uint8_t* const* rows, int64_t num_blocks, int64_t) {
   for (int r = 0; r < kStripRows; ++r) {
     const Block* blocks = reinterpret_cast<const Block*>(rows[r]);
     for (int64_t b = 0; b < num_blocks; ++b) put_block(blocks[b], strip + b * (Format<Block>::kSize / 32), r);
@@ -72,7 +74,11 @@ void dot_token(float* acc, const StripGroup* strip, const TokenGroup* token, int
 Kernels scalar_kernels(int64_t type) {
   Kernels kernels = {};
   with_block(type, [&]<class Block>() {
-    kernels = {decode_strip<Block>, dot_token<Block>, nullptr, quantize<Half>, quantize<BFloat16>, quantize<float>};
+    kernels.decode_strip = decode_strip<Block>;
+    kernels.dot_token = dot_token<Block>;
+    kernels.quantize_f16 = quantize<Half>;
+    kernels.quantize_bf16 = quantize<BFloat16>;
+    kernels.quantize_f32 = quantize<float>;
   });
   return kernels;
 }
@@ -84,19 +90,20 @@ namespace {
 
 using namespace sgl_kernel::ggml;
 
-// Rows × tokens below this are not worth waking a thread for: about 10 µs of work.
-constexpr int64_t kGrainProducts = 1 << 18;
-
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The quantized tokens: `num_tiles` tiles of 8, then those that are left, singly. The same memory for both.
+// How many items of this many products each are worth a thread of their own: some 10 µs of work. (An element that is
+// quantized or decoded takes the time of about 8 products.)
+int64_t grain_of(int64_t products) { return divide_up(1 << 18, std::max<int64_t>(products, 1)); }
+
+// The quantized tokens: `num_tiles` tiles, then those that are left, singly. The same memory for both.
 struct Tokens {
   Tokens(void* workspace, int64_t num_tokens, int64_t num_groups, bool use_tiles)
       : num_groups(num_groups), num_tokens(num_tokens), groups(static_cast<TokenGroup*>(workspace)) {
     if (!use_tiles) return;
-    // Up to 4 tokens cost less singly than a tile with empty lanes.
+    // Up to 6 tokens cost less singly than a tile with empty lanes.
     const int64_t rest = num_tokens % kTileTokens;
-    num_tiles = num_tokens / kTileTokens + (rest > 4 ? 1 : 0);
+    num_tiles = num_tokens / kTileTokens + (rest > 6 ? 1 : 0);
   }
 
   int64_t first_single() const { return std::min(num_tiles * kTileTokens, num_tokens); }
@@ -124,22 +131,21 @@ void quantize_tokens(const Tokens& tokens, const TensorView& X, const Kernels& k
   const int64_t group_bytes = 32 * size_of(X.dtype()), row_bytes = X.stride(0) * size_of(X.dtype());
   const int64_t num_lanes = tokens.num_tiles * kTileTokens, first_single = tokens.first_single();
   const int64_t lanes_and_singles = num_lanes + tokens.num_tokens - first_single;
-  parallel_for(lanes_and_singles, divide_up(kGrainProducts / 8, 32 * tokens.num_groups),
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t i = begin; i < end; ++i) {
-                   const int64_t token = i < num_lanes ? i : i - num_lanes + first_single;
-                   const char* row = static_cast<const char*>(X.data()) + token * row_bytes;
-                   for (int64_t g = 0; g < tokens.num_groups; ++g) {
-                     if (i >= num_lanes) {
-                       quantize(tokens.single(token) + g, row + g * group_bytes);
-                       continue;
-                     }
-                     TokenGroup group = {};  // stays zero in the empty lanes of the last tile
-                     if (token < tokens.num_tokens) quantize(&group, row + g * group_bytes);
-                     put_in_tile(tokens.tile(i / kTileTokens) + g, group, i % kTileTokens);
-                   }
-                 }
-               });
+  parallel_for(lanes_and_singles, grain_of(8 * 32 * tokens.num_groups), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t token = i < num_lanes ? i : i - num_lanes + first_single;
+      const char* row = static_cast<const char*>(X.data()) + token * row_bytes;
+      for (int64_t g = 0; g < tokens.num_groups; ++g) {
+        if (i >= num_lanes) {
+          quantize(tokens.single(token) + g, row + g * group_bytes);
+          continue;
+        }
+        TokenGroup group = {};  // stays zero in the empty lanes of the last tile
+        if (token < tokens.num_tokens) quantize(&group, row + g * group_bytes);
+        put_in_tile(tokens.tile(i / kTileTokens) + g, group, i % kTileTokens);
+      }
+    }
+  });
 }
 
 template <class T>
@@ -157,23 +163,34 @@ struct StripProduct {
   TypeInfo info;
 
   // Tiles or singles [begin, end) of the tokens; `end - begin` is at most kBlock.
-  static constexpr int kBlock = 16;
+  static constexpr int kBlock = 8;
 
   void multiply(int64_t strip_index, bool tiles, int64_t begin, int64_t end) const {
     const int64_t first_row = strip_index * kStripRows, row_bytes = W.size(1);
     const int num_rows = static_cast<int>(std::min<int64_t>(kStripRows, W.size(0) - first_row));
     const int acc_size = tiles ? kStripRows * kTileTokens : kStripRows;
-    alignas(32) float acc[kBlock * kStripRows * kTileTokens] = {};
+    alignas(32) float acc[kBlock * kStripRows * kTileTokens];
+    std::fill_n(acc, (end - begin) * acc_size, 0.0f);
     StripGroup strip[kPieceGroups];
-    for (int64_t g = 0; g < tokens.num_groups; g += kPieceGroups) {
-      const int64_t num_groups = std::min<int64_t>(kPieceGroups, tokens.num_groups - g);
+    const bool directly = kernels.dot_rows != nullptr && !tiles && end - begin == 1;
+    const int64_t piece = directly ? tokens.num_groups : kPieceGroups;
+    for (int64_t g = 0; g < tokens.num_groups; g += piece) {
+      const int64_t num_groups = std::min(piece, tokens.num_groups - g);
+      const int64_t offset = 32 * g / info.block_size * info.block_bytes;
+      const int64_t num_blocks = 32 * num_groups / info.block_size;
       const uint8_t* rows[kStripRows];
       for (int r = 0; r < kStripRows; ++r) {
         // Rows past the last one repeat it, and are not stored.
-        const int64_t row = first_row + std::min(r, num_rows - 1);
-        rows[r] = W.data<uint8_t>() + row * row_bytes + 32 * g / info.block_size * info.block_bytes;
+        rows[r] = W.data<uint8_t>() + (first_row + std::min(r, num_rows - 1)) * row_bytes + offset;
       }
-      kernels.decode_strip(strip, rows, 32 * num_groups / info.block_size);
+      // What is read next: the next piece of these rows, or the first one of the next strip.
+      const bool last_piece = g + num_groups == tokens.num_groups;
+      const int64_t next = last_piece ? kStripRows * row_bytes - offset : num_blocks * info.block_bytes;
+      if (directly) {
+        kernels.dot_rows(acc, rows, tokens.single(begin), num_blocks, next);
+        continue;
+      }
+      kernels.decode_strip(strip, rows, num_blocks, next);
       for (int64_t i = begin; i < end; ++i) {
         float* sums = acc + (i - begin) * acc_size;
         if (tiles) {
@@ -225,7 +242,7 @@ void dequantize_blocks(T* out, const Block* blocks, int64_t num_blocks) {
 
 Status ggml_dequantize(TensorView result, TensorView W, int64_t type, int64_t m, int64_t n, Stream) {
   const TypeInfo info = type_info(type);
-  parallel_for(m * n / info.block_size, kGrainProducts / 8 / info.block_size, [&](int64_t begin, int64_t end) {
+  parallel_for(m * n / info.block_size, grain_of(8 * info.block_size), [&](int64_t begin, int64_t end) {
     with_block(type, [&]<class Block>() {
       const Block* blocks = reinterpret_cast<const Block*>(W.data());
       SGL_CPU_SWITCH_FLOAT(result.dtype(), T,
@@ -242,8 +259,8 @@ Status ggml_mul_mat_a8(TensorView result, TensorView workspace, TensorView W, Te
   const Tokens tokens(workspace.data(), num_tokens, k / 32, kernels.dot_tile != nullptr);
   quantize_tokens(tokens, X, kernels);
   const StripProduct product = {kernels, tokens, result, W, type_info(type)};
-  const int64_t grain = divide_up(kGrainProducts, std::max<int64_t>(kStripRows * k * num_tokens, 1));
-  parallel_for(divide_up(row, kStripRows), grain, [&](int64_t begin, int64_t end) { product.multiply(begin, end); });
+  parallel_for(divide_up(row, kStripRows), grain_of(kStripRows * k * num_tokens),
+               [&](int64_t begin, int64_t end) { product.multiply(begin, end); });
   return OkStatus();
 }
 

@@ -16,7 +16,7 @@
 namespace sgl_kernel::ggml {
 
 inline constexpr int kStripRows = 8;
-inline constexpr int kTileTokens = 8;
+inline constexpr int kTileTokens = 16;
 inline constexpr int kPieceGroups = 32;  // 1024 elements of a strip: 12 KiB, which leaves room for the tokens
 
 // 32 elements of each of 8 rows. Formats whose q fits in 7 bits without its sign are stored biased: q - kBias is what
@@ -36,7 +36,7 @@ struct TokenGroup {
   float half_sum[2];
 };
 
-// The same of 8 tokens: quads of neighbouring elements, interleaved. A lane of a vector is a token.
+// The same of 16 tokens: quads of neighbouring elements, interleaved. A lane of a vector is a token.
 struct TileGroup {
   alignas(32) int8_t q[8][kTileTokens][4];
   float d[kTileTokens];
@@ -102,12 +102,14 @@ void put_block(const Block& block, StripGroup* strip, int r) {
 
 // The functions for one format on one machine.
 struct Kernels {
-  // Decodes `num_blocks` blocks of each of 8 rows, which start at rows[r].
-  void (*decode_strip)(StripGroup* strip, const uint8_t* const* rows, int64_t num_blocks);
+  // Decodes `num_blocks` blocks of each of 8 rows, which start at rows[r], and prefetches those `next` bytes behind.
+  void (*decode_strip)(StripGroup* strip, const uint8_t* const* rows, int64_t num_blocks, int64_t next);
   // acc[r] += row r of the strip times the token.
   void (*dot_token)(float* acc, const StripGroup* strip, const TokenGroup* token, int64_t num_groups);
-  // acc[r * 8 + t] += row r of the strip times token t of the tile. Null: tokens are taken singly.
+  // acc[r * kTileTokens + t] += row r of the strip times token t of the tile. Null: tokens are taken singly.
   void (*dot_tile)(float* acc, const StripGroup* strip, const TileGroup* tile, int64_t num_groups);
+  // acc[r] += row r times the token, over the blocks that decode_strip() would decode. Null: through a strip.
+  void (*dot_rows)(float* acc, const uint8_t* const* rows, const TokenGroup* token, int64_t num_blocks, int64_t next);
   // Quantizes 32 elements.
   void (*quantize_f16)(TokenGroup* group, const void* x);
   void (*quantize_bf16)(TokenGroup* group, const void* x);
@@ -117,7 +119,6 @@ struct Kernels {
 Kernels scalar_kernels(int64_t type);
 
 // Only where has_avx2().
-bool has_avx2();
 Kernels avx2_kernels(int64_t type);
 
 }  // namespace sgl_kernel::ggml
