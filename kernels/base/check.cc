@@ -29,16 +29,28 @@ struct Span {
   const char* end;
 };
 
-Span span_of(const TensorView& tensor) {
+// Of the dimensions from `first_dim` on.
+Span span_of(const TensorView& tensor, int first_dim = 0) {
   const char* begin = tensor.data<const char>();
   if (tensor.empty()) return {begin, begin};
   int64_t first = 0, last = 0;
-  for (int dim = 0; dim < tensor.rank(); ++dim) {
+  for (int dim = first_dim; dim < tensor.rank(); ++dim) {
     const int64_t reach = (tensor.size(dim) - 1) * tensor.stride(dim);
     (reach < 0 ? first : last) += reach;
   }
   const int64_t bytes = size_of(tensor.dtype());
   return {begin + first * bytes, begin + (last + 1) * bytes};
+}
+
+// Whether two tensors step through memory at the same distance and stay apart within each step.
+bool interleave(const TensorView& a, const TensorView& b) {
+  if (a.rank() < 2 || b.rank() < 2) return false;
+  const int64_t step = a.stride(0) * size_of(a.dtype());
+  if (step <= 0 || step != b.stride(0) * size_of(b.dtype())) return false;
+  const Span inner_a = span_of(a, 1), inner_b = span_of(b, 1);
+  int64_t offset = (inner_b.begin - inner_a.begin) % step;
+  if (offset < 0) offset += step;
+  return inner_a.end - inner_a.begin <= offset && offset + (inner_b.end - inner_b.begin) <= step;
 }
 
 }  // namespace
@@ -133,6 +145,25 @@ Check& Check::dense_last_dim(const char* name, const TensorView& tensor) {
   return fail(name, "has strides " + strides_string(tensor), "a last stride of 1");
 }
 
+Check& Check::uniform_rows(const char* name, const TensorView& tensor, int64_t* row_stride) {
+  *row_stride = 0;
+  if (!ok() || tensor.empty()) return *this;
+  bool found = false;    // the innermost dimension that has more than one row
+  int64_t expected = 0;  // the stride of the next dimension out of it
+  for (int dim = tensor.rank() - 2; dim >= 0; --dim) {
+    if (tensor.size(dim) == 1) continue;
+    if (!found) {
+      *row_stride = tensor.stride(dim);
+      found = true;
+    } else if (tensor.stride(dim) != expected) {
+      return fail(name, "has shape " + shape_string(tensor) + " and strides " + strides_string(tensor),
+                  "leading dimensions that one stride describes");
+    }
+    expected = tensor.stride(dim) * tensor.size(dim);
+  }
+  return *this;
+}
+
 Check& Check::aligned(const char* name, const TensorView& tensor, int64_t bytes) {
   if (!ok() || tensor.empty()) return *this;
   if (reinterpret_cast<uintptr_t>(tensor.data()) % bytes != 0) {
@@ -161,6 +192,7 @@ Check& Check::no_overlap(const char* output_name, const TensorView& output, cons
   if (!ok()) return *this;
   const Span a = span_of(output), b = span_of(input);
   if (a.begin >= b.end || b.begin >= a.end || a.begin == a.end || b.begin == b.end) return *this;
+  if (interleave(output, input)) return *this;
   return fail(output_name, std::string("overlaps ") + input_name + " in memory", "memory of its own");
 }
 

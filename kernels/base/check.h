@@ -50,11 +50,15 @@ class Check {
   Check& contiguous(const char* name, const TensorView& tensor);
   // The last dimension's stride is 1 (or its extent at most 1).
   Check& dense_last_dim(const char* name, const TensorView& tensor);
+  // The vectors along the last dimension lie at one distance, however many dimensions lead up to it. Sets *row_stride
+  // to that distance in elements (0 if there are fewer than two of them).
+  Check& uniform_rows(const char* name, const TensorView& tensor, int64_t* row_stride);
   // The pointer and every stride but the last dimension's are multiples of `bytes`.
   Check& aligned(const char* name, const TensorView& tensor, int64_t bytes);
   // No two elements of an output share an address (an expanded tensor's do).
   Check& no_internal_overlap(const char* name, const TensorView& tensor);
-  // The bytes of `output`, if any, are apart from those of `input` (of a conservative span of both).
+  // The bytes of `output`, if any, are apart from those of `input`. Slices of a common row (of a fused qkv tensor, of a
+  // cache that holds keys and values in turn) are told apart; else the spans of both must not meet.
   Check& no_overlap(const char* output_name, const TensorView& output, const char* input_name, const TensorView& input);
 
   // Anything else. `value` is formatted only on failure: that(eps >= 0, "eps", eps, "at least 0").

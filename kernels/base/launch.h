@@ -9,11 +9,21 @@
 #include <cuda_runtime.h>
 
 #include <string>
+#include <string_view>
 
 #include "kernels/base/status.h"
 #include "kernels/base/tensor_view.h"
 
-namespace sgl_kernel {
+#define SGL_STRING_OF(text) #text
+#define SGL_STRING(macro) SGL_STRING_OF(macro)
+
+// In the target's namespace, because what it compiles to depends on the target.
+namespace sgl_kernel::SGL_TARGET {
+
+// Code for sm_80 and sm_89 has no griddepcontrol.wait, so it must never start before its predecessor is done, not even
+// where its PTX runs on a newer GPU.
+inline constexpr bool kTargetHasPdl =
+    std::string_view(SGL_STRING(SGL_TARGET)) != "sm_80" && std::string_view(SGL_STRING(SGL_TARGET)) != "sm_89";
 
 inline Status cuda_status(const char* operator_name, cudaError_t error) {
   if (error == cudaSuccess) return OkStatus();
@@ -40,7 +50,7 @@ Status launch(const char* operator_name, void (*kernel)(Params...), const Launch
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream.handle);
   config.attrs = attributes;
-  if (shape.pdl) {
+  if (shape.pdl && kTargetHasPdl) {
     cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -72,4 +82,4 @@ inline int num_sms() {
   return count;
 }
 
-}  // namespace sgl_kernel
+}  // namespace sgl_kernel::SGL_TARGET

@@ -45,7 +45,14 @@ class Pool {
       wake_.notify_all();
     }
     run_part(0);
-    while (pending_.load(std::memory_order_acquire) > 0) pause();
+    // A worker that is late has most likely lost its processor: after a while, offer it this one.
+    for (int spin = 0; pending_.load(std::memory_order_acquire) > 0; ++spin) {
+      if (spin < kSpins) {
+        pause();
+      } else {
+        sched_yield();
+      }
+    }
   }
 
  private:

@@ -1,0 +1,54 @@
+// Matrices in the block formats of ggml, as GGUF files hold them: decode one to floats, or multiply by one.
+//
+// W is uint8, the file's bytes: [row, bytes_per_row], contiguous, at an even address. Row r holds k elements in blocks
+// of block_size (32 or 256) that take block_bytes each, so bytes_per_row = k / block_size * block_bytes. `type` is
+// ggml's number, for all three operators one of:
+//   2 Q4_0   3 Q4_1   6 Q5_0   7 Q5_1   8 Q8_0   10 Q2_K   11 Q3_K   12 Q4_K   13 Q5_K   14 Q6_K   16 IQ2_XXS
+//   17 IQ2_XS   18 IQ3_XXS   19 IQ1_S   20 IQ4_NL   21 IQ3_S   22 IQ2_S   23 IQ4_XS   29 IQ1_M
+// (the public package's ggml_mul_mat_a8 leaves its result unwritten for the IQ types). ggml_blocks.h has the layouts.
+//
+// Errors: InvalidArgument for an unknown type, a k that is not a multiple of block_size, W of another size, and what
+// else the shapes and dtypes below exclude. A scale in W that is infinite or NaN makes the elements that it scales, and
+// the products that they enter, infinite or NaN. Source: the ggml library (llama.cpp) and its Python package `gguf`.
+#pragma once
+
+#include "kernels/base/status.h"
+#include "kernels/base/tensor_view.h"
+
+namespace sgl_kernel {
+
+// result[i, j] = element j of row i of W
+//   result  [m, n]  f32 | f16 | bf16, contiguous
+//   W       uint8, contiguous, any shape of m * bytes_per_row(n) bytes
+// An f32 result equals gguf.quants.dequantize() bit for bit (NaNs may differ in their payload); a narrower one is that
+// value rounded to nearest even. m == 0 or n == 0 is a no-op.
+Status ggml_dequantize(TensorView result, TensorView W, int64_t type, int64_t m, int64_t n, Stream stream);
+
+// result[t, r] = sum_j X8[t, j] * W[r, j]      sums in f32, over exact int32 sums of 16 or 32 products
+//   result     [num_tokens, row]   dtype of X; rows may be strided, the last dimension is dense
+//   workspace  [bytes] uint8       at least ggml_workspace_size() bytes, at a multiple of 64
+//   W          [row, bytes_per_row(k)]
+//   X          [num_tokens, k]     f32 | f16 | bf16; rows may be strided, the last dimension is dense
+//
+// X8 is X quantized to 8 bits ("a8"), a scale for each 32 neighbours x[0..31] of a row, in f32 arithmetic:
+//   amax = max_j |x[j]|
+//   d = amax / 127,  q[j] = rint(x[j] * (127 / amax))      rint: to nearest, ties to even;  |q| <= 127
+//   X8[j] = d * q[j]
+// both divisions being IEEE divisions of f32, and two exceptions: amax < 2^-100 gives d = 0, q = 0 (127 / amax could
+// overflow), and an infinite or NaN x[j] gives d = NaN, q = 0, so that the token's whole result is NaN.
+// (ggml itself rounds d to f16, and ties away from zero.)
+//
+// |X8[j] - x[j]| <= amax / 254 * (1 + 2^-22). A token's result has the same bits whatever the other tokens and
+// whatever their number, on the same machine. num_tokens == 0 or row == 0 is a no-op; k == 0 gives zeros.
+//
+// The two operators compute the same, but may add in another order; ggml_mul_mat_vec_a8 is meant for few tokens,
+// ggml_mul_mat_a8 for many.
+Status ggml_mul_mat_vec_a8(TensorView result, TensorView workspace, TensorView W, TensorView X, int64_t type,
+                           int64_t row, Stream stream);
+Status ggml_mul_mat_a8(TensorView result, TensorView workspace, TensorView W, TensorView X, int64_t type, int64_t row,
+                       Stream stream);
+
+// Bytes of workspace that either operator needs on a device of this kind; 0 where nothing is to be computed.
+int64_t ggml_workspace_size(int64_t num_tokens, int64_t k, Device::Kind kind);
+
+}  // namespace sgl_kernel

@@ -1,0 +1,364 @@
+// ggml_mul_mat_vec_a8: a row of W for 8, 16 or 32 lanes, each with every 8th, 16th or 32nd group of 32 elements.
+//
+// A block first quantizes X to shared memory (each block for itself: one launch, no scratch), and then takes tiles of
+// rows, whose bytes each warp copies to shared memory kStages - 1 steps ahead; __dp4a multiplies. Bound by the bytes of
+// W, for small matrices by latency: hence the launch ahead of the predecessor's end, and the first tile's lines asked
+// into the L2 cache before waiting for it. That is a hint and no read: W may be written by the predecessor.
+//
+// Which lane adds what in which order depends on k and the number of rows alone, so a token's bits do not depend on
+// the number of tokens.
+#include <algorithm>
+
+#include "kernels/base/launch.h"
+#include "kernels/device/pdl.cuh"
+#include "kernels/quantization/ggml.h"
+#include "kernels/quantization/ggml_activations.cuh"
+#include "kernels/quantization/ggml_decode.cuh"
+#include "kernels/quantization/ggml_stage.cuh"
+
+namespace sgl_kernel::SGL_TARGET {
+namespace {
+
+constexpr int kMaxWarps = 8;
+constexpr int kStages = 3;  // two copies of about 1 KB a warp on their way hide the memory's latency with 16 warps
+constexpr int kCacheLine = 128;
+
+// Shared bytes of a chunk of X: quants and scales, and what keeps the stages behind it aligned.
+constexpr int chunk_bytes(int tokens, int groups) {
+  return (tokens * groups * (kGroupSize + static_cast<int>(sizeof(ActivationScale))) + kPiece - 1) / kPiece * kPiece;
+}
+
+struct MatVecParams {
+  void* result;
+  int64_t result_stride;
+  const uint8_t* W;
+  Activations X;
+  int64_t rows;
+  int num_groups;          // k / 32
+  int num_tokens;          // from the first of this launch
+  int log2_lanes_per_row;  // of 8, 16 or 32: whole blocks of 256 elements
+  int chunk_groups;        // of X in shared memory at a time; a multiple of 32, or all
+};
+
+// A chunk of X in shared memory: the bytes of [token][group], then the scales. The halves of a group trade places in
+// every other four groups, so that 8 lanes that read the same half of 8 groups at once touch all 32 banks.
+__device__ __forceinline__ int half_at(int group, int half) { return (half ^ (group >> 2 & 1)) * (kGroupSize / 2); }
+
+// Eight elements of a chunk of X, on their way from global to shared memory. Four neighbouring threads hold a group.
+template <int kTokens>
+struct ChunkTask {
+  int token, group, quarter;  // of the group
+  bool present;
+  float x[8];
+
+  // Task `index` of the chunk of `groups` groups from `first_group` on.
+  __device__ __forceinline__ void load(const MatVecParams& params, int first_group, int groups, int index) {
+    quarter = index % 4;
+    token = kTokens == 1 ? 0 : index / 4 / groups;
+    group = index / 4 - token * groups;
+    present = index < kTokens * groups * 4;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) x[i] = 0.0f;
+    if (present && token < params.num_tokens) {
+      load_eight(params.X, token, (int64_t{first_group} + group) * kGroupSize + quarter * 8, x);
+    }
+  }
+
+  // The whole warp calls it.
+  __device__ __forceinline__ void store(const MatVecParams& params, uint8_t* quants, ActivationScale* scales) const {
+    ActivationScale scale;
+    const uint2 bytes = quantize_group(x, scale);
+    if (!present) return;
+    const int slot = token * params.chunk_groups + group;
+    *reinterpret_cast<uint2*>(quants + slot * kGroupSize + half_at(group, quarter / 2) + quarter % 2 * 8) = bytes;
+    if (quarter == 0) scales[slot] = scale;
+  }
+};
+
+// Blocks of the largest size that fit a multiprocessor's registers: 64, 80 or 128 a thread.
+constexpr int resident_blocks(int tokens) { return tokens == 1 ? 4 : tokens == 2 ? 3 : 2; }
+
+// kRows rows of W for each lane, kTokens rows of X.
+template <class Format, int kTokens, int kRows>
+__global__ void __launch_bounds__(kMaxWarps* kWarpSize, resident_blocks(kTokens))
+    ggml_mul_mat_vec_kernel(const __grid_constant__ MatVecParams params) {
+  using Block = typename Format::Block;
+  constexpr int kGroupsPerBlock = Format::kGroupsPerBlock;
+  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize, num_warps = blockDim.x / kWarpSize;
+  const int lanes_per_row = 1 << params.log2_lanes_per_row;
+  const int row_lane = lane & (lanes_per_row - 1);
+
+  // A warp's tile is warp_rows rows; a step of it, lanes_per_row groups of each of them. Lane l has rows
+  // l / lanes_per_row + r * side_rows.
+  const int side_rows = kWarpSize >> params.log2_lanes_per_row;
+  const int warp_rows = side_rows * kRows;
+  const int64_t row_stride = int64_t{gridDim.x} * num_warps * warp_rows;  // from a warp's tile to its next
+  const int step_bytes = lanes_per_row / kGroupsPerBlock * static_cast<int>(sizeof(Block));
+  const int staged_row_bytes = staged_bytes(step_bytes);
+  const int stage_bytes = warp_rows * staged_row_bytes;
+  const int64_t row_bytes = int64_t{params.num_groups / kGroupsPerBlock} * sizeof(Block);
+  const int steps = (params.num_groups + lanes_per_row - 1) >> params.log2_lanes_per_row;
+  const int last_step_bytes = static_cast<int>(row_bytes - int64_t{steps - 1} * step_bytes);
+  const uint8_t* const W_end = params.W + params.rows * row_bytes;
+
+  extern __shared__ uint4 shared[];
+  uint8_t* const quants = reinterpret_cast<uint8_t*>(shared);
+  ActivationScale* const scales =
+      reinterpret_cast<ActivationScale*>(quants + kTokens * params.chunk_groups * kGroupSize);
+  uint8_t* const stages = quants + chunk_bytes(kTokens, params.chunk_groups) + warp * kStages * stage_bytes;
+
+  release_successors();
+  const int64_t first_row = (int64_t{blockIdx.x} * num_warps + warp) * warp_rows;
+  const uint8_t* copy_run = params.W + first_row * row_bytes;
+#pragma unroll 1
+  for (int64_t at = lane * kCacheLine; at < min(int64_t{warp_rows}, params.rows - first_row) * row_bytes;
+       at += kWarpSize * kCacheLine) {
+    prefetch_to_l2(copy_run + at);
+  }
+
+  // The next step to copy runs ahead of the one to compute. It always commits, so that groups count steps.
+  int64_t copy_row = first_row;
+  int copy_step = 0, copy_stage = 0;
+  bool inside = pieces_inside(copy_run, warp_rows * row_bytes, params.W, W_end);
+  const auto copy_next = [&] {
+    if (copy_row < params.rows && steps > 0) {
+      const int bytes = copy_step + 1 == steps ? last_step_bytes : step_bytes;
+      uint8_t* staged = stages + copy_stage * stage_bytes;
+      const uint8_t* run = copy_run;
+#pragma unroll 1
+      for (int i = 0; i < warp_rows; ++i) {
+        if (inside) {
+          stage_run(staged, run, bytes);
+        } else if (copy_row + i < params.rows) {
+          stage_run_at_edge(staged, run, bytes, params.W, W_end);
+        }
+        run += row_bytes;
+        staged += staged_row_bytes;
+      }
+      copy_run += step_bytes;
+      if (++copy_step == steps) {
+        copy_step = 0;
+        copy_row += row_stride;
+        copy_run = params.W + copy_row * row_bytes;
+        inside = pieces_inside(copy_run, warp_rows * row_bytes, params.W, W_end);
+      }
+    }
+    commit_copies();
+    copy_stage = copy_stage + 1 == kStages ? 0 : copy_stage + 1;
+  };
+
+  // What this lane reads of each stage and of each token's groups.
+  int staged_at[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    staged_at[r] = (r * side_rows + (lane >> params.log2_lanes_per_row)) * staged_row_bytes +
+                   row_lane / kGroupsPerBlock * static_cast<int>(sizeof(Block));
+  }
+  const int x_row_bytes = params.chunk_groups * kGroupSize;
+  const int x_half0 = half_at(row_lane, 0), x_half1 = half_at(row_lane, 1);
+
+  wait_for_predecessor();
+  // First X, which everything waits for, then W, in the shadow of that.
+  ChunkTask<kTokens> task;
+  task.load(params, 0, params.chunk_groups, threadIdx.x);
+#pragma unroll
+  for (int i = 0; i + 1 < kStages; ++i) copy_next();
+
+  int chunk_start = 0;
+  const auto quantize_chunk = [&] {  // `task` is the thread's first one
+    const int groups = min(params.chunk_groups, params.num_groups - chunk_start);
+    task.store(params, quants, scales);
+#pragma unroll 1
+    for (int first = blockDim.x; first < kTokens * groups * 4; first += blockDim.x) {
+      task.load(params, chunk_start, groups, first + threadIdx.x);
+      task.store(params, quants, scales);
+    }
+    __syncthreads();
+  };
+  quantize_chunk();
+
+  int stage = 0;
+  // Every warp of a block goes through the same tiles and steps, with or without rows: there may be barriers inside.
+  for (int64_t row0 = first_row; row0 - warp * warp_rows < params.rows; row0 += row_stride) {
+    float sums[kRows][kTokens] = {};
+    bool present[kRows];
+    uint32_t run_address[kRows];  // of the row's run, its low bits
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t row = row0 + r * side_rows + (lane >> params.log2_lanes_per_row);
+      present[r] = row < params.rows;
+      run_address[r] = static_cast<uint32_t>(reinterpret_cast<uint64_t>(params.W) + row * row_bytes);
+    }
+    int group = row_lane;
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step, group += lanes_per_row) {
+      if (params.chunk_groups < params.num_groups) {
+        const int start = step * lanes_per_row / params.chunk_groups * params.chunk_groups;
+        if (start != chunk_start) {
+          chunk_start = start;
+          __syncthreads();
+          task.load(params, start, min(params.chunk_groups, params.num_groups - start), threadIdx.x);
+          quantize_chunk();
+        }
+      }
+      copy_next();
+      wait_for_copies<kStages - 1>();
+      __syncwarp();
+
+      if (group < params.num_groups) {
+        WeightGroup weights[kRows];
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) {
+          const uint8_t* block = stages + stage * stage_bytes + staged_at[r] + run_address[r] % kPiece;
+          if (present[r]) {
+            Format::decode(*reinterpret_cast<const Block*>(block), row_lane % kGroupsPerBlock, weights[r]);
+          }
+          run_address[r] += step_bytes;
+        }
+        const uint8_t* x_group = quants + (group - chunk_start) * kGroupSize;
+        const ActivationScale* x_scale = scales + (group - chunk_start);
+#pragma unroll
+        for (int t = 0; t < kTokens; ++t) {
+          const uint4 x0 = *reinterpret_cast<const uint4*>(x_group + t * x_row_bytes + x_half0);
+          const uint4 x1 = *reinterpret_cast<const uint4*>(x_group + t * x_row_bytes + x_half1);
+          const uint32_t x[8] = {x0.x, x0.y, x0.z, x0.w, x1.x, x1.y, x1.z, x1.w};
+          const ActivationScale activation = x_scale[t * params.chunk_groups];
+#pragma unroll
+          for (int r = 0; r < kRows; ++r) {
+            if (!present[r]) continue;
+            int dots[2] = {0, 0};
+#pragma unroll
+            for (int w = 0; w < 8; ++w) {
+              int& dot = dots[Format::kScales == 2 ? w / 4 : 0];
+              dot = __dp4a(static_cast<int>(weights[r].quants[w]), static_cast<int>(x[w]), dot);
+            }
+            const float value = scaled_dot<Format>(weights[r].scale, weights[r].offset, static_cast<float>(dots[0]),
+                                                   static_cast<float>(dots[1]), activation);
+            sums[r][t] = __fmaf_rn(activation.d, value, sums[r][t]);
+          }
+        }
+      }
+      __syncwarp();  // before the next copy writes over this stage
+      stage = stage + 1 == kStages ? 0 : stage + 1;
+    }
+
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t row = row0 + r * side_rows + (lane >> params.log2_lanes_per_row);
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) {
+        float sum = sums[r][t];
+#pragma unroll
+        for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
+          const float other = __shfl_xor_sync(0xffffffff, sum, offset);
+          if (offset < lanes_per_row) sum += other;
+        }
+        if (row_lane == 0 && present[r] && t < params.num_tokens) {
+          store_element(params.result, params.X.dtype, t * params.result_stride + row, sum);
+        }
+      }
+    }
+  }
+}
+
+// The lanes that share a row: 32 for short latency, or for many rows what leaves the fewest lanes idle.
+int choose_log2_lanes_per_row(int64_t rows, int num_groups) {
+  constexpr int64_t kManyRows = 4096;  // a warp for each of so many already fills any GPU
+  if (rows < kManyRows) return 5;
+  const auto idle_lanes = [num_groups](int log2) { return -num_groups & ((1 << log2) - 1); };
+  int best = 5;
+  for (int log2 : {4, 3}) {
+    if (idle_lanes(log2) < idle_lanes(best)) best = log2;
+  }
+  return best;
+}
+
+int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || cudaDeviceGetAttribute(&value, attribute, device) != cudaSuccess) {
+    cudaGetLastError();
+  }
+  return value;
+}
+
+template <class Format, int kTokens, int kRows>
+Status launch_mat_vec(MatVecParams params, Stream stream) {
+  const auto kernel = ggml_mul_mat_vec_kernel<Format, kTokens, kRows>;
+  params.log2_lanes_per_row = choose_log2_lanes_per_row(params.rows, params.num_groups);
+  const int lanes = 1 << params.log2_lanes_per_row, warp_rows = kWarpSize / lanes * kRows;
+  const int sms = num_sms();
+  // Small blocks where large ones would leave multiprocessors idle, if they quantize X at one go all the same.
+  const bool few_rows = params.rows < int64_t{2} * sms * warp_rows * kMaxWarps;
+  const bool small_x = kTokens * params.num_groups * 4 <= kMaxWarps / 2 * kWarpSize;
+  const int num_warps = few_rows && small_x ? kMaxWarps / 2 : kMaxWarps;
+  const int64_t tiles = (params.rows + warp_rows * num_warps - 1) / (warp_rows * num_warps);
+
+  const int stages_bytes =
+      num_warps * kStages * warp_rows *
+      staged_bytes(lanes / Format::kGroupsPerBlock * static_cast<int>(sizeof(typename Format::Block)));
+  constexpr int kMostChunkBytes = 80 << 10;  // all of X for 8 tokens of k = 8192
+  const int most_bytes =
+      std::min(kMostChunkBytes, device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - stages_bytes);
+  constexpr int kChunkStep = 32;  // the most lanes of a row
+  const int most_groups = std::max(1, most_bytes / chunk_bytes(kTokens, kChunkStep)) * kChunkStep;
+  params.chunk_groups = std::min(params.num_groups, most_groups);
+  const int shared_bytes = chunk_bytes(kTokens, params.chunk_groups) + stages_bytes;
+  constexpr int kAlwaysAllowed = 48 << 10;
+  if (shared_bytes > kAlwaysAllowed) {
+    SGL_RETURN_IF_ERROR(allow_shared_memory("ggml_mul_mat_vec_a8", kernel, shared_bytes));
+  }
+  int64_t grid = tiles;
+  if (tiles > 2 * sms) {  // as many blocks as are resident at once: each quantizes X
+    int resident = 1;
+    SGL_RETURN_IF_ERROR(cuda_status(
+        "ggml_mul_mat_vec_a8",
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, num_warps * kWarpSize, shared_bytes)));
+    grid = std::min(tiles, int64_t{sms} * std::max(resident, 1));
+  }
+  return launch("ggml_mul_mat_vec_a8", kernel,
+                {.grid = static_cast<unsigned>(grid),
+                 .block = static_cast<unsigned>(num_warps * kWarpSize),
+                 .shared_bytes = static_cast<size_t>(shared_bytes),
+                 .pdl = kHasPdl},
+                stream, params);
+}
+
+// Up to 8 tokens at a time.
+template <class Format>
+Status mat_vec(const MatVecParams& whole, int64_t num_tokens, Stream stream) {
+  constexpr int kMostTokens = 8;
+  const int64_t element_bytes = size_of(whole.X.dtype);
+  for (int64_t first = 0; first < num_tokens; first += kMostTokens) {
+    MatVecParams params = whole;
+    params.num_tokens = static_cast<int>(std::min<int64_t>(kMostTokens, num_tokens - first));
+    params.result = static_cast<char*>(whole.result) + first * whole.result_stride * element_bytes;
+    params.X.data = static_cast<const char*>(whole.X.data) + first * whole.X.row_stride * element_bytes;
+    if (params.num_tokens == 1) {
+      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 1, 1>(params, stream)));
+    } else if (params.num_tokens == 2) {
+      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 2, 1>(params, stream)));
+    } else if (params.num_tokens <= 4) {
+      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 4, 2>(params, stream)));
+    } else {
+      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 8, 2>(params, stream)));
+    }
+  }
+  return OkStatus();
+}
+
+}  // namespace
+
+Status ggml_mul_mat_vec_a8(TensorView result, TensorView, TensorView W, TensorView X, int64_t type, int64_t row,
+                           Stream stream) {
+  MatVecParams params = {};
+  params.result = result.data();
+  params.result_stride = result.stride(0);
+  params.W = W.data<const uint8_t>();
+  params.X = activations_of(X);
+  params.rows = row;
+  params.num_groups = static_cast<int>(X.size(1) / kGroupSize);
+  SGL_SWITCH_GGML_TYPE(type, F, return mat_vec<F>(params, X.size(0), stream));
+  return OkStatus();  // not reached: the type was checked
+}
+
+}  // namespace sgl_kernel::SGL_TARGET

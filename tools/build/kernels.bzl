@@ -1,0 +1,127 @@
+"""kernel_library and kernel_family: file names are the build description."""
+
+load("//third_party/cuda:targets.bzl", "SM_TARGETS", "check_targets")
+load(":cuda_library.bzl", "cuda_library")
+load(":kernel_targets.bzl", "kernel_targets")
+
+_COPTS = [
+    "-O3",
+    # A symbol that a Python module exported could clash with another module's.
+    "-fvisibility=hidden",
+]
+
+def kernel_library(
+        name,
+        targets = SM_TARGETS,
+        sm90a_replaces = [],
+        hdrs = [],
+        deps = [],
+        cuda_deps = [],
+        copts = [],
+        exclude = [],
+        **kwargs):
+    """A concept: a few operators that share a kernel.
+
+    It takes these files of its folder:
+      <name>.h  <name>_*.h      its declaration, and what its sources share
+      <name>.cc  <name>_*.cc    its host side and its CPU target
+      <name>.cu  <name>_*.cu    portable CUDA: compiled for each of its SM targets
+      <name>_*.cuh              what its CUDA sources share
+      <name>*_sm90a.cu          compiled for sm_90a only
+    In the .cc files SGL_HAS_SM_90A and the like are defined for the targets that
+    are both built and served.
+
+    Args:
+      name: the name of the concept.
+      targets: the SM targets that the CUDA sources serve.
+      sm90a_replaces: portable sources that are not compiled for sm_90a, because
+        a <name>*_sm90a.cu stands in for them.
+      hdrs: further headers, those that several concepts of a folder share.
+      deps: further C++ libraries.
+      cuda_deps: further libraries of the CUDA sources, as @cutlass.
+      copts: further flags for the .cc files.
+      exclude: patterns of files that belong to another concept, where that
+        one's name begins with this one's.
+      **kwargs: visibility, tags and the like.
+    """
+    check_targets(name, targets)
+
+    not_ours = exclude + ["*_test.*"]
+    headers = native.glob(
+        [name + ".h", name + "_*.h", name + "_*.cuh"],
+        exclude = not_ours,
+    ) + hdrs
+    hopper = native.glob([name + "*_sm90a.cu"], exclude = not_ours)
+    portable = native.glob(
+        [name + ".cu", name + "_*.cu"],
+        exclude = not_ours + hopper + sm90a_replaces,
+    )
+
+    # Which sources are compiled for which targets.
+    groups = {
+        name + "_cuda": (portable, targets),
+        name + "_cuda_sm90a": (hopper, [t for t in targets if t == "sm_90a"]),
+        name + "_cuda_before_sm90a": (sm90a_replaces, [t for t in targets if t != "sm_90a"]),
+    }
+    all_deps = deps + ["//kernels/base"]
+    cuda_libraries = []
+    for library, (sources, served) in groups.items():
+        if sources and served:
+            cuda_library(
+                name = library,
+                srcs = sources,
+                hdrs = headers,
+                targets = served,
+                deps = all_deps + ["//kernels/device"] + select({
+                    "//tools/build:with_cuda": cuda_deps,
+                    "//conditions:default": [],
+                }),
+                visibility = ["//visibility:private"],
+            )
+            cuda_libraries.append(library)
+
+    built = ["cpu"]
+    defines = []
+    if cuda_libraries:
+        for target in targets:
+            condition = "//tools/build:with_" + target
+            built = built + select({condition: [target], "//conditions:default": []})
+            defines = defines + select({
+                condition: ["SGL_HAS_" + target.upper()],
+                "//conditions:default": [],
+            })
+    kernel_targets(
+        name = name + "_targets",
+        header = native.glob([name + ".h"]),
+        targets = built,
+        visibility = ["//visibility:public"],
+    )
+    native.cc_library(
+        name = name,
+        srcs = native.glob([name + ".cc", name + "_*.cc"], exclude = not_ours),
+        hdrs = headers,
+        copts = _COPTS + copts,
+        linkstatic = True,
+        local_defines = defines,
+        deps = all_deps + cuda_libraries,
+        **kwargs
+    )
+
+def kernel_family(name, concepts):
+    """All concepts of a folder: what a program or a Python module links.
+
+    Args:
+      name: the name of the folder.
+      concepts: its kernel_library targets.
+    """
+    native.cc_library(
+        name = name,
+        linkstatic = True,
+        visibility = ["//visibility:public"],
+        deps = concepts,
+    )
+    kernel_targets(
+        name = name + "_targets",
+        concepts = [concept + "_targets" for concept in concepts],
+        visibility = ["//visibility:public"],
+    )
