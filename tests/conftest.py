@@ -1,4 +1,4 @@
-"""Tests marked `cuda` skip without a GPU, or a build for one, and say so. Where both are there, skipping all is failing."""
+"""Tests marked `cuda` skip without a GPU, or a build for one, and say so. Where both are there, skipping all fails."""
 
 import functools
 import os
