@@ -1,4 +1,7 @@
-"""Tests marked `cuda` skip without a GPU, or a build for one, and say so. Where both are there, skipping all is failing."""
+"""Tests marked `cuda` skip without a GPU or a build for one, and the run says so.
+
+A run in which all of them skip fails where both are there.
+"""
 
 import functools
 import os

@@ -1,0 +1,492 @@
+// The search in one row, by a group of blocks: the k-th highest value, the value at which a running mass is reached,
+// the token that lies there. Exact, and the same for every size of the group.
+//
+// Each rank of the group (one block, or the blocks of a Hopper cluster) holds a contiguous slice of the row, in shared
+// memory where kResident, else where it lies. A search is a radix selection over the bits of the floats: a histogram of
+// the leading bits says in which bin the target lies, then two digits of ten bits find the value in it. Histograms hold
+// counts and integer masses, so their sums do not depend on the order of the additions. Each rank adds up its own; then
+// rank r sums bins [r * width, (r + 1) * width) over all ranks, in place.
+//
+// Most of a row never matters to a short prefix. `floor_` is a key such that the prefix lies at or above it: found from
+// the highest values of the threads, which are values of the row (k of them at or above a key mean that the k-th
+// highest value is, too). Values below the floor are in no histogram; those above it, where they are few, are kept in a
+// list, and later passes read the list alone.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/device/reduce.cuh"
+#include "kernels/device/vec.cuh"
+#include "kernels/sampling/draw.h"
+
+namespace sgl_kernel::SGL_TARGET {
+
+inline constexpr int kMaxRanks = 8;           // the largest cluster that every Hopper GPU can place
+inline constexpr int kListCapacity = 256;     // of a rank
+inline constexpr int kLoadsInFlight = 5;      // vectors that a thread loads before it uses the first
+inline constexpr uint64_t kNoTarget = ~0ull;  // no histogram reaches it
+
+struct Tally {
+  uint64_t count, mass;
+};
+
+// A block's view of its part of the row.
+struct Slice {
+  const float* values;  // the first one
+  int size;
+  bool vectors;  // 16-byte aligned
+};
+
+struct RowShared {
+  Tally share_totals[2][kMaxRanks];  // of a histogram, by the rank that owns the bins
+  uint64_t below_floor[kMaxRanks];   // mass
+  float peaks[kMaxRanks], sums[kMaxRanks], sums_of_peaks[kMaxRanks];
+  uint32_t equals[kMaxRanks];
+  Tally warp_tallies[kWarpSize];
+  float floats[kWarpSize];
+  Bin found;
+  uint32_t list_size;
+  uint32_t list[kListCapacity];
+};
+
+// Dynamic shared memory: the slice (if resident), then two histograms, of the leading bits and of a digit.
+template <class Key>
+constexpr int histogram_bytes(bool with_count, bool with_mass) {
+  return (kLeadingBins<Key> + kDigits) * ((with_count ? 4 : 0) + (with_mass ? 8 : 0));
+}
+
+// The size of a rank's slice in elements: a multiple of a vector.
+inline int slice_size(int64_t vocab, int ranks) { return static_cast<int>(((vocab + ranks - 1) / ranks + 3) / 4 * 4); }
+
+// kCount, kMass: what the histograms hold. With a list of counts to find, kCount; with a mass, kMass.
+template <class Group, class Key, bool kResident, bool kCount, bool kMass, int kThreads>
+class Row {
+ public:
+  __device__ Row(const float* row, int64_t vocab, int slice_size, unsigned char* dynamic, RowShared& shared)
+      : shared_(shared), vocab_(vocab) {
+    group_.arrive();
+    begin_ = static_cast<int64_t>(group_.rank()) * slice_size;
+    const int64_t left = vocab - begin_;
+    source_.size = left <= 0 ? 0 : static_cast<int>(left < slice_size ? left : slice_size);
+    source_.values = row + begin_;
+    source_.vectors = reinterpret_cast<uintptr_t>(row) % 16 == 0;
+    slice_ = source_;
+    if (kResident) {
+      slice_.values = reinterpret_cast<float*>(dynamic);
+      slice_.vectors = true;
+      dynamic += slice_size * sizeof(float);
+    }
+    uint32_t* words = reinterpret_cast<uint32_t*>(dynamic);
+    for (int which = 0; which < 2; ++which) {
+      Histogram& histogram = which == 0 ? leading_ : digit_;
+      histogram.which = which;
+      histogram.bins = which == 0 ? kLeadingBins<Key> : kDigits;
+      if (kCount) histogram.count = words, words += histogram.bins;
+      if (kMass) histogram.low = words, histogram.high = words + histogram.bins, words += 2 * histogram.bins;
+    }
+  }
+
+  // Reads the row. Afterwards peak() is known.
+  __device__ void load() {
+    float peak = Key::kLowest, sum = 0.0f;
+    for_each_vector<kResident>(source_, [&](int i, float value) {
+      value = Key::clean(value);
+      peak = fmaxf(peak, value);
+      if (kMass) sum += value;
+      return value;
+    });
+    thread_peak_ = peak;
+
+    if (threadIdx.x == 0) shared_.list_size = 0;
+    const float block_peak = block_reduce<Max>(fmaxf(peak, Max::kIdentity), shared_.floats);
+    __syncthreads();
+    const float block_sum = block_reduce<Sum>(sum, shared_.floats);
+    __syncthreads();
+    const float peaks = block_reduce<Sum>(kMass ? peak : 0.0f, shared_.floats);
+    group_.wait();
+    if (threadIdx.x < group_.size()) {
+      RowShared* other = group_.remote(&shared_, threadIdx.x);
+      other->peaks[group_.rank()] = block_peak;
+      other->sums[group_.rank()] = block_sum;
+      other->sums_of_peaks[group_.rank()] = peaks;
+    }
+    group_.sync();
+    peak_ = Max::kIdentity;
+    for (int rank = 0; rank < group_.size(); ++rank) {
+      peak_ = fmaxf(peak_, shared_.peaks[rank]);
+      sum_ += shared_.sums[rank];
+      sum_of_peaks_ += shared_.sums_of_peaks[rank];
+    }
+    if (kMass && peak_ >= kLowestPeak) scale_ = mass_scale(peak_);
+  }
+
+  __device__ float peak() const { return peak_; }
+  __device__ float scale() const { return scale_; }
+
+  // Counts the values at or above `lowest`, and forgets the others.
+  __device__ void tally_above(float lowest) {
+    floor_ = Key::key(lowest);
+    forget_below_floor_ = true;
+    tally(/*make_list=*/floor_ > 0);
+  }
+
+  // Counts the row. Later searches go no further than a prefix that holds `count` values (0 is no bound) or, if that is
+  // shorter, one of the share `top_p` of the mass (1 is no bound).
+  __device__ void tally(uint64_t count, float top_p) {
+    // The share may be over-, not underestimated: by more than the rounding of sum_, and by half a unit a value.
+    constexpr float kSlack = 1.0f + 1e-3f;
+    constexpr int64_t kLongestSum = int64_t{1} << 22;  // values, for which that slack is enough
+    const float bound = top_p * sum_ * kSlack;
+    const bool by_count = kCount && count > 0 && count <= static_cast<uint64_t>(kThreads) * group_.size();
+    const bool by_mass =
+        kMass && top_p < 1.0f && sum_of_peaks_ > bound && bound < kHighestFloat && vocab_ <= kLongestSum;
+    counting_ = kCount && count > 0;
+    if (!by_count && !by_mass) return tally(/*make_list=*/false);
+
+    clear(leading_);
+    __syncthreads();
+    add(leading_, Key::key(thread_peak_) >> kLeadingShift, thread_peak_);  // without values: the lowest key
+    merge(leading_);
+    Bin lowest;
+    if (by_count) lowest = find(leading_, count, kNoTarget);
+    if (by_mass) {
+      const uint64_t mass_bound =
+          static_cast<uint64_t>(static_cast<double>(bound) * static_cast<double>(scale_)) + vocab_;
+      const Bin bin = find(leading_, kNoTarget, mass_bound);
+      if (bin.found && (!lowest.found || bin.index > lowest.index)) lowest = bin;
+    }
+    if (lowest.found) floor_ = lowest.index << kLeadingShift;
+    group_.sync();  // nobody reads the histogram any more
+    tally(/*make_list=*/floor_ > 0);
+  }
+
+  // Of the whole row (after tally_above(): of what it counts).
+  __device__ uint64_t total_mass() const { return total_mass_; }
+
+  __device__ Bin find_by_count(uint64_t count) { return find(leading_, count, kNoTarget); }
+  __device__ Bin find_by_mass(uint64_t mass) { return find(leading_, kNoTarget, mass); }
+  __device__ Prefix search_by_count(const Bin& bin, uint64_t count) { return search(bin, count, kNoTarget); }
+  __device__ Prefix search_by_mass(const Bin& bin, uint64_t mass) { return search(bin, kNoTarget, mass); }
+
+  // Has one thread of the group call found(index) with the place in the row of the prefix's last value: among equals,
+  // the prefix holds those of the lowest places.
+  template <class Found>
+  __device__ void with_last_of(const Prefix& prefix, Found found) {
+    const uint32_t nth = static_cast<uint32_t>(prefix.equals - 1);
+    if (prefix.alone) {
+      for_each([&](int i, float value) {
+        if (Key::key(value) == prefix.key) found(begin_ + i);
+      });
+      return;
+    }
+    uint32_t mine = 0;
+    for_each([&](int, float value) { mine += Key::key(value) == prefix.key; });
+    mine = static_cast<uint32_t>(sum_over_block({mine, 0}).count);
+    if (threadIdx.x < group_.size()) group_.remote(&shared_, threadIdx.x)->equals[group_.rank()] = mine;
+    group_.sync();
+    uint32_t before = 0;
+    for (int rank = 0; rank < group_.rank(); ++rank) before += shared_.equals[rank];
+    if (nth < before || nth >= before + mine) return;
+    for (int start = 0; start < slice_.size; start += kThreads) {
+      const int i = start + threadIdx.x;
+      const bool equal = i < slice_.size && Key::key(at(i)) == prefix.key;
+      const uint32_t here = __syncthreads_count(equal);
+      if (nth < before + here) {
+        const Tally lower = sum_of_lower_threads({equal, 0});
+        if (equal && before + lower.count == nth) found(begin_ + i);
+        return;
+      }
+      before += here;
+    }
+  }
+
+  // Writes transform(value) to `to`, the row of the output.
+  template <class Transform>
+  __device__ void write(float* to, Transform transform) {
+    to += begin_;
+    const bool vectors = slice_.vectors && reinterpret_cast<uintptr_t>(to) % 16 == 0;
+    const int num_vectors = vectors ? slice_.size / 4 : 0;
+#pragma unroll 2
+    for (int v = threadIdx.x; v < num_vectors; v += kThreads) {
+      Vec<float, 4> values = Vec<float, 4>::load(slice_.values + 4 * v);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) values[j] = transform(kResident ? values[j] : Key::clean(values[j]));
+      values.store(to + 4 * v);
+    }
+    for (int i = 4 * num_vectors + threadIdx.x; i < slice_.size; i += kThreads) to[i] = transform(at(i));
+  }
+
+  // To be called before the end: others read this block's shared memory.
+  __device__ void finish() { group_.sync(); }
+
+ private:
+  struct Histogram {
+    uint32_t* count = nullptr;
+    uint32_t* low = nullptr;   // of the mass
+    uint32_t* high = nullptr;  // "
+    int bins = 0;
+    int which = 0;  // in share_totals
+  };
+
+  __device__ float at(int i) const { return kResident ? slice_.values[i] : Key::clean(slice_.values[i]); }
+
+  // body(i, value) for the values of `from`, several loads ahead; with kStore what it returns goes to slice_.
+  template <bool kStore, class Body>
+  __device__ void for_each_vector(const Slice& from, Body body) {
+    const int num_vectors = from.vectors ? from.size / 4 : 0;
+    float* to = const_cast<float*>(slice_.values);
+    for (int first = threadIdx.x; first < num_vectors; first += kLoadsInFlight * kThreads) {
+      Vec<float, 4> values[kLoadsInFlight];
+#pragma unroll
+      for (int u = 0; u < kLoadsInFlight; ++u) {
+        const int v = first + u * kThreads;
+        if (v < num_vectors) values[u] = Vec<float, 4>::load(from.values + 4 * v);
+      }
+#pragma unroll
+      for (int u = 0; u < kLoadsInFlight; ++u) {
+        const int v = first + u * kThreads;
+        if (v >= num_vectors) break;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) values[u][j] = body(4 * v + j, values[u][j]);
+        if (kStore) values[u].store(to + 4 * v);
+      }
+    }
+    for (int i = 4 * num_vectors + threadIdx.x; i < from.size; i += kThreads) {
+      const float value = body(i, from.values[i]);
+      if (kStore) to[i] = value;
+    }
+  }
+
+  // body(i, value) for the values at or above the floor, and some below it; in any order.
+  template <class Body>
+  __device__ void for_each(Body body) {
+    if (listed_) {
+      for (int j = threadIdx.x; j < shared_.list_size; j += kThreads) body(shared_.list[j], at(shared_.list[j]));
+      return;
+    }
+    const int num_vectors = slice_.vectors ? slice_.size / 4 : 0;
+#pragma unroll 2
+    for (int v = threadIdx.x; v < num_vectors; v += kThreads) {
+      const Vec<float, 4> values = Vec<float, 4>::load(slice_.values + 4 * v);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) body(4 * v + j, kResident ? values[j] : Key::clean(values[j]));
+    }
+    for (int i = 4 * num_vectors + threadIdx.x; i < slice_.size; i += kThreads) body(i, at(i));
+  }
+
+  __device__ void clear(const Histogram& histogram) {
+    for (int bin = threadIdx.x; bin < histogram.bins; bin += kThreads) {
+      if (kCount) histogram.count[bin] = 0;
+      if (kMass) histogram.low[bin] = histogram.high[bin] = 0;
+    }
+  }
+
+  __device__ void add(const Histogram& histogram, uint32_t bin, float value) {
+    if (kCount && counting_) atomicAdd(&histogram.count[bin], 1u);
+    if (kMass) add_mass(histogram, bin, mass(value, scale_));
+  }
+
+  // A 64-bit atomic addition to shared memory is a loop; this is one instruction, and rarely two.
+  __device__ void add_mass(const Histogram& histogram, uint32_t bin, uint32_t units) {
+    if (units == 0) return;
+    const uint32_t before = atomicAdd(&histogram.low[bin], units);
+    if (before + units < before) atomicAdd(&histogram.high[bin], 1u);
+  }
+
+  __device__ Tally read(const Histogram& histogram, int bin, int rank) {
+    Tally tally = {0, 0};
+    if (kCount) tally.count = *group_.remote(&histogram.count[bin], rank);
+    if (kMass) {
+      tally.mass = *group_.remote(&histogram.low[bin], rank) |
+                   static_cast<uint64_t>(*group_.remote(&histogram.high[bin], rank)) << 32;
+    }
+    return tally;
+  }
+
+  // From each rank's own histogram to the group's, which find() reads.
+  __device__ void merge(const Histogram& histogram) {
+    group_.sync();  // all ranks have added
+    const int width = histogram.bins / group_.size();
+    Tally share = {0, 0};
+    for (int i = threadIdx.x; i < width; i += kThreads) {
+      const int bin = group_.rank() * width + i;
+      Tally sum = {0, 0};
+#pragma unroll
+      for (int rank = 0; rank < Group::kMaxSize; ++rank) {
+        if (rank >= group_.size()) break;
+        const Tally part = read(histogram, bin, rank);
+        sum.count += part.count;
+        sum.mass += part.mass;
+      }
+      // In place: nobody but this thread reads this rank's copy of its own bins before the next sync().
+      if (kCount) histogram.count[bin] = static_cast<uint32_t>(sum.count);
+      if (kMass) {
+        histogram.low[bin] = static_cast<uint32_t>(sum.mass);
+        histogram.high[bin] = static_cast<uint32_t>(sum.mass >> 32);
+      }
+      share.count += sum.count;
+      share.mass += sum.mass;
+    }
+    share = sum_over_block(share);
+    if (threadIdx.x < group_.size()) {
+      group_.remote(&shared_, threadIdx.x)->share_totals[histogram.which][group_.rank()] = share;
+    }
+    group_.sync();
+  }
+
+  // The bin, from the highest down, in which the count or the mass reaches its target (of which one is kNoTarget).
+  __device__ Bin find(const Histogram& histogram, uint64_t count, uint64_t mass) {
+    Tally above = {0, 0};
+    int owner = group_.size() - 1;
+    for (; owner >= 0; --owner) {
+      const Tally share = shared_.share_totals[histogram.which][owner];
+      if (above.count + share.count >= count || above.mass + share.mass >= mass) break;
+      above.count += share.count;
+      above.mass += share.mass;
+    }
+    if (owner < 0) return Bin();
+
+    // Thread t takes the t-th `each` bins from the top of the owner's.
+    const int width = histogram.bins / group_.size();
+    const int each = (width + kThreads - 1) / kThreads;
+    const int top = (owner + 1) * width - 1 - static_cast<int>(threadIdx.x) * each;
+    const int bottom = max(top - each, owner * width - 1);
+    Tally mine = {0, 0};
+    for (int bin = top; bin > bottom; --bin) {
+      const Tally part = read(histogram, bin, owner);
+      mine.count += part.count;
+      mine.mass += part.mass;
+    }
+    const Tally lower = sum_of_lower_threads(mine);
+    above.count += lower.count;
+    above.mass += lower.mass;
+    for (int bin = top; bin > bottom && above.count < count && above.mass < mass; --bin) {
+      const Tally part = read(histogram, bin, owner);
+      if (above.count + part.count >= count || above.mass + part.mass >= mass) {
+        shared_.found = Bin{true, static_cast<uint32_t>(bin), above.count, above.mass, part.mass};
+      }
+      above.count += part.count;
+      above.mass += part.mass;
+    }
+    __syncthreads();
+    return shared_.found;  // overwritten only after another __syncthreads()
+  }
+
+  // The leading histogram, total_mass_ and the list.
+  __device__ void tally(bool make_list) {
+    clear(leading_);
+    __syncthreads();
+    uint64_t below = 0;
+    for_each([&](int i, float value) {
+      const uint32_t key = Key::key(value);
+      const uint32_t units = kMass ? mass(value, scale_) : 0;
+      if (key < floor_) {
+        below += units;
+        return;
+      }
+      if (kCount && counting_) atomicAdd(&leading_.count[key >> kLeadingShift], 1u);
+      if (kMass) add_mass(leading_, key >> kLeadingShift, units);
+      if (make_list) {
+        const uint32_t j = atomicAdd(&shared_.list_size, 1u);
+        if (j < kListCapacity) shared_.list[j] = i;
+      }
+    });
+    if (kMass) {
+      below = sum_over_block({0, below}).mass;
+      if (threadIdx.x < group_.size()) group_.remote(&shared_, threadIdx.x)->below_floor[group_.rank()] = below;
+    }
+    merge(leading_);
+    listed_ = make_list && shared_.list_size <= kListCapacity;
+    for (int rank = 0; rank < group_.size(); ++rank) {
+      total_mass_ += shared_.share_totals[0][rank].mass;
+      if (!forget_below_floor_) total_mass_ += shared_.below_floor[rank];
+    }
+  }
+
+  // The digits below `prefix`, the bits of a key above shift + kDigitBits.
+  __device__ void tally_digits(uint32_t prefix, int shift) {
+    group_.sync();  // nobody reads the histogram's last state any more
+    clear(digit_);
+    __syncthreads();
+    for_each([&](int, float value) {
+      const uint32_t key = Key::key(value);
+      if (key >> (shift + kDigitBits) == prefix && key >= floor_) add(digit_, (key >> shift) % kDigits, value);
+    });
+    merge(digit_);
+  }
+
+  __device__ Prefix search(const Bin& leading, uint64_t count, uint64_t mass_target) {
+    Bin bin = leading;
+    uint64_t count_above = bin.count_above, mass_above = bin.mass_above;
+    Prefix prefix;
+    prefix.key = bin.index;
+    for (int shift = kLeadingShift - kDigitBits; shift >= 0; shift -= kDigitBits) {
+      tally_digits(prefix.key, shift);
+      bin = find(digit_, count == kNoTarget ? count : count - count_above,
+                 mass_target == kNoTarget ? mass_target : mass_target - mass_above);
+      prefix.key = prefix.key << kDigitBits | bin.index;
+      count_above += bin.count_above;
+      mass_above += bin.mass_above;
+    }
+    if constexpr (kMass) {
+      const uint64_t each = mass(Key::value(prefix.key), scale_);
+      prefix.equals = count != kNoTarget ? count - count_above : (mass_target - mass_above + each - 1) / each;
+      prefix.mass = mass_above + prefix.equals * each;
+      prefix.mass_with_equals = mass_above + bin.mass;
+      prefix.alone = bin.mass == each;
+    }
+    return prefix;
+  }
+
+  // Every thread gets the sum. Two __syncthreads(), after which a second use is safe.
+  __device__ Tally sum_over_block(Tally tally) {
+    for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
+      tally.count += __shfl_xor_sync(0xffffffffu, tally.count, offset);
+      tally.mass += __shfl_xor_sync(0xffffffffu, tally.mass, offset);
+    }
+    if (threadIdx.x % kWarpSize == 0) shared_.warp_tallies[threadIdx.x / kWarpSize] = tally;
+    __syncthreads();
+    tally = {0, 0};
+    for (int warp = 0; warp < kThreads / kWarpSize; ++warp) {
+      tally.count += shared_.warp_tallies[warp].count;
+      tally.mass += shared_.warp_tallies[warp].mass;
+    }
+    __syncthreads();
+    return tally;
+  }
+
+  __device__ Tally sum_of_lower_threads(const Tally& mine) {
+    const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
+    Tally sum = mine;
+    for (int offset = 1; offset < kWarpSize; offset *= 2) {
+      const uint64_t count = __shfl_up_sync(0xffffffffu, sum.count, offset);
+      const uint64_t mass = __shfl_up_sync(0xffffffffu, sum.mass, offset);
+      if (lane >= offset) {
+        sum.count += count;
+        sum.mass += mass;
+      }
+    }
+    if (lane == kWarpSize - 1) shared_.warp_tallies[warp] = sum;
+    __syncthreads();
+    sum.count -= mine.count;
+    sum.mass -= mine.mass;
+    for (int lower = 0; lower < warp; ++lower) {
+      sum.count += shared_.warp_tallies[lower].count;
+      sum.mass += shared_.warp_tallies[lower].mass;
+    }
+    __syncthreads();
+    return sum;
+  }
+
+  Group group_;
+  RowShared& shared_;
+  Slice source_, slice_;
+  Histogram leading_, digit_;
+  int64_t vocab_, begin_;
+  float thread_peak_ = 0.0f, peak_ = 0.0f, sum_ = 0.0f, sum_of_peaks_ = 0.0f, scale_ = 0.0f;
+  uint32_t floor_ = 0;
+  uint64_t total_mass_ = 0;
+  bool counting_ = kCount, listed_ = false, forget_below_floor_ = false;
+};
+
+}  // namespace sgl_kernel::SGL_TARGET

@@ -1,0 +1,41 @@
+// Token sampling on Hopper: a cluster of up to 8 blocks holds a row in its shared memory, reads it from global memory
+// once, and searches there. Bound at large batches by the atomics on the histograms and by memory, at small ones by the
+// dozen cluster barriers of a search.
+#include "kernels/base/launch.h"
+#include "kernels/sampling/cluster_sm90.cuh"
+#include "kernels/sampling/sample_row.cuh"
+
+namespace sgl_kernel::SGL_TARGET {
+namespace {
+
+template <bool kResident, bool kCount>
+__global__ void __launch_bounds__(kClusterThreads, 2)
+    sample_kernel(const __grid_constant__ SampleParams params, int slice_size) {
+  extern __shared__ __align__(16) unsigned char dynamic[];
+  __shared__ RowShared shared;
+  const unsigned ranks = ClusterGroup().size();
+  sample_row<ClusterGroup, kResident, kCount, kClusterThreads>(params, blockIdx.x / ranks, slice_size, dynamic, shared);
+}
+
+template <bool kResident>
+Status launch_kernel(const SampleParams& params, const ClusterShape& cluster, int other_bytes, Stream stream) {
+  const auto kernel = params.has_top_k ? sample_kernel<kResident, true> : sample_kernel<kResident, false>;
+  const size_t bytes = other_bytes + (kResident ? cluster.slice_size * sizeof(float) : 0);
+  SGL_RETURN_IF_ERROR(allow_shared_memory(params.operator_name, kernel, bytes));
+  const LaunchShape shape = {.grid = static_cast<unsigned>(params.num_samples * cluster.ranks),
+                             .block = kClusterThreads,
+                             .shared_bytes = bytes,
+                             .cluster = cluster.ranks};
+  return launch(params.operator_name, kernel, shape, stream, params, cluster.slice_size);
+}
+
+}  // namespace
+
+Status sample_tokens(const SampleParams& params, Stream stream) {
+  const int other_bytes = histogram_bytes<ProbKey>(params.has_top_k, true);
+  const ClusterShape cluster = cluster_shape(params.vocab, other_bytes);
+  return cluster.resident ? launch_kernel<true>(params, cluster, other_bytes, stream)
+                          : launch_kernel<false>(params, cluster, other_bytes, stream);
+}
+
+}  // namespace sgl_kernel::SGL_TARGET

@@ -1,0 +1,69 @@
+#include "kernels/base/parallel.h"
+#include "kernels/sampling/row_cpu.h"
+#include "kernels/sampling/threshold_params.h"
+
+namespace sgl_kernel::cpu {
+namespace {
+
+using ProbRow = Row<ProbKey, /*kMass=*/true>;
+using LogitRow = Row<LogitKey, /*kMass=*/false>;
+
+void mask_row(const ThresholdParams& params, int64_t index, LogitRow::Scratch& scratch) {
+  const float* input = params.input + index * params.input_stride;
+  float* output = params.output + index * params.output_stride;
+  uint32_t threshold = 0;
+  if (const uint64_t k = params.top_k_of(index); k > 0) {
+    LogitRow row(input, params.vocab, scratch);
+    row.tally();
+    threshold = row.search_by_count(row.find_by_count(k), k).key;
+  }
+  for (int64_t i = 0; i < params.vocab; ++i) {
+    const float value = LogitKey::clean(input[i]);
+    output[i] = LogitKey::key(value) >= threshold ? value : LogitKey::kLowest;
+  }
+}
+
+void renormalize_row(const ThresholdParams& params, int64_t index, ProbRow::Scratch& scratch) {
+  const float* input = params.input + index * params.input_stride;
+  float* output = params.output + index * params.output_stride;
+  ProbRow row(input, params.vocab, scratch);
+  uint32_t threshold = 0;
+  float per_unit = 0.0f;  // what an all-zero row is multiplied by
+  if (row.peak() >= kLowestPeak) {
+    row.tally();
+    uint64_t kept_mass = row.total_mass();
+    Prefix kept;
+    if (params.threshold == Threshold::kTopKRenorm) {
+      const uint64_t k = params.top_k_of(index);
+      if (k > 0) kept = row.search_by_count(row.find_by_count(k), k), kept_mass = kept.mass_with_equals;
+    } else if (const float p = params.top_p_of(index); p < 1.0f) {
+      const uint64_t target = mass_share(p, row.total_mass());
+      kept = row.search_by_mass(row.find_by_mass(target), target);
+      kept_mass = kept.mass_with_equals;
+    }
+    threshold = kept.key;
+    per_unit = static_cast<float>(1.0 / static_cast<double>(kept_mass));
+  }
+  const float scale = row.scale();  // a power of 2: the product with it is exact
+  for (int64_t i = 0; i < params.vocab; ++i) {
+    const float value = ProbKey::clean(input[i]);
+    output[i] = ProbKey::key(value) >= threshold ? value * scale * per_unit : 0.0f;
+  }
+}
+
+}  // namespace
+
+Status apply_threshold(const ThresholdParams& params, Stream) {
+  parallel_for(params.num_rows, /*grain=*/1, [&](int64_t begin, int64_t end) {
+    if (params.threshold == Threshold::kTopKMask) {
+      LogitRow::Scratch scratch;
+      for (int64_t row = begin; row < end; ++row) mask_row(params, row, scratch);
+    } else {
+      ProbRow::Scratch scratch;
+      for (int64_t row = begin; row < end; ++row) renormalize_row(params, row, scratch);
+    }
+  });
+  return OkStatus();
+}
+
+}  // namespace sgl_kernel::cpu
