@@ -1,7 +1,4 @@
-"""Tests marked `cuda` skip without a GPU or a build for one, and the run says so.
-
-A run in which all of them skip fails where both are there.
-"""
+"""Tests marked `cuda` skip without a GPU, or a build for one, and say so. Where both are there, skipping all fails."""
 
 import functools
 import os
