@@ -1,6 +1,6 @@
 // Copies from global to shared memory that run while the thread goes on (sm_80 and later), and prefetches.
 //
-//   copy_async<16>(shared, global); commit_copies(); … wait_for_copies<0>(); __syncthreads();
+//   copy_async_16(shared, global); commit_copies(); … wait_for_copies<0>(); __syncthreads();
 #pragma once
 
 #include <cstdint>
@@ -11,9 +11,14 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// Both addresses are multiples of 16.
+__device__ __forceinline__ void copy_async_16(void* shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
+}
+
 // kBytes is 4, 8 or 16; both addresses are multiples of it. Only the first `bytes` are read, zeros fill the rest.
 template <int kBytes>
-__device__ __forceinline__ void copy_async(void* shared, const void* global, int bytes = kBytes) {
+__device__ __forceinline__ void copy_async(void* shared, const void* global, int bytes) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
   if constexpr (kBytes == 16) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)

@@ -57,8 +57,12 @@ void check_heads(Check& check, const char* name, const TensorView& tensor, const
   }
   const bool flat = tensor.rank() == lead + 1;
   const int64_t width = tensor.size(-1);
-  check.that(flat ? width % head_size == 0 : width == head_size, name, width,
-             flat ? "a last extent that head_size divides" : "a last extent of head_size");
+  if (flat ? width % head_size != 0 : width != head_size) {
+    const std::string is = "has shape " + shape_string(tensor);
+    const std::string expected =
+        std::string(flat ? "a multiple of " : "") + "head_size, " + std::to_string(head_size) + ", as last extent";
+    check.that(false, name, is.c_str(), expected.c_str());
+  }
   check.no_internal_overlap(name, tensor);
   if (!check.ok()) return;
   // The tokens' common stride: that of the rows if the heads are one dimension, else of the dimensions before them.

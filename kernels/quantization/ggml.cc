@@ -13,7 +13,10 @@ SGL_DECLARE_TARGETS(ggml_mul_mat_a8);
 namespace {
 
 constexpr char kKnownTypes[] = "2, 3, 6 to 8, 10 to 14, 16 to 23 or 29 (a ggml weight type)";
-constexpr char kBlockMultiple[] = "a multiple of 32 or 256 (the elements in a block of this type)";
+
+const char* block_multiple(const ggml::TypeInfo& info) {
+  return info.block_size == 32 ? "a multiple of 32 (a block of this type)" : "a multiple of 256 (a block of this type)";
+}
 
 int64_t bytes_of_row(const ggml::TypeInfo& info, int64_t elements) {
   return elements / info.block_size * info.block_bytes;
@@ -31,7 +34,7 @@ Status check_mul_mat(const char* name, const TensorView& result, const TensorVie
       .dtype("W", W, {DType::kU8});
   if (!check.ok()) return check.status();
   const int64_t num_tokens = X.size(0), k = X.size(1);
-  check.that(k % info.block_size == 0, "X.shape[-1]", k, kBlockMultiple);
+  check.that(k % info.block_size == 0, "X.shape[-1]", k, block_multiple(info));
   if (!check.ok()) return check.status();
   check.shape("W", W, {row, bytes_of_row(info, k)}, "row, bytes of X.shape[-1] elements of this type")
       .contiguous("W", W)
@@ -73,7 +76,7 @@ Status ggml_dequantize(TensorView result, TensorView W, int64_t type, int64_t m,
   Check check("ggml_dequantize");
   check.that(info.block_size != 0, "type", type, kKnownTypes).that(m >= 0, "m", m, "at least 0");
   if (!check.ok()) return check.status();
-  check.that(n >= 0 && n % info.block_size == 0, "n", n, kBlockMultiple)
+  check.that(n >= 0 && n % info.block_size == 0, "n", n, block_multiple(info))
       .dtype("result", result, {DType::kF16, DType::kBF16, DType::kF32})
       .shape("result", result, {m, n}, "m, n")
       .contiguous("result", result)

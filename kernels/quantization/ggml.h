@@ -39,9 +39,10 @@ Status ggml_dequantize(TensorView result, TensorView W, int64_t type, int64_t m,
 // (ggml itself rounds d to f16, and ties away from zero.)
 //
 // |X8[j] - x[j]| <= amax / 254 * (1 + 2^-22). A token's result has the same bits whatever the other tokens and
-// whichever the number of tokens, on the same target. num_tokens == 0 or row == 0 is a no-op; k == 0 gives zeros.
+// whatever their number, on the same machine. num_tokens == 0 or row == 0 is a no-op; k == 0 gives zeros.
 //
-// The two operators compute the same; ggml_mul_mat_vec_a8 is meant for few tokens, ggml_mul_mat_a8 for many.
+// The two operators compute the same, but may add in another order; ggml_mul_mat_vec_a8 is meant for few tokens,
+// ggml_mul_mat_a8 for many.
 Status ggml_mul_mat_vec_a8(TensorView result, TensorView workspace, TensorView W, TensorView X, int64_t type,
                            int64_t row, Stream stream);
 Status ggml_mul_mat_a8(TensorView result, TensorView workspace, TensorView W, TensorView X, int64_t type, int64_t row,

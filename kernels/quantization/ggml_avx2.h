@@ -3,15 +3,13 @@
 
 #if defined(__x86_64__)
 
-#include <immintrin.h>
-
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/base/cpu_avx2.h"
 #include "kernels/quantization/ggml_dot.h"
 
-#define SGL_AVX2 __attribute__((target("avx2,fma,f16c")))
-#define SGL_AVX2_INLINE __attribute__((target("avx2,fma,f16c"), always_inline)) inline
+#define SGL_AVX2_INLINE SGL_AVX2 __attribute__((always_inline)) inline
 
 namespace sgl_kernel::ggml {
 namespace {

@@ -1,4 +1,4 @@
-// The CPU target's kernels for AVX2, and the decoding of the common formats. ggml_dot.h says what they compute.
+// The CPU target's kernels for AVX2. ggml_dot.h says what they compute.
 #include <limits>
 
 #include "kernels/base/float_types.h"
@@ -11,13 +11,6 @@ namespace {
 
 // ---- Quantization of a token's 32 elements ----
 
-SGL_AVX2_INLINE __m256 load8(const float* x) { return _mm256_loadu_ps(x); }
-SGL_AVX2_INLINE __m256 load8(const Half* x) { return _mm256_cvtph_ps(load16(x)); }
-SGL_AVX2_INLINE __m256 load8(const BFloat16* x) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load16(x)), 16));
-}
-
-// Over the four lanes of each half.
 SGL_AVX2_INLINE int sum4(__m128i v) {
   v = _mm_add_epi32(v, _mm_shuffle_epi32(v, 0x4e));
   return _mm_cvtsi128_si32(_mm_add_epi32(v, _mm_shuffle_epi32(v, 0xb1)));
@@ -168,14 +161,13 @@ SGL_AVX2_INLINE __m256i pair_products(__m256i q, __m256i x) {
   return _mm256_maddubs_epi16(q, x);
 }
 
-// Adds within each half: [a0 + a2, b0 + b2, a1 + a3, b1 + b3], in int16 or int32.
 template <bool k16>
 SGL_AVX2_INLINE __m256i add(__m256i a, __m256i b) {
   return k16 ? _mm256_add_epi16(a, b) : _mm256_add_epi32(a, b);
 }
 
-// For each half h of the vectors p[0..7], which hold a row's products: halves[h] = the rows' sums over it. Adds in
-// int16 as long as kMaxQ allows.
+// p[r] holds the sums of pairs of row r's products. low, high: lane r is the row's sum over the lower and the upper
+// half of the vector. Adds in int16 as long as kMaxQ allows.
 template <int kMaxQ>
 SGL_AVX2_INLINE void add_across(__m256i (&p)[8], __m256i& low, __m256i& high) {
   constexpr bool k16First = kMaxSums<kMaxQ> >= 2, k16Second = kMaxSums<kMaxQ> >= 4;
@@ -338,12 +330,6 @@ SGL_AVX2 void dot_tile(float* acc, const StripGroup* strip, const TileGroup* til
 
 }  // namespace
 
-bool has_avx2() {
-  static const bool has =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  return has;
-}
-
 Kernels avx2_kernels(int64_t type) {
   Kernels kernels = {};
   with_block(type, [&]<class Block>() {
@@ -365,7 +351,6 @@ Kernels avx2_kernels(int64_t type) {
 
 namespace sgl_kernel::ggml {
 
-bool has_avx2() { return false; }
 Kernels avx2_kernels(int64_t type) { return scalar_kernels(type); }
 
 }  // namespace sgl_kernel::ggml

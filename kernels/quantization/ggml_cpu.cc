@@ -1,7 +1,10 @@
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
+#include <type_traits>
 
+#include "kernels/base/cpu_avx2.h"
 #include "kernels/base/cpu_dtype_switch.h"
 #include "kernels/base/parallel.h"
 #include "kernels/quantization/ggml.h"
@@ -88,10 +91,32 @@ namespace {
 
 using namespace sgl_kernel::ggml;
 
-// Rows × tokens below this are not worth waking a thread for: about 10 µs of work.
-constexpr int64_t kGrainProducts = 1 << 18;
-
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// How many items of this many products each are worth a thread of their own: some 3 µs of work. (An element that is
+// quantized or decoded takes the time of about 8 products.)
+int64_t grain_of(int64_t products) { return divide_up(1 << 16, std::max<int64_t>(products, 1)); }
+
+#if defined(__x86_64__)
+SGL_AVX2 void round_eights(Half* out, const float* values, int count) {
+  for (int i = 0; i + 8 <= count; i += 8) store8(out + i, load8(values + i));
+}
+#endif
+
+template <class T>
+void round(T* out, const float* values, int count) {
+  int i = 0;
+#if defined(__x86_64__)
+  // The compiler makes vectors of the other types' conversions by itself.
+  if constexpr (std::is_same_v<T, Half>) {
+    if (has_avx2()) {
+      round_eights(out, values, count);
+      i = count / 8 * 8;
+    }
+  }
+#endif
+  for (; i < count; ++i) out[i] = static_cast<T>(values[i]);
+}
 
 // The quantized tokens: `num_tiles` tiles, then those that are left, singly. The same memory for both.
 struct Tokens {
@@ -128,31 +153,31 @@ void quantize_tokens(const Tokens& tokens, const TensorView& X, const Kernels& k
   const int64_t group_bytes = 32 * size_of(X.dtype()), row_bytes = X.stride(0) * size_of(X.dtype());
   const int64_t num_lanes = tokens.num_tiles * kTileTokens, first_single = tokens.first_single();
   const int64_t lanes_and_singles = num_lanes + tokens.num_tokens - first_single;
-  parallel_for(lanes_and_singles, divide_up(kGrainProducts / 8, 32 * tokens.num_groups),
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t i = begin; i < end; ++i) {
-                   const int64_t token = i < num_lanes ? i : i - num_lanes + first_single;
-                   const char* row = static_cast<const char*>(X.data()) + token * row_bytes;
-                   for (int64_t g = 0; g < tokens.num_groups; ++g) {
-                     if (i >= num_lanes) {
-                       quantize(tokens.single(token) + g, row + g * group_bytes);
-                       continue;
-                     }
-                     TokenGroup group = {};  // stays zero in the empty lanes of the last tile
-                     if (token < tokens.num_tokens) quantize(&group, row + g * group_bytes);
-                     put_in_tile(tokens.tile(i / kTileTokens) + g, group, i % kTileTokens);
-                   }
-                 }
-               });
+  parallel_for(lanes_and_singles, grain_of(8 * 32 * tokens.num_groups), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t token = i < num_lanes ? i : i - num_lanes + first_single;
+      const char* row = static_cast<const char*>(X.data()) + token * row_bytes;
+      for (int64_t g = 0; g < tokens.num_groups; ++g) {
+        if (i >= num_lanes) {
+          quantize(tokens.single(token) + g, row + g * group_bytes);
+          continue;
+        }
+        TokenGroup group = {};  // stays zero in the empty lanes of the last tile
+        if (token < tokens.num_tokens) quantize(&group, row + g * group_bytes);
+        put_in_tile(tokens.tile(i / kTileTokens) + g, group, i % kTileTokens);
+      }
+    }
+  });
 }
 
 template <class T>
 void store(const TensorView& result, int64_t token, int64_t first_row, int num_rows, const float* acc, int step) {
-  T* out = result.data<T>() + token * result.stride(0) + first_row;
-  for (int r = 0; r < num_rows; ++r) out[r] = static_cast<T>(acc[r * step]);
+  float values[kStripRows];
+  for (int r = 0; r < kStripRows; ++r) values[r] = acc[r * step];
+  round(result.data<T>() + token * result.stride(0) + first_row, values, num_rows);
 }
 
-// One strip times all tokens, a block of tokens at a time.
+// Strips of W times all tokens, a block of tokens at a time.
 struct StripProduct {
   const Kernels& kernels;
   const Tokens& tokens;
@@ -225,14 +250,14 @@ template <class T, class Block>
 void dequantize_blocks(T* out, const Block* blocks, int64_t num_blocks) {
   constexpr int kSize = Format<Block>::kSize;
   int8_t q[kSize];
-  float scale[kSize / 16], offset[kSize / 16];
-  for (int64_t b = 0; b < num_blocks; ++b, out += kSize) {
+  float scale[kSize / 16], offset[kSize / 16], values[kSize];
+  for (int64_t b = 0; b < num_blocks; ++b) {
     decode(blocks[b], q, scale, offset);
     for (int i = 0; i < kSize; ++i) {
-      float value = scale[i / 16] * static_cast<float>(q[i]);
-      if (Format<Block>::kHasOffset) value += offset[i / 16];
-      out[i] = static_cast<T>(value);
+      values[i] = scale[i / 16] * static_cast<float>(q[i]);
+      if (Format<Block>::kHasOffset) values[i] += offset[i / 16];
     }
+    round(out + b * kSize, values, kSize);
   }
 }
 
@@ -240,7 +265,7 @@ void dequantize_blocks(T* out, const Block* blocks, int64_t num_blocks) {
 
 Status ggml_dequantize(TensorView result, TensorView W, int64_t type, int64_t m, int64_t n, Stream) {
   const TypeInfo info = type_info(type);
-  parallel_for(m * n / info.block_size, kGrainProducts / 8 / info.block_size, [&](int64_t begin, int64_t end) {
+  parallel_for(m * n / info.block_size, grain_of(8 * info.block_size), [&](int64_t begin, int64_t end) {
     with_block(type, [&]<class Block>() {
       const Block* blocks = reinterpret_cast<const Block*>(W.data());
       SGL_CPU_SWITCH_FLOAT(result.dtype(), T,
@@ -257,8 +282,8 @@ Status ggml_mul_mat_a8(TensorView result, TensorView workspace, TensorView W, Te
   const Tokens tokens(workspace.data(), num_tokens, k / 32, kernels.dot_tile != nullptr);
   quantize_tokens(tokens, X, kernels);
   const StripProduct product = {kernels, tokens, result, W, type_info(type)};
-  const int64_t grain = divide_up(kGrainProducts, std::max<int64_t>(kStripRows * k * num_tokens, 1));
-  parallel_for(divide_up(row, kStripRows), grain, [&](int64_t begin, int64_t end) { product.multiply(begin, end); });
+  parallel_for(divide_up(row, kStripRows), grain_of(kStripRows * k * num_tokens),
+               [&](int64_t begin, int64_t end) { product.multiply(begin, end); });
   return OkStatus();
 }
 

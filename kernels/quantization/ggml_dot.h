@@ -119,7 +119,6 @@ struct Kernels {
 Kernels scalar_kernels(int64_t type);
 
 // Only where has_avx2().
-bool has_avx2();
 Kernels avx2_kernels(int64_t type);
 
 }  // namespace sgl_kernel::ggml

@@ -23,162 +23,239 @@ constexpr int kMaxWarps = 8;
 constexpr int kStages = 3;  // two copies of about 1 KB a warp on their way hide the memory's latency with 16 warps
 constexpr int kCacheLine = 128;
 
+// Shared bytes of a chunk of X: quants and scales, and what keeps the stages behind it aligned.
+constexpr int chunk_bytes(int tokens, int groups) {
+  return (tokens * groups * (kGroupSize + static_cast<int>(sizeof(ActivationScale))) + kPiece - 1) / kPiece * kPiece;
+}
+
 struct MatVecParams {
   void* result;
   int64_t result_stride;
   const uint8_t* W;
   Activations X;
   int64_t rows;
-  int num_groups;     // k / 32
-  int num_tokens;     // from the first of this launch
-  int lanes_per_row;  // 8, 16 or 32: whole blocks of 256 elements
-  int chunk_groups;   // of X in shared memory at a time; a multiple of 32, or all
+  int num_groups;          // k / 32
+  int num_tokens;          // from the first of this launch
+  int log2_lanes_per_row;  // of 8, 16 or 32: whole blocks of 256 elements
+  int chunk_groups;        // of X in shared memory at a time; a multiple of 32, or all
 };
 
-// A tile of X in shared memory: the bytes of [token][group], then the scales. The halves of a group trade places in
+// A chunk of X in shared memory: the bytes of [token][group], then the scales. The halves of a group trade places in
 // every other four groups, so that 8 lanes that read the same half of 8 groups at once touch all 32 banks.
-__device__ __forceinline__ int half_group_at(int group, int half) { return group * 2 + (half ^ (group >> 2 & 1)); }
+__device__ __forceinline__ int half_at(int group, int half) { return (half ^ (group >> 2 & 1)) * (kGroupSize / 2); }
 
-template <int kTokens>
-__device__ __forceinline__ void quantize_chunk(const MatVecParams& params, int first_group, int groups, uint8_t* quants,
-                                               ActivationScale* scales) {
-  constexpr int kLanesPerGroup = 4;
-  const int tasks = kTokens * groups * kLanesPerGroup;
-  for (int base = 0; base < tasks; base += blockDim.x) {
-    const int task = base + threadIdx.x;
-    const int quarter = task % kLanesPerGroup, slot = task / kLanesPerGroup;
-    const int token = kTokens == 1 ? 0 : slot / groups, group = slot - token * groups;
-    float x[8] = {};
-    if (task < tasks && token < params.num_tokens) {
-      load_eight(params.X, token, (int64_t{first_group} + group) * kGroupSize + quarter * 8, x);
-    }
-    ActivationScale scale;
-    const uint2 bytes = quantize_group(x, scale);
-    if (task < tasks) {
-      uint8_t* row = quants + token * params.chunk_groups * kGroupSize;
-      *reinterpret_cast<uint2*>(row + half_group_at(group, quarter / 2) * 16 + quarter % 2 * 8) = bytes;
-      if (quarter == 0) scales[token * params.chunk_groups + group] = scale;
-    }
-  }
+struct ActivationGroup {
+  uint32_t quants[8];
+  ActivationScale scale;
+};
+
+__device__ __forceinline__ ActivationGroup load_group(const uint8_t* quants, int half0, int half1,
+                                                      const ActivationScale& scale) {
+  const uint4 x0 = *reinterpret_cast<const uint4*>(quants + half0);
+  const uint4 x1 = *reinterpret_cast<const uint4*>(quants + half1);
+  return {{x0.x, x0.y, x0.z, x0.w, x1.x, x1.y, x1.z, x1.w}, scale};
 }
 
+// Eight elements of a chunk of X, on their way from global to shared memory. Four neighbouring threads hold a group.
+template <int kTokens>
+struct ChunkTask {
+  int token, group, quarter;  // of the group
+  bool present;
+  float x[8];
+
+  // Task `index` of the chunk of `groups` groups from `first_group` on.
+  __device__ __forceinline__ void load(const MatVecParams& params, int first_group, int groups, int index) {
+    quarter = index % 4;
+    token = kTokens == 1 ? 0 : index / 4 / groups;
+    group = index / 4 - token * groups;
+    present = index < kTokens * groups * 4;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) x[i] = 0.0f;
+    if (present && token < params.num_tokens) {
+      load_eight(params.X, token, (int64_t{first_group} + group) * kGroupSize + quarter * 8, x);
+    }
+  }
+
+  // The whole warp calls it.
+  __device__ __forceinline__ void store(const MatVecParams& params, uint8_t* quants, ActivationScale* scales) const {
+    ActivationScale scale;
+    const uint2 bytes = quantize_group(x, scale);
+    if (!present) return;
+    const int slot = token * params.chunk_groups + group;
+    *reinterpret_cast<uint2*>(quants + slot * kGroupSize + half_at(group, quarter / 2) + quarter % 2 * 8) = bytes;
+    if (quarter == 0) scales[slot] = scale;
+  }
+};
+
 // Blocks of the largest size that fit a multiprocessor's registers: 64, 80 or 128 a thread.
-constexpr int resident_blocks(int tokens) { return tokens <= 2 ? 4 : tokens <= 4 ? 3 : 2; }
+constexpr int resident_blocks(int tokens, int rows) { return tokens > 1 ? 2 : rows > 1 ? 3 : 4; }
 
 // kRows rows of W for each lane, kTokens rows of X.
 template <class Format, int kTokens, int kRows>
-__global__ void __launch_bounds__(kMaxWarps* kWarpSize, resident_blocks(kTokens))
+__global__ void __launch_bounds__(kMaxWarps* kWarpSize, resident_blocks(kTokens, kRows))
     ggml_mul_mat_vec_kernel(const __grid_constant__ MatVecParams params) {
   using Block = typename Format::Block;
   constexpr int kGroupsPerBlock = Format::kGroupsPerBlock;
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize, num_warps = blockDim.x / kWarpSize;
-  const int lanes_per_row = params.lanes_per_row;
-  const int row_lane = lane % lanes_per_row;
+  const int lanes_per_row = 1 << params.log2_lanes_per_row;
+  const int row_lane = lane & (lanes_per_row - 1);
 
-  // A warp's tile is warp_rows rows; a step of it, lanes_per_row groups of each of them.
-  const int warp_rows = kWarpSize / lanes_per_row * kRows;
-  const int block_rows = warp_rows * num_warps;
+  // A warp's tile is warp_rows rows; a step of it, lanes_per_row groups of each of them. Lane l has rows
+  // l / lanes_per_row + r * side_rows.
+  const int side_rows = kWarpSize >> params.log2_lanes_per_row;
+  const int warp_rows = side_rows * kRows;
+  const int64_t row_stride = int64_t{gridDim.x} * num_warps * warp_rows;  // from a warp's tile to its next
   const int step_bytes = lanes_per_row / kGroupsPerBlock * static_cast<int>(sizeof(Block));
   const int staged_row_bytes = staged_bytes(step_bytes);
+  const int stage_bytes = warp_rows * staged_row_bytes;
   const int64_t row_bytes = int64_t{params.num_groups / kGroupsPerBlock} * sizeof(Block);
-  const int steps = (params.num_groups + lanes_per_row - 1) / lanes_per_row;
+  const int steps = (params.num_groups + lanes_per_row - 1) >> params.log2_lanes_per_row;
+  const int last_step_bytes = static_cast<int>(row_bytes - int64_t{steps - 1} * step_bytes);
   const uint8_t* const W_end = params.W + params.rows * row_bytes;
 
   extern __shared__ uint4 shared[];
   uint8_t* const quants = reinterpret_cast<uint8_t*>(shared);
   ActivationScale* const scales =
       reinterpret_cast<ActivationScale*>(quants + kTokens * params.chunk_groups * kGroupSize);
-  // The scales may be an odd number of 8 bytes.
-  uint8_t* const stages =
-      quants + (kTokens * params.chunk_groups * 40 + 15) / 16 * 16 + warp * kStages * warp_rows * staged_row_bytes;
+  uint8_t* const stages = quants + chunk_bytes(kTokens, params.chunk_groups) + warp * kStages * stage_bytes;
 
-  const int64_t first_row = int64_t{blockIdx.x} * block_rows + warp * warp_rows;
-  {
-    const uint8_t* line = params.W + first_row * row_bytes + lane * kCacheLine;
-    const uint8_t* end = params.W + min(first_row + warp_rows, params.rows) * row_bytes;
-    for (; line < end; line += kWarpSize * kCacheLine) prefetch_to_l2(line);
-  }
   release_successors();
-  wait_for_predecessor();
+  const int64_t first_row = (int64_t{blockIdx.x} * num_warps + warp) * warp_rows;
+  const uint8_t* copy_run = params.W + first_row * row_bytes;
+#pragma unroll 1
+  for (int64_t at = lane * kCacheLine; at < min(int64_t{warp_rows}, params.rows - first_row) * row_bytes;
+       at += kWarpSize * kCacheLine) {
+    prefetch_to_l2(copy_run + at);
+  }
 
   // The next step to copy runs ahead of the one to compute. It always commits, so that groups count steps.
   int64_t copy_row = first_row;
   int copy_step = 0, copy_stage = 0;
+  const int64_t tile_stride = row_stride * row_bytes - int64_t{steps} * step_bytes;
+  const bool starts_aligned = staged_offset(params.W) == 0;
   const auto copy_next = [&] {
-    if (copy_row < params.rows && steps > 0) {
-      for (int i = 0; i < warp_rows && copy_row + i < params.rows; ++i) {
-        const int64_t at = int64_t{copy_step} * step_bytes;
-        const int bytes = static_cast<int>(min(int64_t{step_bytes}, row_bytes - at));
-        stage_run(stages + (copy_stage * warp_rows + i) * staged_row_bytes, params.W + (copy_row + i) * row_bytes + at,
-                  bytes, params.W, W_end);
+    if (copy_row < params.rows) {
+      // A row is longer than a piece: with rows before and behind it, a run is not at an edge of W.
+      const bool inside = copy_row + warp_rows < params.rows && (copy_row > 0 || starts_aligned);
+      const int bytes = copy_step + 1 == steps ? last_step_bytes : step_bytes;
+      uint8_t* staged = stages + copy_stage * stage_bytes;
+      const uint8_t* run = copy_run;
+#pragma unroll 1
+      for (int i = 0; i < warp_rows; ++i) {
+        if (inside) {
+          stage_run(staged, run, bytes);
+        } else if (copy_row + i < params.rows) {
+          stage_run_at_edge(staged, run, bytes, params.W, W_end);
+        }
+        run += row_bytes;
+        staged += staged_row_bytes;
       }
+      copy_run += step_bytes;
       if (++copy_step == steps) {
         copy_step = 0;
-        copy_row += int64_t{gridDim.x} * block_rows;
+        copy_row += row_stride;
+        copy_run += tile_stride;
       }
     }
     commit_copies();
     copy_stage = copy_stage + 1 == kStages ? 0 : copy_stage + 1;
   };
-  for (int i = 0; i + 1 < kStages; ++i) copy_next();
 
+  // What this lane reads of each stage and of each token's groups.
+  int staged_at[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    staged_at[r] = (r * side_rows + (lane >> params.log2_lanes_per_row)) * staged_row_bytes +
+                   row_lane / kGroupsPerBlock * static_cast<int>(sizeof(Block));
+  }
+  const int x_row_bytes = params.chunk_groups * kGroupSize;
+  const int x_half0 = half_at(row_lane, 0), x_half1 = half_at(row_lane, 1);
+
+  wait_for_predecessor();
+  bool started = false;
+  int chunk_start = 0;
   const bool one_chunk = params.chunk_groups >= params.num_groups;
-  bool quantized = false;
   int stage = 0;
-  // Every warp of a block goes through the same tiles and steps, with or without rows: there are barriers inside.
-  for (int64_t row0 = first_row; row0 - warp * warp_rows < params.rows; row0 += int64_t{gridDim.x} * block_rows) {
+  // Every warp of a block goes through the same tiles and steps, with or without rows: there may be barriers inside.
+  for (int64_t row0 = first_row; row0 - warp * warp_rows < params.rows; row0 += row_stride) {
     float sums[kRows][kTokens] = {};
-    int chunk_start = 0;
-    for (int step = 0; step < steps; ++step) {
-      const int step_group = step * lanes_per_row;
-      if (one_chunk ? !quantized : step_group % params.chunk_groups == 0) {
-        if (quantized) __syncthreads();
-        chunk_start = step_group;
-        quantize_chunk<kTokens>(params, chunk_start, min(params.chunk_groups, params.num_groups - chunk_start), quants,
-                                scales);
-        quantized = true;
+    bool present[kRows];
+    uint32_t run_address[kRows];  // of the row's run, its low bits
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t row = row0 + r * side_rows + (lane >> params.log2_lanes_per_row);
+      present[r] = row < params.rows;
+      run_address[r] = static_cast<uint32_t>(reinterpret_cast<uint64_t>(params.W) + row * row_bytes);
+    }
+    int group = row_lane;
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step, group += lanes_per_row) {
+      const int start = one_chunk ? 0 : step * lanes_per_row / params.chunk_groups * params.chunk_groups;
+      if (!started || start != chunk_start) {
+        if (started) __syncthreads();
+        chunk_start = start;
+        const int groups = min(params.chunk_groups, params.num_groups - start);
+#pragma unroll 1
+        for (int first = 0; first < kTokens * groups * 4; first += blockDim.x) {
+          ChunkTask<kTokens> task;
+          task.load(params, start, groups, first + threadIdx.x);
+          if (!started) {  // the first of W in the shadow of the first of X
+            started = true;
+#pragma unroll 1
+            for (int i = 0; i + 1 < kStages; ++i) copy_next();
+          }
+          task.store(params, quants, scales);
+        }
         __syncthreads();
       }
       copy_next();
       wait_for_copies<kStages - 1>();
       __syncwarp();
 
-      const int group = step_group + row_lane;
       if (group < params.num_groups) {
-        WeightGroup weights[kRows];
-        bool present[kRows];
+        const auto decode = [&](int r) {
+          WeightGroup weights;
+          const uint8_t* block = stages + stage * stage_bytes + staged_at[r] + run_address[r] % kPiece;
+          Format::decode(*reinterpret_cast<const Block*>(block), row_lane % kGroupsPerBlock, weights);
+          return weights;
+        };
+        const auto add = [&](int r, int t, const WeightGroup& weights, const ActivationGroup& x) {
+          int dots[2] = {0, 0};
 #pragma unroll
-        for (int r = 0; r < kRows; ++r) {
-          const int i = r * (kWarpSize / lanes_per_row) + lane / lanes_per_row;
-          present[r] = row0 + i < params.rows;
-          if (present[r]) {
-            const uint8_t* run = params.W + (row0 + i) * row_bytes + int64_t{step} * step_bytes;
-            const uint8_t* staged = stages + (stage * warp_rows + i) * staged_row_bytes + staged_offset(run);
-            Format::decode(reinterpret_cast<const Block*>(staged)[row_lane / kGroupsPerBlock],
-                           row_lane % kGroupsPerBlock, weights[r]);
+          for (int w = 0; w < 8; ++w) {
+            int& dot = dots[Format::kScales == 2 ? w / 4 : 0];
+            dot = __dp4a(static_cast<int>(weights.quants[w]), static_cast<int>(x.quants[w]), dot);
           }
-        }
+          const float value = scaled_dot<Format>(weights.scale, weights.offset, static_cast<float>(dots[0]),
+                                                 static_cast<float>(dots[1]), x.scale);
+          sums[r][t] = __fmaf_rn(x.scale.d, value, sums[r][t]);
+        };
         const int x_group = group - chunk_start;
-#pragma unroll
-        for (int t = 0; t < kTokens; ++t) {
-          const uint4* x_row = reinterpret_cast<const uint4*>(quants + t * params.chunk_groups * kGroupSize);
-          const uint4 x0 = x_row[half_group_at(x_group, 0)], x1 = x_row[half_group_at(x_group, 1)];
-          const uint32_t x[8] = {x0.x, x0.y, x0.z, x0.w, x1.x, x1.y, x1.z, x1.w};
-          const ActivationScale activation = scales[t * params.chunk_groups + x_group];
+        const uint8_t* x_quants = quants + x_group * kGroupSize;
+        if constexpr (kTokens == 1) {
+          const ActivationGroup x = load_group(x_quants, x_half0, x_half1, scales[x_group]);
 #pragma unroll
           for (int r = 0; r < kRows; ++r) {
-            if (!present[r]) continue;
-            int dots[2] = {0, 0};
+            if (present[r]) add(r, 0, decode(r), x);
+          }
+        } else {
+          WeightGroup weights[kRows];
 #pragma unroll
-            for (int w = 0; w < 8; ++w) {
-              int& dot = dots[Format::kScales == 2 ? w / 4 : 0];
-              dot = __dp4a(static_cast<int>(weights[r].quants[w]), static_cast<int>(x[w]), dot);
+          for (int r = 0; r < kRows; ++r) {
+            if (present[r]) weights[r] = decode(r);
+          }
+#pragma unroll
+          for (int t = 0; t < kTokens; ++t) {
+            const ActivationGroup x =
+                load_group(x_quants + t * x_row_bytes, x_half0, x_half1, scales[t * params.chunk_groups + x_group]);
+#pragma unroll
+            for (int r = 0; r < kRows; ++r) {
+              if (present[r]) add(r, t, weights[r], x);
             }
-            const float value = scaled_dot<Format>(weights[r].scale, weights[r].offset, static_cast<float>(dots[0]),
-                                                   static_cast<float>(dots[1]), activation);
-            sums[r][t] = __fmaf_rn(activation.d, value, sums[r][t]);
           }
         }
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) run_address[r] += step_bytes;
       }
       __syncwarp();  // before the next copy writes over this stage
       stage = stage + 1 == kStages ? 0 : stage + 1;
@@ -186,14 +263,16 @@ __global__ void __launch_bounds__(kMaxWarps* kWarpSize, resident_blocks(kTokens)
 
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      const int64_t row = row0 + r * (kWarpSize / lanes_per_row) + lane / lanes_per_row;
+      const int64_t row = row0 + r * side_rows + (lane >> params.log2_lanes_per_row);
 #pragma unroll
       for (int t = 0; t < kTokens; ++t) {
         float sum = sums[r][t];
-        for (int offset = lanes_per_row / 2; offset > 0; offset /= 2) {
-          sum += __shfl_xor_sync(0xffffffff, sum, offset);
+#pragma unroll
+        for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
+          const float other = __shfl_xor_sync(0xffffffff, sum, offset);
+          if (offset < lanes_per_row) sum += other;
         }
-        if (row_lane == 0 && row < params.rows && t < params.num_tokens) {
+        if (row_lane == 0 && present[r] && t < params.num_tokens) {
           store_element(params.result, params.X.dtype, t * params.result_stride + row, sum);
         }
       }
@@ -201,14 +280,16 @@ __global__ void __launch_bounds__(kMaxWarps* kWarpSize, resident_blocks(kTokens)
   }
 }
 
+// A warp for each of so many rows fills any GPU. Then throughput counts, below it latency.
+constexpr int64_t kManyRows = 4096;
+
 // The lanes that share a row: 32 for short latency, or for many rows what leaves the fewest lanes idle.
-int choose_lanes_per_row(int64_t rows, int num_groups) {
-  constexpr int64_t kManyRows = 4096;  // a warp for each of so many already fills any GPU
-  if (rows < kManyRows) return 32;
-  int best = 32;
-  for (int lanes : {16, 8}) {
-    const auto slots = [num_groups](int lanes) { return (num_groups + lanes - 1) / lanes * lanes; };
-    if (slots(lanes) < slots(best)) best = lanes;
+int choose_log2_lanes_per_row(int64_t rows, int num_groups) {
+  if (rows < kManyRows) return 5;
+  const auto idle_lanes = [num_groups](int log2) { return -num_groups & ((1 << log2) - 1); };
+  int best = 5;
+  for (int log2 : {4, 3}) {
+    if (idle_lanes(log2) < idle_lanes(best)) best = log2;
   }
   return best;
 }
@@ -224,24 +305,25 @@ int device_attribute(cudaDeviceAttr attribute) {
 template <class Format, int kTokens, int kRows>
 Status launch_mat_vec(MatVecParams params, Stream stream) {
   const auto kernel = ggml_mul_mat_vec_kernel<Format, kTokens, kRows>;
-  const int lanes = choose_lanes_per_row(params.rows, params.num_groups);
-  const int warp_rows = kWarpSize / lanes * kRows;
+  params.log2_lanes_per_row = choose_log2_lanes_per_row(params.rows, params.num_groups);
+  const int lanes = 1 << params.log2_lanes_per_row, warp_rows = kWarpSize / lanes * kRows;
   const int sms = num_sms();
-  // Small blocks where large ones would leave multiprocessors idle.
-  const int num_warps = params.rows < int64_t{2} * sms * warp_rows * kMaxWarps ? kMaxWarps / 2 : kMaxWarps;
+  // Small blocks where large ones would leave multiprocessors idle, if they quantize X at one go all the same.
+  const bool few_rows = params.rows < int64_t{2} * sms * warp_rows * kMaxWarps;
+  const bool small_x = kTokens * params.num_groups * 4 <= kMaxWarps / 2 * kWarpSize;
+  const int num_warps = few_rows && small_x ? kMaxWarps / 2 : kMaxWarps;
   const int64_t tiles = (params.rows + warp_rows * num_warps - 1) / (warp_rows * num_warps);
 
-  const int stage_bytes =
+  const int stages_bytes =
       num_warps * kStages * warp_rows *
       staged_bytes(lanes / Format::kGroupsPerBlock * static_cast<int>(sizeof(typename Format::Block)));
-  constexpr int kBytesPerGroup = kGroupSize + sizeof(ActivationScale);
   constexpr int kMostChunkBytes = 80 << 10;  // all of X for 8 tokens of k = 8192
-  const int chunk_bytes =
-      std::min(kMostChunkBytes, device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - stage_bytes - kPiece);
-  const int most_groups = std::max(32, chunk_bytes / (kTokens * kBytesPerGroup) / 32 * 32);
-  params.lanes_per_row = lanes;
+  const int most_bytes =
+      std::min(kMostChunkBytes, device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - stages_bytes);
+  constexpr int kChunkStep = 32;  // the most lanes of a row
+  const int most_groups = std::max(1, most_bytes / chunk_bytes(kTokens, kChunkStep)) * kChunkStep;
   params.chunk_groups = std::min(params.num_groups, most_groups);
-  const int shared_bytes = (kTokens * params.chunk_groups * kBytesPerGroup + 15) / 16 * 16 + stage_bytes;
+  const int shared_bytes = chunk_bytes(kTokens, params.chunk_groups) + stages_bytes;
   constexpr int kAlwaysAllowed = 48 << 10;
   if (shared_bytes > kAlwaysAllowed) {
     SGL_RETURN_IF_ERROR(allow_shared_memory("ggml_mul_mat_vec_a8", kernel, shared_bytes));
@@ -272,10 +354,10 @@ Status mat_vec(const MatVecParams& whole, int64_t num_tokens, Stream stream) {
     params.num_tokens = static_cast<int>(std::min<int64_t>(kMostTokens, num_tokens - first));
     params.result = static_cast<char*>(whole.result) + first * whole.result_stride * element_bytes;
     params.X.data = static_cast<const char*>(whole.X.data) + first * whole.X.row_stride * element_bytes;
-    if (params.num_tokens == 1) {
+    if (params.num_tokens == 1 && params.rows < kManyRows) {
       SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 1, 1>(params, stream)));
-    } else if (params.num_tokens == 2) {
-      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 2, 1>(params, stream)));
+    } else if (params.num_tokens == 1) {
+      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 1, 2>(params, stream)));
     } else if (params.num_tokens <= 4) {
       SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 4, 2>(params, stream)));
     } else {

@@ -1,5 +1,6 @@
 #include "kernels/elementwise/activation.h"
 #include "kernels/elementwise/norm.h"
+#include "kernels/elementwise/rope.h"
 #include "python/bind/operators.h"
 
 PYBIND11_MODULE(_elementwise, module) {
@@ -17,4 +18,14 @@ PYBIND11_MODULE(_elementwise, module) {
   ops.def("silu_and_mul(Tensor! out, Tensor input) -> ()", &silu_and_mul);
   ops.def("gelu_tanh_and_mul(Tensor! out, Tensor input) -> ()", &gelu_tanh_and_mul);
   ops.def("gelu_and_mul(Tensor! out, Tensor input) -> ()", &gelu_and_mul);
+
+  ops.def(
+      "apply_rope_pos_ids_cos_sin_cache(Tensor q, Tensor k, Tensor! q_rope, Tensor! k_rope, Tensor cos_sin_cache, "
+      "Tensor pos_ids, bool interleave, bool enable_pdl, Tensor? v, Tensor!? k_buffer, Tensor!? v_buffer, "
+      "Tensor? kv_cache_loc) -> ()",
+      &apply_rope_pos_ids_cos_sin_cache);
+  ops.def(
+      "rotary_embedding(Tensor positions, Tensor! query, Tensor!? key, int head_size, Tensor cos_sin_cache, "
+      "bool is_neox) -> ()",
+      &rotary_embedding);
 }

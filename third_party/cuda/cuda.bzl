@@ -16,6 +16,8 @@ def _cuda_toolkit_impl(ctx):
         "bin/" + tool
         for tool in ["bin2c", "cudafe++.real", "fatbinary", "nvcc", "nvlink", "ptxas"]
     ])
+    versions = dict([wheel.split("==") for wheel in ctx.attr.wheels])
+    ctx.file("version.txt", versions["nvidia-cuda-nvcc"])
     ctx.symlink(ctx.attr._build_file, "BUILD")
 
 cuda_toolkit = repository_rule(

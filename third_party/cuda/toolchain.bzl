@@ -36,6 +36,11 @@ def cuda_targets(name):
         name = "cpu",
         constraint_setting = name,
     )
+    native.platform(
+        name = "cpu_platform",
+        constraint_values = [":cpu"],
+        parents = ["@local_config_platform//:host"],
+    )
     _cuda_toolchain(
         name = "nothing",
         target = "cpu",

@@ -8,7 +8,7 @@ _TOOLCHAIN_TYPE = "//third_party/cuda:toolchain_type"
 _PLATFORMS = "//command_line_option:platforms"
 
 _NVCC_FLAGS = [
-    "-std=c++17",
+    "-std=c++20",
     "-O3",
     "-DNDEBUG",
     "--expt-relaxed-constexpr",
@@ -99,9 +99,9 @@ def _flag(target):
     return "//tools/build:" + target
 
 def _each_target_impl(settings, attr):
-    built = [target for target in attr.targets if settings[_flag(target)]]
-    if not built:
-        return {"cpu": {_PLATFORMS: settings[_PLATFORMS]}}
+    # Without an SM target, too, a platform of its own: the same one again would
+    # be another configuration with the same output folder.
+    built = [target for target in attr.targets if settings[_flag(target)]] or ["cpu"]
     return {
         target: {_PLATFORMS: "//third_party/cuda:%s_platform" % target}
         for target in built
@@ -109,7 +109,7 @@ def _each_target_impl(settings, attr):
 
 _each_target = transition(
     implementation = _each_target_impl,
-    inputs = [_PLATFORMS] + [_flag(target) for target in SM_TARGETS],
+    inputs = [_flag(target) for target in SM_TARGETS],
     outputs = [_PLATFORMS],
 )
 

@@ -2,6 +2,7 @@
 
 load("//third_party/cuda:targets.bzl", "SM_TARGETS", "check_targets")
 load(":cuda_library.bzl", "cuda_library")
+load(":kernel_targets.bzl", "kernel_targets")
 
 _COPTS = [
     "-O3",
@@ -79,13 +80,22 @@ def kernel_library(
             )
             cuda_libraries.append(library)
 
+    built = ["cpu"]
     defines = []
     if cuda_libraries:
         for target in targets:
+            condition = "//tools/build:with_" + target
+            built = built + select({condition: [target], "//conditions:default": []})
             defines = defines + select({
-                "//tools/build:with_" + target: ["SGL_HAS_" + target.upper()],
+                condition: ["SGL_HAS_" + target.upper()],
                 "//conditions:default": [],
             })
+    kernel_targets(
+        name = name + "_targets",
+        header = native.glob([name + ".h"]),
+        targets = built,
+        visibility = ["//visibility:public"],
+    )
     native.cc_library(
         name = name,
         srcs = native.glob([name + ".cc", name + "_*.cc"], exclude = not_ours),
@@ -109,4 +119,9 @@ def kernel_family(name, concepts):
         linkstatic = True,
         visibility = ["//visibility:public"],
         deps = concepts,
+    )
+    kernel_targets(
+        name = name + "_targets",
+        concepts = [concept + "_targets" for concept in concepts],
+        visibility = ["//visibility:public"],
     )

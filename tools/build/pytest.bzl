@@ -1,6 +1,7 @@
 """pytest_test: Python tests, in the environment of third_party/python."""
 
 load("@python_environment//:defs.bzl", "PYTHON")
+load(":sanitizer.bzl", "SANITIZER_ENVIRONMENT", "select_sanitizer")
 
 _LAUNCHER = """#!/bin/bash
 # Imports resolve as they do in a checkout: the repository's root and python/.
@@ -11,16 +12,6 @@ export PYTHONDONTWRITEBYTECODE=1
 exec {python} -m pytest -p no:cacheprovider -q -rs \\
   --junitxml="${{XML_OUTPUT_FILE:-/dev/null}}" {args} "$@" {srcs}
 """
-
-# Python itself is not instrumented: the runtime has to come first, and cannot
-# tell what the interpreter leaks.
-_SANITIZER = {
-    "asan": """export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libstdc++.so)"
-export ASAN_OPTIONS=detect_leaks=0""",
-    "ubsan": """export LD_PRELOAD="$(gcc -print-file-name=libubsan.so)"
-export UBSAN_OPTIONS=print_stacktrace=1""",
-    "": "",
-}
 
 def _pytest_test_impl(ctx):
     root = "$PWD"
@@ -40,7 +31,7 @@ def _pytest_test_impl(ctx):
             args = " ".join(ctx.attr.pytest_args),
             imports = ":".join(imports),
             python = PYTHON,
-            sanitizer = _SANITIZER[ctx.attr.sanitizer],
+            sanitizer = SANITIZER_ENVIRONMENT[ctx.attr.sanitizer],
             srcs = " ".join([src.short_path for src in ctx.files.srcs]),
         ),
         is_executable = True,
@@ -79,10 +70,6 @@ def pytest_test(name, srcs, deps = [], **kwargs):
         name = name,
         srcs = srcs,
         deps = deps,
-        sanitizer = select({
-            "//tools/build:asan": "asan",
-            "//tools/build:ubsan": "ubsan",
-            "//conditions:default": "",
-        }),
+        sanitizer = select_sanitizer({config: config for config in SANITIZER_ENVIRONMENT}),
         **kwargs
     )

@@ -1,0 +1,115 @@
+// Step 3 of attention with split keys: bound by the reads of the partial outputs, which come from the L2.
+//
+//   lse = log(sum_s exp(lse_s) + exp(sink)),   out = sum_s exp(lse_s - lse) out_s
+//
+// One block a query row of one head. Warp w sums the splits w, w + 4, …; then the warps are added in order, so the bits
+// depend on num_splits alone.
+#include "kernels/attention/flash_attention_mma.cuh"
+#include "kernels/attention/flash_attention_portable.h"
+#include "kernels/base/launch.h"
+#include "kernels/device/pdl.cuh"
+#include "kernels/device/reduce.cuh"
+
+namespace sgl_kernel::SGL_TARGET {
+namespace {
+
+constexpr int kWarps = 4;
+constexpr int kMaxSplits = 256;
+constexpr int kMaxHeadDim = 256;
+constexpr int kLaneColumns = kMaxHeadDim / kWarp;  // a lane holds columns 4 lane … 4 lane + 3, and those 128 further on
+
+template <class T>
+__global__ void __launch_bounds__(kWarps* kWarp)
+    combine_splits_kernel(const __grid_constant__ AttentionParams params) {
+  __shared__ float weights[kMaxSplits];
+  __shared__ float sums[kWarps][kMaxHeadDim];
+  wait_for_predecessor();
+  int64_t index = blockIdx.x;
+  const int token = static_cast<int>(index % params.seqlen_q);
+  index /= params.seqlen_q;
+  const PackedRow row = {token, static_cast<int>(index % params.num_heads)};
+  const int batch = static_cast<int>(index / params.num_heads);
+  const AttentionSequence sequence = sequence_of(params, batch);
+  if (token >= sequence.q_len) return;
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+
+  // Each warp finds the total by itself: fewer barriers than sharing it.
+  const float* lse_accum = params.lse_accum + lse_accum_index(params, sequence, batch, 0, row);
+  float top = negative_infinity();
+  float lse[kMaxSplits / kWarp];
+#pragma unroll
+  for (int i = 0; i < kMaxSplits / kWarp; ++i) {
+    const int split = i * kWarp + lane;
+    lse[i] = split < params.num_splits ? lse_accum[split * params.lse_accum_split_stride] : negative_infinity();
+    top = fmaxf(top, lse[i]);
+  }
+  const float sink = sink_of(params, row.head);
+  top = fmaxf(warp_reduce<Max>(top), sink);
+  // With nothing to see every weight is 0. (Max's identity is finite, so compare with <=.)
+  const bool sees_nothing = top <= Max::kIdentity;
+  float total = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kMaxSplits / kWarp; ++i) {
+    lse[i] = sees_nothing ? 0.0f : exp2_approx((lse[i] - top) * kLog2E);
+    total += lse[i];
+  }
+  total = warp_reduce<Sum>(total) + (sees_nothing ? 0.0f : exp2_approx((sink - top) * kLog2E));
+  const float factor = sees_nothing ? 0.0f : 1.0f / total;
+  if (warp == 0) {
+#pragma unroll
+    for (int i = 0; i < kMaxSplits / kWarp; ++i) weights[i * kWarp + lane] = lse[i] * factor;
+    if (lane == 0) {
+      params.lse[lse_index(params, sequence, batch, row)] =
+          sees_nothing ? negative_infinity() : top + log2f(total) * kLn2;
+    }
+  }
+  __syncthreads();
+
+  const float* out_accum = params.out_accum + out_accum_index(params, sequence, batch, 0, row);
+  float output[kLaneColumns] = {};
+#pragma unroll 4
+  for (int split = warp; split < params.num_splits; split += kWarps) {
+    const float weight = weights[split];
+    if (weight == 0.0f) continue;  // the split may have seen no key and written no output
+    const float* part = out_accum + split * params.out_accum_split_stride;
+#pragma unroll
+    for (int i = 0; i < kLaneColumns; i += 4) {
+      const int column = i * kWarp + lane * 4;
+      if (column >= params.head_dim_v) continue;
+      const float4 values = *reinterpret_cast<const float4*>(part + column);
+      output[i] += weight * values.x;
+      output[i + 1] += weight * values.y;
+      output[i + 2] += weight * values.z;
+      output[i + 3] += weight * values.w;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kLaneColumns; i += 4) {
+    *reinterpret_cast<float4*>(&sums[warp][i * kWarp + lane * 4]) =
+        make_float4(output[i], output[i + 1], output[i + 2], output[i + 3]);
+  }
+  __syncthreads();
+  T* out = static_cast<T*>(params.out) + out_index(params, sequence, batch, row);
+  for (int column = 2 * threadIdx.x; column < params.head_dim_v; column += 2 * kWarps * kWarp) {
+    float first = 0.0f, second = 0.0f;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      first += sums[w][column];
+      second += sums[w][column + 1];
+    }
+    *reinterpret_cast<uint32_t*>(out + column) = pack<T>(first, second);
+  }
+}
+
+}  // namespace
+
+Status combine_splits(const AttentionParams& params, Stream stream) {
+  const int64_t blocks = static_cast<int64_t>(params.seqlen_q) * params.num_heads * params.batch;
+  if (blocks > INT32_MAX) return Unsupported("fwd: batch * heads * queries is above 2^31 blocks");
+  const auto kernel = params.dtype == DType::kF16 ? combine_splits_kernel<__half>
+                                                  : combine_splits_kernel<__nv_bfloat16>;
+  return launch("fwd", kernel,
+                {.grid = dim3(static_cast<unsigned>(blocks)), .block = kWarps * kWarp, .pdl = true}, stream, params);
+}
+
+}  // namespace sgl_kernel::SGL_TARGET

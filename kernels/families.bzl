@@ -1,0 +1,9 @@
+"""The families that there are: //kernels/<family>, python/sgl_kernel/_<family>.cc."""
+
+FAMILIES = [
+    "attention",
+    "elementwise",
+    "kvcacheio",
+    "quantization",
+    "sampling",
+]

@@ -1,0 +1,111 @@
+"""Matrices in the block formats of ggml, as GGUF files hold them.
+
+A weight is the file's bytes: uint8 [row, bytes_per_row], contiguous. `quant_type` is ggml's number, which the `gguf`
+package calls GGMLQuantizationType: Q4_0 (2), Q4_1 (3), Q5_0 (6), Q5_1 (7), Q8_0 (8), Q2_K … Q6_K (10 … 14),
+IQ2_XXS (16), IQ2_XS (17), IQ3_XXS (18), IQ1_S (19), IQ4_NL (20), IQ3_S (21), IQ2_S (22), IQ4_XS (23), IQ1_M (29).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from sgl_kernel import _quantization as _native
+from sgl_kernel._ops import eager_or_traced, fakes, implements
+
+__all__ = ["ggml_dequantize", "ggml_mul_mat_a8", "ggml_mul_mat_vec_a8"]
+
+
+@implements("ggml_dequantize")
+def _dequantize(W, type, m, n, dtype):
+    result = _dequantized(W, type, max(m, 0), max(n, 0), dtype)
+    _native.ggml_dequantize(result, W, type, m, n)
+    return result
+
+
+@fakes("ggml_dequantize")
+def _dequantized(W, type, m, n, dtype):
+    return W.new_empty((m, n), dtype=dtype or torch.float16)
+
+
+@fakes("ggml_mul_mat_vec_a8")
+@fakes("ggml_mul_mat_a8")
+def _product(W, X, type, row):
+    return X.new_empty((X.shape[0], row))
+
+
+def _multiply(native, W, X, type, row):
+    # The shapes of a wrong call are the native function's to judge; they only must not fail earlier.
+    num_tokens, k = X.shape if X.dim() == 2 else (0, 0)
+    result = X.new_empty((num_tokens, max(row, 0)))
+    workspace = X.new_empty(_native.ggml_workspace_size(num_tokens, k, X.is_cuda), dtype=torch.uint8)
+    native(result, workspace, W, X, type, row)
+    return result
+
+
+@implements("ggml_mul_mat_vec_a8")
+def _mul_mat_vec(W, X, type, row):
+    return _multiply(_native.ggml_mul_mat_vec_a8, W, X, type, row)
+
+
+@implements("ggml_mul_mat_a8")
+def _mul_mat(W, X, type, row):
+    return _multiply(_native.ggml_mul_mat_a8, W, X, type, row)
+
+
+_ggml_dequantize = eager_or_traced("ggml_dequantize", _dequantize)
+_ggml_mul_mat_vec_a8 = eager_or_traced("ggml_mul_mat_vec_a8", _mul_mat_vec)
+_ggml_mul_mat_a8 = eager_or_traced("ggml_mul_mat_a8", _mul_mat)
+
+
+def ggml_dequantize(
+    weight: torch.Tensor, quant_type: int, M: int, N: int, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """Decodes a weight, bit for bit as gguf.quants.dequantize() does, then rounds to dtype (to nearest even).
+
+    Args:
+      weight: uint8, contiguous, the bytes of M · N elements.
+      quant_type: the block format.
+      M, N: the shape of the result; N is a multiple of the format's block, 32 or 256.
+      dtype: float16 (also if None), bfloat16 or float32.
+
+    Returns:
+      [M, N].
+
+    Raises:
+      ValueError: an unknown quant_type or dtype, or a weight that is not M rows of N elements.
+    """
+    return _ggml_dequantize(weight, quant_type, M, N, dtype)
+
+
+def ggml_mul_mat_vec_a8(weight: torch.Tensor, x: torch.Tensor, quant_type: int, row: int) -> torch.Tensor:
+    """Multiplies a few tokens by a weight, in 8 bits ("a8"): ggml_mul_mat_a8 for 1 to some 8 tokens.
+
+    Arguments, result and errors are ggml_mul_mat_a8's.
+    """
+    return _ggml_mul_mat_vec_a8(weight, x, quant_type, row)
+
+
+def ggml_mul_mat_a8(weight: torch.Tensor, x: torch.Tensor, quant_type: int, row: int) -> torch.Tensor:
+    """Multiplies tokens by a weight, in 8 bits ("a8").
+
+        result[t, r] = Σ_j x8[t, j] · weight[r, j]
+
+    x8 is x rounded to 8 bits with a scale for each 32 neighbours: with amax the largest of their |x|, d = amax / 127
+    and x8 = d · rint(x · (127 / amax)). So |x8 - x| ≤ amax / 254, within rounding. Sums are exact in int32 over 16 or
+    32 products, then in f32. A token's result does not depend on the other tokens.
+
+    Args:
+      weight: uint8 [row, bytes_per_row], contiguous.
+      x: [num_tokens, k], float16, bfloat16 or float32; rows may be strided, the last dimension is dense. An infinite
+        or NaN element makes its token's result NaN.
+      quant_type: the block format, any of the module's list; k is a multiple of its block, 32 or 256.
+      row: the number of the weight's rows.
+
+    Returns:
+      [num_tokens, row], of x's dtype.
+
+    Raises:
+      ValueError: an unknown quant_type, a weight that is not `row` rows of k elements, or another wrong shape, dtype,
+        stride or device.
+    """
+    return _ggml_mul_mat_a8(weight, x, quant_type, row)

@@ -1,0 +1,296 @@
+"""ggml_dequantize, ggml_mul_mat_vec_a8 and ggml_mul_mat_a8, against the gguf package."""
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from tests.harness import Expected, Operator, assert_same_bits, bad_shape, bad_value, case, operator_tests
+
+F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+
+# Type → where its blocks hold f16 numbers. IQ1_M's is scattered: see put_scale().
+F16_OFFSETS = {
+    "Q4_0": [0],
+    "Q4_1": [0, 2],
+    "Q5_0": [0],
+    "Q5_1": [0, 2],
+    "Q8_0": [0],
+    "Q2_K": [80, 82],
+    "Q3_K": [108],
+    "Q4_K": [0, 2],
+    "Q5_K": [0, 2],
+    "Q6_K": [208],
+    "IQ2_XXS": [0],
+    "IQ2_XS": [0],
+    "IQ3_XXS": [0],
+    "IQ1_S": [0],
+    "IQ4_NL": [0],
+    "IQ3_S": [0],
+    "IQ2_S": [0],
+    "IQ4_XS": [0],
+    "IQ1_M": [],
+}
+TYPES = list(F16_OFFSETS)
+
+
+def number(type: str) -> int:
+    return int(gguf.GGMLQuantizationType[type])
+
+
+def block(type: str) -> tuple[int, int]:
+    """Elements and bytes."""
+    return gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type]]
+
+
+def put_scale(blocks: np.ndarray, type: str, scale: np.ndarray) -> None:
+    """Sets the f16 numbers of blocks [count, bytes], the second one of a block to another block's."""
+    for i, offset in enumerate(F16_OFFSETS[type]):
+        blocks[:, offset : offset + 2] = np.roll(scale, i)[:, None].view(np.uint8)
+    if type == "IQ1_M":
+        words = blocks[:, 48:56].copy().view(np.uint16)
+        for i in range(4):
+            words[:, i] = (words[:, i] & 0x0FFF) | ((scale.view(np.uint16) >> (4 * i) & 15) << 12)
+        blocks[:, 48:56] = words.view(np.uint8)
+
+
+def random_weight(type: str, row: int, k: int, seed: int = 0) -> torch.Tensor:
+    """uint8 [row, bytes of k elements]: random bytes, but for scales of both signs around 0.05."""
+    elements, size = block(type)
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (row * (k // elements), size), dtype=np.uint8)
+    put_scale(blocks, type, (rng.standard_normal(len(blocks)) * 0.05).astype(np.float16))
+    return torch.from_numpy(blocks.reshape(row, k // elements * size))
+
+
+def dequantized(W: torch.Tensor, type: str) -> torch.Tensor:
+    """float32, what the gguf package says."""
+    if W.numel() == 0:
+        elements, size = block(type)
+        return torch.zeros(W.shape[0], W.shape[1] // size * elements)
+    with np.errstate(all="ignore"):
+        return torch.from_numpy(gguf.quants.dequantize(W.numpy(), gguf.GGMLQuantizationType[type]))
+
+
+def groups_of(x: torch.Tensor) -> torch.Tensor:
+    return x.unflatten(-1, (-1, 32))
+
+
+def quantized(x: torch.Tensor) -> torch.Tensor:
+    """x in 8 bits, as ggml.h says, as float64. The divisions and the product are f32's."""
+    groups = groups_of(x.float())
+    amax = groups.abs().amax(-1, keepdim=True)
+    # torch takes 127 / amax for a product with the reciprocal, which rounds twice.
+    most = torch.full_like(amax, 127)
+    q = (groups * (most / amax)).round()
+    return torch.where(amax < 2.0**-100, 0.0, (amax / most).double() * q.double()).flatten(-2)
+
+
+def f32_bound(x8: torch.Tensor, w: torch.Tensor, row: int) -> torch.Tensor:
+    """What 2^-24 is multiplied by. An element is scale · q + offset, with both terms at most 2 maxima of its group for
+    random q, and a sum passes through a rounding a group and a few within one."""
+    num_groups = x8.shape[-1] // 32
+    per_group = groups_of(x8.abs()).sum(-1) @ groups_of(w.abs().double()).amax(-1).T if num_groups else x8.new_zeros(1)
+    return (4 * (num_groups + 8) * per_group).expand(x8.shape[0], row)
+
+
+class Dequantize(Operator):
+    cases = [case(type="Q4_1", m=5, n=768, dtype=F16)]
+    cases += [
+        case(type=t, m=m, n=n, dtype=d) for t in TYPES for m, n, d in [(7, 768, F32), (1, 256, F16), (3, 512, BF16)]
+    ]
+    cases += [case(type="Q8_0", m=3, n=32, dtype=None), case(type="Q5_K", m=1300, n=2048, dtype=F32)]
+    empty = [case(type="Q4_K", m=0, n=256, dtype=F32), case(type="Q4_0", m=3, n=0, dtype=F32)]
+    bad = [
+        bad_value("type", 0),
+        bad_value("type", 15),
+        bad_value("type", -1),
+        bad_value("m", 4, names="W"),
+        bad_value("m", -5),
+        bad_value("n", 769),
+        bad_value("n", -32),
+        bad_value("n", 736, names="W"),
+        bad_shape("W", (5, 481)),
+        bad_value("dtype", torch.int32, names="result"),
+    ]
+    accepts = {"W.rank": "the bytes count, not their shape"}
+
+    def make(self, case, draw):
+        W = draw.tensor(random_weight(case.type, case.m, case.n), torch.uint8)
+        return {"W": W, "type": number(case.type), "m": case.m, "n": case.n, "dtype": case.dtype}
+
+    def compare(self, case, args, outputs):
+        assert_same_bits("result", outputs["result"], dequantized(args.W, case.type).to(case.dtype or F16))
+
+
+class MulMat(Operator):
+    cases = [case(type="Q4_1", dtype=F16, num_tokens=5, row=70, k=576)]
+    cases += [
+        case(type=t, dtype=d, num_tokens=n, row=r, k=k)
+        for t in TYPES
+        for n, r, k, d in [(1, 33, 768, F32), (3, 8, 256, BF16), (23, 17, 1280, F16), (70, 129, 512, F32)]
+    ]
+    # One thread's strips and pieces, one row, a block of 128 tokens and what is left of it.
+    cases += [
+        case(type=t, dtype=F32, num_tokens=n, row=r, k=k)
+        for t in ("Q4_1", "Q8_0", "Q6_K")
+        for n, r, k in [(1, 1, 4096), (1, 3000, 1536), (4, 1, 2304), (145, 200, 1536), (300, 5, 256)]
+    ]
+    empty = [
+        case(type="Q4_1", dtype=F16, num_tokens=0, row=70, k=576),
+        case(type="Q4_K", dtype=F32, num_tokens=3, row=0, k=256),
+        case(type="Q4_K", dtype=F32, num_tokens=3, row=5, k=0),
+    ]
+    batch = {"X": 0, "result": 0}
+    strided = misaligned = ("X",)
+    bad = [
+        bad_value("type", 4),
+        bad_value("type", 30),
+        bad_value("row", 71, names="W"),
+        bad_value("row", -1),
+        bad_shape("X", (5, 575)),
+        bad_shape("X", (5, 608), names="W"),
+        bad_shape("W", (69, 360)),
+        bad_shape("W", (70, 361)),
+    ]
+    f32_roundings = 1  # the magnitude holds their number
+
+    def make(self, case, draw):
+        W = draw.tensor(random_weight(case.type, case.row, case.k), torch.uint8)
+        X = draw.normal((case.num_tokens, case.k), case.dtype)
+        return {"W": W, "X": X, "type": number(case.type), "row": case.row}
+
+    def reference(self, case, args):
+        w, x8 = dequantized(args.W, case.type), quantized(args.X)
+        return {"result": Expected(x8 @ w.double().T, f32_bound(x8, w, case.row))}
+
+
+test_ggml = operator_tests(
+    Dequantize(name="ggml_dequantize"), MulMat(name="ggml_mul_mat_vec_a8"), MulMat(name="ggml_mul_mat_a8")
+)
+
+
+@pytest.mark.parametrize("dtype", [F32, F16, BF16], ids=str)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("type", TYPES)
+def test_dequantize_takes_any_bytes(type, device, dtype):
+    """Scales that are subnormal, zero, infinite or NaN included."""
+    import sgl_kernel
+
+    elements, size = block(type)
+    W = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (2001, size), dtype=np.uint8))
+    expected = dequantized(W, type).to(dtype)
+    result = sgl_kernel.ggml_dequantize(W.to(device), number(type), 2001, elements, dtype).cpu()
+    nan = expected.isnan()
+    assert nan.any()
+    assert torch.equal(result.isnan(), nan)
+    assert_same_bits("result", result.masked_fill(nan, 0), expected.masked_fill(nan, 0))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("name", ["ggml_mul_mat_vec_a8", "ggml_mul_mat_a8"])
+def test_product_has_the_same_bits_for_any_number_of_tokens(name, type, device):
+    import sgl_kernel
+
+    multiply = getattr(sgl_kernel, name)
+    W = random_weight(type, 41, 1280).to(device)
+    X = torch.randn(150, 1280, generator=torch.Generator().manual_seed(2)).to(device)
+    whole = multiply(W, X, number(type), 41)
+    for num_tokens in (1, 2, 3, 4, 6, 7, 8, 16, 17, 22, 23, 31, 64, 128, 129, 144):
+        assert_same_bits(f"{num_tokens} tokens", multiply(W, X[:num_tokens], number(type), 41), whole[:num_tokens])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("type", TYPES)
+def test_product_is_near_that_of_unquantized_tokens(type, device):
+    """An element of X is off by at most amax / 254 of its group, and the roundings of q and of d."""
+    import sgl_kernel
+
+    W = random_weight(type, 64, 1024)
+    X = torch.randn(20, 1024, generator=torch.Generator().manual_seed(3))
+    w = dequantized(W, type).double()
+    result = sgl_kernel.ggml_mul_mat_a8(W.to(device), X.to(device), number(type), 64).cpu().double()
+    error_of_x = (
+        groups_of(X.double().abs()).amax(-1, keepdim=True).expand(-1, -1, 32).flatten(-2) / 254 * (1 + 2.0**-15)
+    )
+    bound = error_of_x @ w.abs().T + 2.0**-24 * f32_bound(quantized(X), w, 64)
+    assert ((result - X.double() @ w.T).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [F32, F16, BF16], ids=str)
+@pytest.mark.parametrize("name", ["ggml_mul_mat_vec_a8", "ggml_mul_mat_a8"])
+@pytest.mark.parametrize("type", ["Q4_1", "Q8_0", "Q6_K", "IQ1_M"])
+def test_product_of_extreme_tokens(type, name, dtype, device):
+    import sgl_kernel
+
+    W = random_weight(type, 9, 512)
+    X = torch.randn(20, 512, generator=torch.Generator().manual_seed(4)).to(dtype)
+    X[1] = 0
+    X[2, 77] = float("nan")
+    X[3, 400] = float("inf")
+    X[4, 0] = float("-inf")
+    X[5, 32:64] = torch.finfo(dtype).tiny * 2  # below 2^-100 in f32 and bf16: as good as 0
+    X[6, 0:32] = torch.finfo(dtype).max
+    X[6, 32:64] = -torch.finfo(dtype).max
+    result = getattr(sgl_kernel, name)(W.to(device), X.to(device), number(type), 9).cpu()
+    finite = [0, 1, 5, *range(7, 20)]
+    assert (result[1] == 0).all()
+    assert result[2:5].isnan().all()
+    # Each row of the batch is what it is alone, whatever its neighbours.
+    clean = X.clone()
+    clean[[2, 3, 4, 6]] = 1
+    expected = getattr(sgl_kernel, name)(W.to(device), clean.to(device), number(type), 9).cpu()
+    assert_same_bits("finite tokens", result[finite], expected[finite])
+    assert result[finite].isfinite().all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("num_tokens", [1, 40])
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), float("-inf")])
+def test_product_with_a_scale_that_is_not_finite(scale, type, num_tokens, device):
+    """Shows in that row of W, and in no other."""
+    import sgl_kernel
+
+    elements, size = block(type)
+    W = random_weight(type, 12, 2 * elements)
+    bad = W.clone()
+    blocks = bad.numpy().reshape(12, 2, size)[7]
+    put_scale(blocks[1:], type, np.array([scale], dtype=np.float16))
+    X = torch.rand(num_tokens, 2 * elements, generator=torch.Generator().manual_seed(5)) + 0.1
+    expected = sgl_kernel.ggml_mul_mat_a8(W.to(device), X.to(device), number(type), 12).cpu()
+    result = sgl_kernel.ggml_mul_mat_a8(bad.to(device), X.to(device), number(type), 12).cpu()
+    assert not result[:, 7].isfinite().any()
+    expected[:, 7] = result[:, 7] = 0
+    assert_same_bits("the other rows", result, expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["ggml_mul_mat_vec_a8", "ggml_mul_mat_a8"])
+def test_native_product_checks_result_and_workspace(name, device):
+    from sgl_kernel.quantization import _native
+
+    W = random_weight("Q4_1", 70, 576).to(device)
+    X = torch.randn(5, 576, device=device)
+    size = _native.ggml_workspace_size(5, 576, device == "cuda")
+    result = torch.empty(5, 70, device=device)
+    workspace = torch.empty(size + 64, dtype=torch.uint8, device=device)
+    multiply = getattr(_native, name)
+    wide = torch.full((5, 100), 7.0, device=device)
+    multiply(wide[:, 10:80], workspace, W, X, number("Q4_1"), 70)
+    multiply(result, workspace[:size], W, X, number("Q4_1"), 70)
+    assert_same_bits("a result with strided rows", wide[:, 10:80].clone(), result)
+    assert (wide[:, :10] == 7).all() and (wide[:, 80:] == 7).all()
+
+    wrong = {
+        "workspace": [workspace[: size - 1], workspace[1 : size + 1], workspace.view(torch.int32), W.view(-1)],
+        "result": [torch.empty(5, 71, device=device), result.half(), result.T.contiguous().T, X[:, :70]],
+    }
+    for argument, values in wrong.items():
+        for value in values:
+            given = {"result": result, "workspace": workspace[:size]} | {argument: value}
+            with pytest.raises(ValueError, match=f"^{name}: .*{argument}"):
+                multiply(given["result"], given["workspace"], W, X, number("Q4_1"), 70)
