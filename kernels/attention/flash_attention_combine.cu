@@ -8,6 +8,7 @@
 #include "kernels/attention/flash_attention_portable.h"
 #include "kernels/base/launch.h"
 #include "kernels/device/pdl.cuh"
+#include "kernels/device/reduce.cuh"
 
 namespace sgl_kernel::SGL_TARGET {
 namespace {

@@ -76,23 +76,30 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&fragment)[4]
                : "memory");
 }
 
+// The address of chunk 2 * step + odd of a row. Only one exclusive or depends on the step, which is a constant where
+// this is inlined; tiles begin at multiples of 128 bytes.
+template <int kDim>
+__device__ __forceinline__ uint32_t chunk_address(uint32_t tile, int row, int odd, int step) {
+  return ((tile + swizzled<kDim>(row, odd)) ^ (2 * step % 8 * 16)) + 2 * step / 8 * 128;
+}
+
 // The A fragment of rows [row, row + 16) and columns [16 step, 16 step + 16) of a tile in shared memory.
 template <int kDim>
 __device__ __forceinline__ void load_a(uint32_t (&fragment)[4], uint32_t tile, int row, int step, int lane) {
-  load_matrices(fragment, tile + swizzled<kDim>(row + lane % 16, 2 * step + lane / 16));
+  load_matrices(fragment, chunk_address<kDim>(tile, row + lane % 16, lane / 16, step));
 }
 
 // Two B fragments of K^T: keys [key, key + 16) in columns, dimensions [16 step, 16 step + 16) in rows. [0] and [1] are
 // the first eight keys' fragment, [2] and [3] the others'.
 template <int kDim>
 __device__ __forceinline__ void load_b_of_keys(uint32_t (&fragment)[4], uint32_t tile, int key, int step, int lane) {
-  load_matrices(fragment, tile + swizzled<kDim>(key + lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2));
+  load_matrices(fragment, chunk_address<kDim>(tile, key + lane / 16 * 8 + lane % 8, lane / 8 % 2, step));
 }
 
 // Two B fragments of V: keys [key, key + 16) in rows, dimensions [16 step, 16 step + 16) in columns.
 template <int kDim>
 __device__ __forceinline__ void load_b_of_values(uint32_t (&fragment)[4], uint32_t tile, int key, int step, int lane) {
-  load_matrices_transposed(fragment, tile + swizzled<kDim>(key + lane % 16, 2 * step + lane / 16));
+  load_matrices_transposed(fragment, chunk_address<kDim>(tile, key + lane % 16, lane / 16, step));
 }
 
 template <class T>

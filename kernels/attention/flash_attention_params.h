@@ -196,8 +196,25 @@ SGL_HOST_DEVICE inline KeyRange split_of(KeyRange range, int split, int num_spli
           static_cast<int>(end < range.end ? end : range.end)};
 }
 
+// The position of a sequence's first new key, and of its first query, in the rotary tables.
+SGL_HOST_DEVICE inline int64_t first_rotary_position(const AttentionParams& params, const AttentionSequence& sequence,
+                                                     int batch) {
+  if (params.seqlens_rotary != nullptr) return params.seqlens_rotary[batch];
+  return sequence.k_len - sequence.k_new_len;
+}
+
+// Positions behind the tables' end are cut, as lengths are.
+SGL_HOST_DEVICE inline int64_t clamp_rotary_position(const AttentionParams& params, int64_t position) {
+  return position < 0 ? 0 : position < params.rotary_positions ? position : params.rotary_positions - 1;
+}
+
+// Whether a sequence has so few queries, over the heads that share a KV head, that reading the keys is what takes time.
+inline bool few_packed_rows(int64_t seqlen_q, int64_t group) { return seqlen_q * group <= 32; }
+
+inline bool few_packed_rows(const AttentionParams& params) { return few_packed_rows(params.seqlen_q, params.group()); }
+
 // After step 1 the queries are those in rotated_q.
-inline AttentionParams with_rotated_queries(AttentionParams params) {
+SGL_HOST_DEVICE inline AttentionParams with_rotated_queries(AttentionParams params) {
   if (params.rotary_dim == 0) return params;
   params.q = params.rotated_q;
   params.q_head_stride = params.head_dim;

@@ -267,7 +267,7 @@ Status run(const AttentionParams& params, Stream stream) {
 template <class T>
 Status run(const AttentionParams& params, Stream stream) {
   if (params.head_dim <= 64 && params.head_dim_v <= 64) return run<T, 64, 64, 2, 64>(params, stream);
-  if (params.head_dim <= 128 && params.head_dim_v <= 128) return run<T, 128, 128, 2, 48>(params, stream);
+  if (params.head_dim <= 128 && params.head_dim_v <= 128) return run<T, 128, 128, 2, 64>(params, stream);
   if (params.head_dim <= 192 && params.head_dim_v <= 128) return run<T, 192, 128, 1, 48>(params, stream);
   return run<T, 256, 256, 1, 32>(params, stream);
 }
