@@ -43,7 +43,7 @@ def comparisons(rows: list[dict]) -> list[dict]:
 
 def markdown(rows: list[dict]) -> str:
     text = [
-        "| op | shape | ours, µs | GB/s | TFLOP/s | of roofline | best peer, µs | ours is faster | torch, µs | ours is faster |",
+        "| op | shape | ours, µs | GB/s | TFLOP/s | of roofline | best peer, µs | faster by | torch, µs | faster by |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
 
