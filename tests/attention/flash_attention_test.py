@@ -222,7 +222,7 @@ def window(left, right=-1):
     return {"window_size_left": left, "window_size_right": right}
 
 
-def splits_of_450_keys(num_splits):
+def of_450_keys(num_splits):
     """Sequences long enough that no split is without keys: its part of the scratch results would not be written."""
     return {"num_splits": num_splits, "least_k": 450}
 
@@ -289,7 +289,7 @@ class CachedAttention(Attention):
         case(dtype=BF16, batch=3, seqlen_q=2, seqlen_k=90, heads=(6, 2), dims=64, page_size=16, is_causal=True),
         case(dtype=F16, batch=3, seqlen_q=1, seqlen_k=200, heads=(4, 1), dims=128, page_size=1),
         case(dtype=BF16, batch=4, seqlen_q=70, seqlen_k=200, heads=(4, 2), dims=128, page_size=7, ragged_q=True),
-        case(dtype=BF16, batch=3, seqlen_q=33, seqlen_k=500, heads=(4, 2), dims=64, page_size=64, **splits_of_450_keys(3)),
+        case(dtype=BF16, batch=3, seqlen_q=33, seqlen_k=500, heads=(4, 2), dims=64, page_size=64, **of_450_keys(3)),
         case(dtype=F16, batch=3, seqlen_q=1, seqlen_k=500, heads=(4, 2), dims=64, page_size=256, permuted=True),
         case(dtype=F16, batch=4, seqlen_q=66, seqlen_k=99, heads=(4, 2), dims=64, ragged_q=True, ragged_k=True),
         case(
