@@ -244,6 +244,7 @@ AttentionParams pointers_of(const Arguments& a) {
   params.k_batch_stride = batch_stride(a.k);
   params.k_row_stride = row_stride(a.k);
   params.k_head_stride = head_stride(a.k);
+  params.k_extent = a.k.size(0);
   params.v = a.v.data();
   params.v_batch_stride = batch_stride(a.v);
   params.v_row_stride = row_stride(a.v);
@@ -256,7 +257,6 @@ AttentionParams pointers_of(const Arguments& a) {
     params.page_table = indices(a.page_table);
     params.page_table_stride = a.page_table->stride(0);
     params.page_size = static_cast<int>(a.k.size(1));
-    params.num_pages = a.k.size(0);
   }
 
   if (a.k_new.has_value()) {

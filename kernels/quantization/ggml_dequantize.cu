@@ -78,12 +78,11 @@ __global__ void __launch_bounds__(kThreads)
   uint8_t* staged = reinterpret_cast<uint8_t*>(shared) + warp * kWarpBytes<Format>;
   uint8_t* quants = staged + staged_bytes(kRunBytes<Format>);
   const uint8_t* run = W + first_group / Format::kGroupsPerBlock * sizeof(Block);
-  const uint8_t* W_end = W + num_groups / Format::kGroupsPerBlock * sizeof(Block);
   const int bytes = groups / Format::kGroupsPerBlock * static_cast<int>(sizeof(Block));
-  if (pieces_inside(run, bytes, W, W_end)) {
+  if (first_group > 0 && first_group + kWarpSize < num_groups) {
     stage_run(staged, run, bytes);
   } else {
-    stage_run_at_edge(staged, run, bytes, W, W_end);
+    stage_run_at_edge(staged, run, bytes, W, W + num_groups / Format::kGroupsPerBlock * sizeof(Block));
   }
   commit_copies();
   wait_for_copies<0>();
@@ -119,7 +118,7 @@ Status dequantize(TensorView result, TensorView W, Stream stream) {
                 {.grid = static_cast<unsigned>((num_groups + kBlockGroups - 1) / kBlockGroups),
                  .block = kThreads,
                  .shared_bytes = kWarps * kWarpBytes<Format>,
-                 .pdl = kHasPdl},
+                 .pdl = true},
                 stream, result.data(), result.dtype(), W.data<const uint8_t>(), num_groups, vectors);
 }
 

@@ -44,6 +44,18 @@ struct MatVecParams {
 // every other four groups, so that 8 lanes that read the same half of 8 groups at once touch all 32 banks.
 __device__ __forceinline__ int half_at(int group, int half) { return (half ^ (group >> 2 & 1)) * (kGroupSize / 2); }
 
+struct ActivationGroup {
+  uint32_t quants[8];
+  ActivationScale scale;
+};
+
+__device__ __forceinline__ ActivationGroup load_group(const uint8_t* quants, int half0, int half1,
+                                                      const ActivationScale& scale) {
+  const uint4 x0 = *reinterpret_cast<const uint4*>(quants + half0);
+  const uint4 x1 = *reinterpret_cast<const uint4*>(quants + half1);
+  return {{x0.x, x0.y, x0.z, x0.w, x1.x, x1.y, x1.z, x1.w}, scale};
+}
+
 // Eight elements of a chunk of X, on their way from global to shared memory. Four neighbouring threads hold a group.
 template <int kTokens>
 struct ChunkTask {
@@ -75,12 +87,44 @@ struct ChunkTask {
   }
 };
 
+// Sums over the 2^log2_lanes lanes of a row, of kCount values at once. Each level hands half of the values that are
+// left to the lanes across, until one is left: fewer shuffles than to sum them one by one, in the same order for each.
+template <int kCount>
+struct LaneSums {
+  float (&values)[kCount];
+  int first = 0;       // the values that this lane ends up with, in front, are the sums of those from `first` on
+  int count = kCount;  // so many: 2 where 8 lanes cannot split 16 values further
+  bool owns = true;    // false: another lane has them too
+
+  template <int kLevel = 0>
+  __device__ __forceinline__ void add(int row_lane, int log2_lanes) {
+    constexpr int kHalf = kCount >> (kLevel + 1);  // 0 once a single value is left
+    if (kLevel >= log2_lanes) return;
+    const int offset = 1 << (log2_lanes - 1 - kLevel);
+    const bool upper = (row_lane & offset) != 0;
+    if constexpr (kHalf > 0) {
+#pragma unroll
+      for (int i = 0; i < kHalf; ++i) {
+        const float sent = upper ? values[i] : values[kHalf + i], kept = upper ? values[kHalf + i] : values[i];
+        values[i] = kept + __shfl_xor_sync(0xffffffff, sent, offset);
+      }
+      if (upper) first += kHalf;
+      count = kHalf;
+    } else {
+      values[0] += __shfl_xor_sync(0xffffffff, values[0], offset);
+      if (upper) owns = false;
+    }
+    constexpr int kLevels = 5;
+    if constexpr (kLevel + 1 < kLevels) add<kLevel + 1>(row_lane, log2_lanes);
+  }
+};
+
 // Blocks of the largest size that fit a multiprocessor's registers: 64, 80 or 128 a thread.
-constexpr int resident_blocks(int tokens) { return tokens == 1 ? 4 : tokens == 2 ? 3 : 2; }
+constexpr int resident_blocks(int tokens, int rows) { return tokens > 1 ? 2 : rows > 1 ? 3 : 4; }
 
 // kRows rows of W for each lane, kTokens rows of X.
 template <class Format, int kTokens, int kRows>
-__global__ void __launch_bounds__(kMaxWarps* kWarpSize, resident_blocks(kTokens))
+__global__ void __launch_bounds__(kMaxWarps* kWarpSize, resident_blocks(kTokens, kRows))
     ggml_mul_mat_vec_kernel(const __grid_constant__ MatVecParams params) {
   using Block = typename Format::Block;
   constexpr int kGroupsPerBlock = Format::kGroupsPerBlock;
@@ -119,9 +163,12 @@ __global__ void __launch_bounds__(kMaxWarps* kWarpSize, resident_blocks(kTokens)
   // The next step to copy runs ahead of the one to compute. It always commits, so that groups count steps.
   int64_t copy_row = first_row;
   int copy_step = 0, copy_stage = 0;
-  bool inside = pieces_inside(copy_run, warp_rows * row_bytes, params.W, W_end);
+  const int64_t tile_stride = row_stride * row_bytes - int64_t{steps} * step_bytes;
+  const bool starts_aligned = staged_offset(params.W) == 0;
   const auto copy_next = [&] {
-    if (copy_row < params.rows && steps > 0) {
+    if (copy_row < params.rows) {
+      // A row is longer than a piece: with rows before and behind it, a run is not at an edge of W.
+      const bool inside = copy_row + warp_rows < params.rows && (copy_row > 0 || starts_aligned);
       const int bytes = copy_step + 1 == steps ? last_step_bytes : step_bytes;
       uint8_t* staged = stages + copy_stage * stage_bytes;
       const uint8_t* run = copy_run;
@@ -139,8 +186,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarpSize, resident_blocks(kTokens)
       if (++copy_step == steps) {
         copy_step = 0;
         copy_row += row_stride;
-        copy_run = params.W + copy_row * row_bytes;
-        inside = pieces_inside(copy_run, warp_rows * row_bytes, params.W, W_end);
+        copy_run += tile_stride;
       }
     }
     commit_copies();
@@ -158,29 +204,13 @@ __global__ void __launch_bounds__(kMaxWarps* kWarpSize, resident_blocks(kTokens)
   const int x_half0 = half_at(row_lane, 0), x_half1 = half_at(row_lane, 1);
 
   wait_for_predecessor();
-  // First X, which everything waits for, then W, in the shadow of that.
-  ChunkTask<kTokens> task;
-  task.load(params, 0, params.chunk_groups, threadIdx.x);
-#pragma unroll
-  for (int i = 0; i + 1 < kStages; ++i) copy_next();
-
+  bool started = false;
   int chunk_start = 0;
-  const auto quantize_chunk = [&] {  // `task` is the thread's first one
-    const int groups = min(params.chunk_groups, params.num_groups - chunk_start);
-    task.store(params, quants, scales);
-#pragma unroll 1
-    for (int first = blockDim.x; first < kTokens * groups * 4; first += blockDim.x) {
-      task.load(params, chunk_start, groups, first + threadIdx.x);
-      task.store(params, quants, scales);
-    }
-    __syncthreads();
-  };
-  quantize_chunk();
-
+  const bool one_chunk = params.chunk_groups >= params.num_groups;
   int stage = 0;
   // Every warp of a block goes through the same tiles and steps, with or without rows: there may be barriers inside.
   for (int64_t row0 = first_row; row0 - warp * warp_rows < params.rows; row0 += row_stride) {
-    float sums[kRows][kTokens] = {};
+    float sums[kRows * kTokens] = {};  // [row][token]
     bool present[kRows];
     uint32_t run_address[kRows];  // of the row's run, its low bits
 #pragma unroll
@@ -192,78 +222,99 @@ __global__ void __launch_bounds__(kMaxWarps* kWarpSize, resident_blocks(kTokens)
     int group = row_lane;
 #pragma unroll 1
     for (int step = 0; step < steps; ++step, group += lanes_per_row) {
-      if (params.chunk_groups < params.num_groups) {
-        const int start = step * lanes_per_row / params.chunk_groups * params.chunk_groups;
-        if (start != chunk_start) {
-          chunk_start = start;
-          __syncthreads();
-          task.load(params, start, min(params.chunk_groups, params.num_groups - start), threadIdx.x);
-          quantize_chunk();
+      const int start = one_chunk ? 0 : step * lanes_per_row / params.chunk_groups * params.chunk_groups;
+      if (!started || start != chunk_start) {
+        if (started) __syncthreads();
+        chunk_start = start;
+        const int groups = min(params.chunk_groups, params.num_groups - start);
+        // Each load runs ahead of the store before it; the first of W in the shadow of the first of X.
+        const int tasks = kTokens * groups * 4;
+        ChunkTask<kTokens> task = {}, next;
+#pragma unroll 1
+        for (int at = 0; at < tasks + static_cast<int>(blockDim.x); at += blockDim.x) {
+          next.load(params, start, groups, at + threadIdx.x);
+          if (!started) {
+            started = true;
+#pragma unroll 1
+            for (int i = 0; i + 1 < kStages; ++i) copy_next();
+          }
+          if (at > 0) task.store(params, quants, scales);
+          task = next;
         }
+        __syncthreads();
       }
       copy_next();
       wait_for_copies<kStages - 1>();
       __syncwarp();
 
       if (group < params.num_groups) {
-        WeightGroup weights[kRows];
-#pragma unroll
-        for (int r = 0; r < kRows; ++r) {
+        const auto decode = [&](int r) {
+          WeightGroup weights;
           const uint8_t* block = stages + stage * stage_bytes + staged_at[r] + run_address[r] % kPiece;
-          if (present[r]) {
-            Format::decode(*reinterpret_cast<const Block*>(block), row_lane % kGroupsPerBlock, weights[r]);
-          }
-          run_address[r] += step_bytes;
-        }
-        const uint8_t* x_group = quants + (group - chunk_start) * kGroupSize;
-        const ActivationScale* x_scale = scales + (group - chunk_start);
+          Format::decode(*reinterpret_cast<const Block*>(block), row_lane % kGroupsPerBlock, weights);
+          return weights;
+        };
+        const auto add = [&](int r, int t, const WeightGroup& weights, const ActivationGroup& x) {
+          int dots[2] = {0, 0};
 #pragma unroll
-        for (int t = 0; t < kTokens; ++t) {
-          const uint4 x0 = *reinterpret_cast<const uint4*>(x_group + t * x_row_bytes + x_half0);
-          const uint4 x1 = *reinterpret_cast<const uint4*>(x_group + t * x_row_bytes + x_half1);
-          const uint32_t x[8] = {x0.x, x0.y, x0.z, x0.w, x1.x, x1.y, x1.z, x1.w};
-          const ActivationScale activation = x_scale[t * params.chunk_groups];
+          for (int w = 0; w < 8; ++w) {
+            int& dot = dots[Format::kScales == 2 ? w / 4 : 0];
+            dot = __dp4a(static_cast<int>(weights.quants[w]), static_cast<int>(x.quants[w]), dot);
+          }
+          const float value = scaled_dot<Format>(weights.scale, weights.offset, static_cast<float>(dots[0]),
+                                                 static_cast<float>(dots[1]), x.scale);
+          float& sum = sums[r * kTokens + t];
+          sum = __fmaf_rn(x.scale.d, value, sum);
+        };
+        const int x_group = group - chunk_start;
+        const uint8_t* x_quants = quants + x_group * kGroupSize;
+        if constexpr (kTokens == 1) {
+          const ActivationGroup x = load_group(x_quants, x_half0, x_half1, scales[x_group]);
 #pragma unroll
           for (int r = 0; r < kRows; ++r) {
-            if (!present[r]) continue;
-            int dots[2] = {0, 0};
+            if (present[r]) add(r, 0, decode(r), x);
+          }
+        } else {
+          WeightGroup weights[kRows];
 #pragma unroll
-            for (int w = 0; w < 8; ++w) {
-              int& dot = dots[Format::kScales == 2 ? w / 4 : 0];
-              dot = __dp4a(static_cast<int>(weights[r].quants[w]), static_cast<int>(x[w]), dot);
+          for (int r = 0; r < kRows; ++r) {
+            if (present[r]) weights[r] = decode(r);
+          }
+#pragma unroll
+          for (int t = 0; t < kTokens; ++t) {
+            const ActivationGroup x =
+                load_group(x_quants + t * x_row_bytes, x_half0, x_half1, scales[t * params.chunk_groups + x_group]);
+#pragma unroll
+            for (int r = 0; r < kRows; ++r) {
+              if (present[r]) add(r, t, weights[r], x);
             }
-            const float value = scaled_dot<Format>(weights[r].scale, weights[r].offset, static_cast<float>(dots[0]),
-                                                   static_cast<float>(dots[1]), activation);
-            sums[r][t] = __fmaf_rn(activation.d, value, sums[r][t]);
           }
         }
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) run_address[r] += step_bytes;
       }
       __syncwarp();  // before the next copy writes over this stage
       stage = stage + 1 == kStages ? 0 : stage + 1;
     }
 
+    LaneSums<kRows * kTokens> totals{sums};
+    totals.add(row_lane, params.log2_lanes_per_row);
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
+    for (int i = 0; i < kRows * kTokens && i < 2; ++i) {
+      const int r = (totals.first + i) / kTokens, t = (totals.first + i) % kTokens;
       const int64_t row = row0 + r * side_rows + (lane >> params.log2_lanes_per_row);
-#pragma unroll
-      for (int t = 0; t < kTokens; ++t) {
-        float sum = sums[r][t];
-#pragma unroll
-        for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
-          const float other = __shfl_xor_sync(0xffffffff, sum, offset);
-          if (offset < lanes_per_row) sum += other;
-        }
-        if (row_lane == 0 && present[r] && t < params.num_tokens) {
-          store_element(params.result, params.X.dtype, t * params.result_stride + row, sum);
-        }
+      if (totals.owns && i < totals.count && row < params.rows && t < params.num_tokens) {
+        store_element(params.result, params.X.dtype, t * params.result_stride + row, sums[i]);
       }
     }
   }
 }
 
+// A warp for each of so many rows fills any GPU. Then throughput counts, below it latency.
+constexpr int64_t kManyRows = 4096;
+
 // The lanes that share a row: 32 for short latency, or for many rows what leaves the fewest lanes idle.
 int choose_log2_lanes_per_row(int64_t rows, int num_groups) {
-  constexpr int64_t kManyRows = 4096;  // a warp for each of so many already fills any GPU
   if (rows < kManyRows) return 5;
   const auto idle_lanes = [num_groups](int log2) { return -num_groups & ((1 << log2) - 1); };
   int best = 5;
@@ -319,7 +370,7 @@ Status launch_mat_vec(MatVecParams params, Stream stream) {
                 {.grid = static_cast<unsigned>(grid),
                  .block = static_cast<unsigned>(num_warps * kWarpSize),
                  .shared_bytes = static_cast<size_t>(shared_bytes),
-                 .pdl = kHasPdl},
+                 .pdl = true},
                 stream, params);
 }
 
@@ -333,10 +384,10 @@ Status mat_vec(const MatVecParams& whole, int64_t num_tokens, Stream stream) {
     params.num_tokens = static_cast<int>(std::min<int64_t>(kMostTokens, num_tokens - first));
     params.result = static_cast<char*>(whole.result) + first * whole.result_stride * element_bytes;
     params.X.data = static_cast<const char*>(whole.X.data) + first * whole.X.row_stride * element_bytes;
-    if (params.num_tokens == 1) {
+    if (params.num_tokens == 1 && params.rows < kManyRows) {
       SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 1, 1>(params, stream)));
-    } else if (params.num_tokens == 2) {
-      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 2, 1>(params, stream)));
+    } else if (params.num_tokens == 1) {
+      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 1, 2>(params, stream)));
     } else if (params.num_tokens <= 4) {
       SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 4, 2>(params, stream)));
     } else {

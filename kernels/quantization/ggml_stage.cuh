@@ -19,14 +19,8 @@ __device__ __forceinline__ int staged_offset(const uint8_t* run) {
   return static_cast<int>(reinterpret_cast<uint64_t>(run) % kPiece);
 }
 
-// Whether the pieces around a run lie in [begin, end) to their last byte.
-__device__ __forceinline__ bool pieces_inside(const uint8_t* run, int64_t bytes, const uint8_t* begin,
-                                              const uint8_t* end) {
-  const uint8_t* first = run - staged_offset(run);
-  return first >= begin && first + (staged_offset(run) + bytes + kPiece - 1) / kPiece * kPiece <= end;
-}
-
-// Copies `bytes` bytes at `run` to `shared` + staged_offset(run). The whole warp calls it, and commits and waits.
+// Copies `bytes` bytes at `run` to `shared` + staged_offset(run), and what else lies in the pieces around it: up to 15
+// bytes on either side, which must be of the same matrix. The whole warp calls it, and commits and waits.
 __device__ __forceinline__ void stage_run(uint8_t* shared, const uint8_t* run, int bytes) {
   const int offset = staged_offset(run);
   const uint8_t* first = run - offset;
@@ -36,17 +30,23 @@ __device__ __forceinline__ void stage_run(uint8_t* shared, const uint8_t* run, i
   }
 }
 
-// The same for a run whose pieces are not all inside of [begin, end): reads nothing beyond.
+// The same for a run at an edge of the matrix [begin, end): reads nothing beyond it.
 __device__ __forceinline__ void stage_run_at_edge(uint8_t* shared, const uint8_t* run, int bytes, const uint8_t* begin,
                                                   const uint8_t* end) {
   const int offset = staged_offset(run);
+  const uint8_t* first = run - offset;
 #pragma unroll 1
   for (int at = threadIdx.x % kWarpSize * kPiece; at < offset + bytes; at += kWarpSize * kPiece) {
+    const uint8_t* source = first + at;
+    if (source >= begin) {
+      const int64_t left = end - source;
+      copy_async<kPiece>(shared + at, source, left < kPiece ? static_cast<int>(left) : kPiece);
+    } else {  // the matrix starts in the middle of a piece
 #pragma unroll 1
-    for (int i = at; i < at + kPiece; i += 2) {
-      const uint8_t* source = run - offset + i;
-      if (source >= begin && source < end) {
-        *reinterpret_cast<uint16_t*>(shared + i) = *reinterpret_cast<const uint16_t*>(source);
+      for (int i = 0; i < kPiece; i += 2) {
+        if (source + i >= begin && source + i < end) {
+          *reinterpret_cast<uint16_t*>(shared + at + i) = *reinterpret_cast<const uint16_t*>(source + i);
+        }
       }
     }
   }
