@@ -24,8 +24,9 @@
 //   cu_seqlens_* [B + 1], seqused_*, leftpad_k, kv_batch_idx, seqlens_rotary [B], page_table: i32, dense (page_table's
 //                rows may be strided). seqused_k is the number of keys in the cache, leftpad_k of them to be skipped
 //   sinks        [H], f32 | f16 | bf16
-// Dtypes: f16 | bf16, on the CPU also f32; one for q, k, v, k_new, v_new, out. D, Dv: multiples of 8 up to 256. Rows and
-// heads may be strided; last dimensions are dense. On a GPU q, k, v and out are aligned to 16 bytes, with their strides.
+// Dtypes: f16 | bf16, on the CPU also f32; one for q, k, v, k_new, v_new, out. D, Dv: multiples of 8 up to 256. Rows
+// and heads may be strided; last dimensions are dense. On a GPU q, k, v and out are aligned to 16 bytes, with their
+// strides.
 //
 // max_seqlen_q and max_seqlen_k bound every sequence's lengths under cu_seqlens_*; without them the totals do. Longer
 // sequences are cut there, as lengths beyond the cache are. What the index tensors hold is the caller's duty otherwise:

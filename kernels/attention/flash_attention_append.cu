@@ -76,8 +76,8 @@ __global__ void __launch_bounds__(kWarps* kWarp)
 }  // namespace
 
 Status append_new_keys(const AttentionParams& params, Stream stream) {
-  const int tokens = params.rotary_dim > 0 && params.seqlen_q > params.seqlen_k_new ? params.seqlen_q
-                                                                                   : params.seqlen_k_new;
+  const int tokens =
+      params.rotary_dim > 0 && params.seqlen_q > params.seqlen_k_new ? params.seqlen_q : params.seqlen_k_new;
   const int heads = 2 * params.num_heads_k + (params.rotary_dim > 0 ? params.num_heads : 0);
   if (tokens == 0 || params.batch == 0) return OkStatus();
   constexpr int kMostBlocks = 65535;  // of a grid's second and third dimension
@@ -85,8 +85,8 @@ Status append_new_keys(const AttentionParams& params, Stream stream) {
     return Unsupported("fwd: k_new has " + std::to_string(params.batch) + " sequences and " + std::to_string(heads) +
                        " heads to write, expected at most 65535 of each");
   }
-  const auto kernel = params.dtype == DType::kF16 ? append_new_keys_kernel<__half>
-                                                  : append_new_keys_kernel<__nv_bfloat16>;
+  const auto kernel =
+      params.dtype == DType::kF16 ? append_new_keys_kernel<__half> : append_new_keys_kernel<__nv_bfloat16>;
   return launch("fwd", kernel,
                 {.grid = dim3((tokens + kWarps - 1) / kWarps, params.batch, heads), .block = kWarps * kWarp}, stream,
                 params);

@@ -20,11 +20,10 @@
 namespace sgl_kernel::SGL_TARGET {
 
 inline constexpr int kWarp = 32;
-inline constexpr int kMmaRows = 16;                       // rows of an A fragment, and its depth
-inline constexpr int kMmaColumns = 8;                     // columns of a B fragment
-inline constexpr int kChunk = 8;                          // elements in the 16 bytes of one asynchronous copy
-inline constexpr int kSplitTile = 64;                     // keys: split_of() cuts at multiples of it
-inline constexpr int64_t kNoRow = -1;                     // the offset of a row that is filled with zeros
+inline constexpr int kMmaRows = 16;    // rows of an A fragment, and its depth
+inline constexpr int kMmaColumns = 8;  // columns of a B fragment
+inline constexpr int kChunk = 8;       // elements in the 16 bytes of one asynchronous copy
+inline constexpr int64_t kNoRow = -1;  // the offset of a row that is filled with zeros
 
 // 16 bytes, or 16 zeros if not `valid`; `source` is not read then, but must be an address.
 __device__ __forceinline__ void copy_chunk_async(uint32_t destination, const void* source, bool valid) {
@@ -113,8 +112,8 @@ __device__ __forceinline__ void mma<__nv_bfloat16>(float (&d)[4], const uint32_t
 
 // How raw products of q and k become exponents of 2. With a softcap the scores are capped first.
 struct ScoreScale {
-  float softcap;       // 0: none
-  float before_cap;    // softmax_scale / softcap
+  float softcap;        // 0: none
+  float before_cap;     // softmax_scale / softcap
   float log2_per_unit;  // what a score is multiplied by under exp2: kLog2E, times softmax_scale if nothing is capped
 };
 
