@@ -204,9 +204,10 @@ Status check_new_keys(const Arguments& a) {
 
 Status check_splits(const Arguments& a, int64_t num_splits) {
   Check check("fwd");
-  const int64_t splits = a.out_accum.empty() ? 1 : a.out_accum.size(0);
+  const int64_t splits = a.out_accum.rank() > 0 ? std::max<int64_t>(a.out_accum.size(0), 1) : 1;
   check.that(num_splits >= 0 && num_splits <= kMaxSplits, "num_splits", num_splits, "from 0 to 256");
   check.that(splits <= kMaxSplits, "out_accum.shape[0]", splits, "at most 256");
+  if (a.q.device().is_cpu()) return check.status();  // which does not split
   check.that(num_splits == 0 || num_splits == splits, "out_accum.shape[0]", splits, "num_splits");
   if (!check.ok() || splits <= 1) return check.status();
   const int64_t batch = batch_of(a), num_heads = a.q.size(-2), head_dim_v = a.out.size(-1);
@@ -224,7 +225,7 @@ Status check_splits(const Arguments& a, int64_t num_splits) {
       .same_device({{"q", a.q}, {"out_accum", a.out_accum}, {"softmax_lse_accum", a.softmax_lse_accum}})
       .no_overlap("out_accum", a.out_accum, "out", a.out)
       .no_overlap("out_accum", a.out_accum, "softmax_lse_accum", a.softmax_lse_accum);
-  if (!a.q.device().is_cpu()) check.aligned("out_accum", a.out_accum, kAlignment);
+  check.aligned("out_accum", a.out_accum, kAlignment);
   return check.status();
 }
 
@@ -243,6 +244,7 @@ AttentionParams pointers_of(const Arguments& a) {
   params.k_batch_stride = batch_stride(a.k);
   params.k_row_stride = row_stride(a.k);
   params.k_head_stride = head_stride(a.k);
+  params.k_extent = a.k.size(0);
   params.v = a.v.data();
   params.v_batch_stride = batch_stride(a.v);
   params.v_row_stride = row_stride(a.v);
@@ -255,7 +257,6 @@ AttentionParams pointers_of(const Arguments& a) {
     params.page_table = indices(a.page_table);
     params.page_table_stride = a.page_table->stride(0);
     params.page_size = static_cast<int>(a.k.size(1));
-    params.num_pages = a.k.size(0);
   }
 
   if (a.k_new.has_value()) {
@@ -286,7 +287,7 @@ AttentionParams pointers_of(const Arguments& a) {
   params.lse = a.softmax_lse.data<float>();
   params.lse_head_stride = a.softmax_lse.size(-1);
   params.lse_batch_stride = a.softmax_lse.rank() == 3 ? a.softmax_lse.size(1) * a.softmax_lse.size(2) : 0;
-  if (!a.out_accum.empty() && a.out_accum.size(0) > 1) {
+  if (!a.q.device().is_cpu() && a.out_accum.rank() > 0 && a.out_accum.size(0) > 1) {
     params.num_splits = static_cast<int>(a.out_accum.size(0));
     params.out_accum = a.out_accum.data<float>();
     params.lse_accum = a.softmax_lse_accum.data<float>();

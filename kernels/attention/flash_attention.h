@@ -14,7 +14,7 @@
 //                [pages, page_size, Hk, D], […, Dv]        with page_table [C, max_pages]; any page_size
 //   out_accum, softmax_lse_accum                           scratch of num_splits > 1, f32, dense:
 //                [S, B, H, Sq, Dv] and [S, B, H, Sq]       or [S, H, Tq, Dv] and [S, H, Tq]; S = num_splits <= 256
-//                else empty: their first extent is 0
+//                else, and on the CPU, empty: their first extent is 0
 //   rotated_q    q's shape and dtype, dense                scratch of rotary_cos; else empty
 //   k_new, v_new [B, Sn, Hk, D], [B, Sn, Hk, Dv]           or [Tn, Hk, …] with cu_seqlens_k_new; written to the cache
 //                                                          behind its seqused_k keys, and attended to with them

@@ -5,7 +5,6 @@
 #include "kernels/attention/flash_attention_params.h"
 #include "kernels/attention/flash_attention_portable.h"
 #include "kernels/base/launch.h"
-#include "kernels/device/pdl.cuh"
 #include "kernels/device/vec.cuh"
 
 namespace sgl_kernel::SGL_TARGET {
@@ -36,7 +35,6 @@ __device__ __forceinline__ void rotate_row(T* target, const T* source, int dim, 
 template <class T>
 __global__ void __launch_bounds__(kWarps* kWarp)
     append_new_keys_kernel(const __grid_constant__ AttentionParams params) {
-  release_successors();
   const int batch = blockIdx.y, lane = threadIdx.x % kWarp;
   const int token = blockIdx.x * kWarps + threadIdx.x / kWarp;
   const AttentionSequence sequence = sequence_of(params, batch);

@@ -47,7 +47,7 @@ struct AttentionParams {
   const int32_t* page_table = nullptr;    // [cache batch, max_pages]
   int64_t page_table_stride = 0;
   int page_size = 0;
-  int64_t num_pages = 0;
+  int64_t k_extent = 0;  // k.shape[0]: rows of the cache, total_k or num_pages
 
   // What is appended to the cache first. Dense: [batch, seqlen_k_new, …]; with cu_seqlens_k_new: [total_k_new, …].
   const void* k_new = nullptr;

@@ -87,6 +87,38 @@ struct ChunkTask {
   }
 };
 
+// Sums over the 2^log2_lanes lanes of a row, of kCount values at once. Each level hands half of the values that are
+// left to the lanes across, until one is left: fewer shuffles than to sum them one by one, in the same order for each.
+template <int kCount>
+struct LaneSums {
+  float (&values)[kCount];
+  int first = 0;       // the values that this lane ends up with, in front, are the sums of those from `first` on
+  int count = kCount;  // so many: 2 where 8 lanes cannot split 16 values further
+  bool owns = true;    // false: another lane has them too
+
+  template <int kLevel = 0>
+  __device__ __forceinline__ void add(int row_lane, int log2_lanes) {
+    constexpr int kHalf = kCount >> (kLevel + 1);  // 0 once a single value is left
+    if (kLevel >= log2_lanes) return;
+    const int offset = 1 << (log2_lanes - 1 - kLevel);
+    const bool upper = (row_lane & offset) != 0;
+    if constexpr (kHalf > 0) {
+#pragma unroll
+      for (int i = 0; i < kHalf; ++i) {
+        const float sent = upper ? values[i] : values[kHalf + i], kept = upper ? values[kHalf + i] : values[i];
+        values[i] = kept + __shfl_xor_sync(0xffffffff, sent, offset);
+      }
+      if (upper) first += kHalf;
+      count = kHalf;
+    } else {
+      values[0] += __shfl_xor_sync(0xffffffff, values[0], offset);
+      if (upper) owns = false;
+    }
+    constexpr int kLevels = 5;
+    if constexpr (kLevel + 1 < kLevels) add<kLevel + 1>(row_lane, log2_lanes);
+  }
+};
+
 // Blocks of the largest size that fit a multiprocessor's registers: 64, 80 or 128 a thread.
 constexpr int resident_blocks(int tokens, int rows) { return tokens > 1 ? 2 : rows > 1 ? 3 : 4; }
 
@@ -178,7 +210,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarpSize, resident_blocks(kTokens,
   int stage = 0;
   // Every warp of a block goes through the same tiles and steps, with or without rows: there may be barriers inside.
   for (int64_t row0 = first_row; row0 - warp * warp_rows < params.rows; row0 += row_stride) {
-    float sums[kRows][kTokens] = {};
+    float sums[kRows * kTokens] = {};  // [row][token]
     bool present[kRows];
     uint32_t run_address[kRows];  // of the row's run, its low bits
 #pragma unroll
@@ -195,16 +227,19 @@ __global__ void __launch_bounds__(kMaxWarps* kWarpSize, resident_blocks(kTokens,
         if (started) __syncthreads();
         chunk_start = start;
         const int groups = min(params.chunk_groups, params.num_groups - start);
+        // Each load runs ahead of the store before it; the first of W in the shadow of the first of X.
+        const int tasks = kTokens * groups * 4;
+        ChunkTask<kTokens> task = {}, next;
 #pragma unroll 1
-        for (int first = 0; first < kTokens * groups * 4; first += blockDim.x) {
-          ChunkTask<kTokens> task;
-          task.load(params, start, groups, first + threadIdx.x);
-          if (!started) {  // the first of W in the shadow of the first of X
+        for (int at = 0; at < tasks + static_cast<int>(blockDim.x); at += blockDim.x) {
+          next.load(params, start, groups, at + threadIdx.x);
+          if (!started) {
             started = true;
 #pragma unroll 1
             for (int i = 0; i + 1 < kStages; ++i) copy_next();
           }
-          task.store(params, quants, scales);
+          if (at > 0) task.store(params, quants, scales);
+          task = next;
         }
         __syncthreads();
       }
@@ -228,7 +263,8 @@ __global__ void __launch_bounds__(kMaxWarps* kWarpSize, resident_blocks(kTokens,
           }
           const float value = scaled_dot<Format>(weights.scale, weights.offset, static_cast<float>(dots[0]),
                                                  static_cast<float>(dots[1]), x.scale);
-          sums[r][t] = __fmaf_rn(x.scale.d, value, sums[r][t]);
+          float& sum = sums[r * kTokens + t];
+          sum = __fmaf_rn(x.scale.d, value, sum);
         };
         const int x_group = group - chunk_start;
         const uint8_t* x_quants = quants + x_group * kGroupSize;
@@ -261,20 +297,14 @@ __global__ void __launch_bounds__(kMaxWarps* kWarpSize, resident_blocks(kTokens,
       stage = stage + 1 == kStages ? 0 : stage + 1;
     }
 
+    LaneSums<kRows * kTokens> totals{sums};
+    totals.add(row_lane, params.log2_lanes_per_row);
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
+    for (int i = 0; i < kRows * kTokens && i < 2; ++i) {
+      const int r = (totals.first + i) / kTokens, t = (totals.first + i) % kTokens;
       const int64_t row = row0 + r * side_rows + (lane >> params.log2_lanes_per_row);
-#pragma unroll
-      for (int t = 0; t < kTokens; ++t) {
-        float sum = sums[r][t];
-#pragma unroll
-        for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
-          const float other = __shfl_xor_sync(0xffffffff, sum, offset);
-          if (offset < lanes_per_row) sum += other;
-        }
-        if (row_lane == 0 && present[r] && t < params.num_tokens) {
-          store_element(params.result, params.X.dtype, t * params.result_stride + row, sum);
-        }
+      if (totals.owns && i < totals.count && row < params.rows && t < params.num_tokens) {
+        store_element(params.result, params.X.dtype, t * params.result_stride + row, sums[i]);
       }
     }
   }
@@ -340,7 +370,7 @@ Status launch_mat_vec(MatVecParams params, Stream stream) {
                 {.grid = static_cast<unsigned>(grid),
                  .block = static_cast<unsigned>(num_warps * kWarpSize),
                  .shared_bytes = static_cast<size_t>(shared_bytes),
-                 .pdl = kHasPdl},
+                 .pdl = true},
                 stream, params);
 }
 
