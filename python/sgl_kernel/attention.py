@@ -16,7 +16,7 @@ _merge_state_v2 = eager_or_traced("merge_state_v2", _native.merge_state_v2)
 
 
 def _merge(operator, v_a, s_a, v_b, s_b, v_merged, s_merged) -> tuple[torch.Tensor, torch.Tensor]:
-    s_a, s_b = s_a.to(torch.float32), s_b.to(torch.float32)
+    s_a, s_b = (s.to(torch.float32) if s.is_floating_point() else s for s in (s_a, s_b))
     if v_merged is None:
         v_merged = torch.empty_like(v_a)
     if s_merged is None:
@@ -42,7 +42,7 @@ def merge_state(
 
     Args:
       v_a, v_b: [T, H, D], float32, float16 or bfloat16; tokens and heads may be strided.
-      s_a, s_b: [T, H], any strides; converted to float32.
+      s_a, s_b: [T, H], any strides, any floating-point dtype; converted to float32.
       v_merged: like v_a, or v_a or v_b itself; made if None.
       s_merged: [T, H], float32, apart from the others in memory; made if None.
 
