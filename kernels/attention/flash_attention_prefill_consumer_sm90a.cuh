@@ -196,20 +196,29 @@ struct Consumer {
     return visible_keys(call.params, tile.sequence.q_len, tile.sequence.k_len, row / call.schedule.pack);
   }
 
-  // Softcap and mask of key tile n. All rows of this consumer see the keys in `seen_by_all`.
-  __device__ __forceinline__ void adjust_scores(float (&s)[kTileN / 2], const Tile& tile, int n,
-                                                const KeyRange& seen_by_all) const {
-    if (call.softcap_scale != 0.0f) apply_softcap<kTileN>(s, call.softcap_scale);
-    if (n * kTileN >= seen_by_all.begin && n * kTileN + kTileN <= seen_by_all.end) return;
-    KeyRange visible[2];
-    const int column = n * kTileN + lane % 4 * 2;
+  // The keys that all rows of this consumer see, and those that this thread's rows see.
+  struct Visible {
+    KeyRange by_all, by_row[2];
+  };
+
+  __device__ __forceinline__ Visible find_visible(const Tile& tile) const {
+    const int first_row = tile.first_row + consumer * kRowsPerConsumer;
+    Visible visible;
+    visible.by_all = {keys_of_row(tile, first_row + kRowsPerConsumer - 1).begin, keys_of_row(tile, first_row).end};
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      visible[r] = keys_of_row(tile, tile.first_row + consumer * kRowsPerConsumer + warp * 16 + r * 8 + lane / 4);
-      visible[r].begin -= column;
-      visible[r].end -= column;
-    }
-    apply_mask<kTileN>(s, visible);
+    for (int r = 0; r < 2; ++r) visible.by_row[r] = keys_of_row(tile, first_row + warp * 16 + r * 8 + lane / 4);
+    return visible;
+  }
+
+  // Softcap and mask of key tile n.
+  __device__ __forceinline__ void adjust_scores(float (&s)[kTileN / 2], int n, const Visible& visible) const {
+    if (call.softcap_scale != 0.0f) apply_softcap<kTileN>(s, call.softcap_scale);
+    if (n * kTileN >= visible.by_all.begin && n * kTileN + kTileN <= visible.by_all.end) return;
+    const int column = n * kTileN + lane % 4 * 2;
+    KeyRange columns[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) columns[r] = {visible.by_row[r].begin - column, visible.by_row[r].end - column};
+    apply_mask<kTileN>(s, columns);
   }
 
   // The rows of V behind the end of the sequence may hold anything, NaN too, and 0 * NaN is NaN. Both consumers write
@@ -297,9 +306,7 @@ struct Consumer {
     RowState rows = {{-INFINITY, -INFINITY}, {0.0f, 0.0f}};
     if (tile.begin == tile.end) return store(tile, o, rows);
 
-    const int first_row = tile.first_row + consumer * kRowsPerConsumer;
-    const KeyRange seen_by_all = {keys_of_row(tile, first_row + kRowsPerConsumer - 1).begin,
-                                  keys_of_row(tile, first_row).end};
+    const Visible visible = find_visible(tile);
 
     float s[kTileN / 2];
     uint32_t p[kTileN / 16][4];
@@ -313,7 +320,7 @@ struct Consumer {
     release(shared.k_empty[k_at.index]);
     k_at.advance();
     if (tile.end - 1 == tile.begin) release(shared.q_empty);
-    adjust_scores(s, tile, tile.end - 1, seen_by_all);
+    adjust_scores(s, tile.end - 1, visible);
     softmax_step<C>(s, call.scale_log2, rows, rescale);
     pack_probabilities<C>(s, p);
     if (tile.end * kTileN > tile.sequence.k_len) {
@@ -333,7 +340,7 @@ struct Consumer {
       release(shared.k_empty[k_at.index]);
       k_at.advance();
       if (n == tile.begin) release(shared.q_empty);
-      adjust_scores(s, tile, n, seen_by_all);
+      adjust_scores(s, n, visible);
       const bool changed = softmax_step<C>(s, call.scale_log2, rows, rescale);
       wait_wgmma<0>();
       pin(o);
