@@ -19,7 +19,7 @@
 namespace sgl_kernel::SGL_TARGET {
 namespace {
 
-constexpr int kMaxWarps = 8;
+constexpr int kWarps = 8;
 constexpr int kStages = 3;  // two copies of about 1 KB a warp on their way hide the memory's latency with 16 warps
 constexpr int kCacheLine = 128;
 
@@ -124,11 +124,11 @@ constexpr int resident_blocks(int tokens, int rows) { return tokens > 1 ? 2 : ro
 
 // kRows rows of W for each lane, kTokens rows of X.
 template <class Format, int kTokens, int kRows>
-__global__ void __launch_bounds__(kMaxWarps* kWarpSize, resident_blocks(kTokens, kRows))
+__global__ void __launch_bounds__(kWarps* kWarpSize, resident_blocks(kTokens, kRows))
     ggml_mul_mat_vec_kernel(const __grid_constant__ MatVecParams params) {
   using Block = typename Format::Block;
   constexpr int kGroupsPerBlock = Format::kGroupsPerBlock;
-  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize, num_warps = blockDim.x / kWarpSize;
+  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const int lanes_per_row = 1 << params.log2_lanes_per_row;
   const int row_lane = lane & (lanes_per_row - 1);
 
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarpSize, resident_blocks(kTokens,
   // l / lanes_per_row + r * side_rows.
   const int side_rows = kWarpSize >> params.log2_lanes_per_row;
   const int warp_rows = side_rows * kRows;
-  const int64_t row_stride = int64_t{gridDim.x} * num_warps * warp_rows;  // from a warp's tile to its next
+  const int64_t row_stride = int64_t{gridDim.x} * kWarps * warp_rows;  // from a warp's tile to its next
   const int step_bytes = lanes_per_row / kGroupsPerBlock * static_cast<int>(sizeof(Block));
   const int staged_row_bytes = staged_bytes(step_bytes);
   const int stage_bytes = warp_rows * staged_row_bytes;
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarpSize, resident_blocks(kTokens,
   uint8_t* const stages = quants + chunk_bytes(kTokens, params.chunk_groups) + warp * kStages * stage_bytes;
 
   release_successors();
-  const int64_t first_row = (int64_t{blockIdx.x} * num_warps + warp) * warp_rows;
+  const int64_t first_row = (int64_t{blockIdx.x} * kWarps + warp) * warp_rows;
   const uint8_t* copy_run = params.W + first_row * row_bytes;
 #pragma unroll 1
   for (int64_t at = lane * kCacheLine; at < min(int64_t{warp_rows}, params.rows - first_row) * row_bytes;
@@ -227,19 +227,22 @@ __global__ void __launch_bounds__(kMaxWarps* kWarpSize, resident_blocks(kTokens,
         if (started) __syncthreads();
         chunk_start = start;
         const int groups = min(params.chunk_groups, params.num_groups - start);
-        // Each load runs ahead of the store before it; the first of W in the shadow of the first of X.
+        // Each load runs ahead of the store before it, the first of W in the shadow of the first of X. A warp without a
+        // task only waits.
         const int tasks = kTokens * groups * 4;
-        ChunkTask<kTokens> task = {}, next;
+        ChunkTask<kTokens> task, next;
+        if (warp * kWarpSize < tasks) next.load(params, start, groups, threadIdx.x);
+        if (!started) {
+          started = true;
 #pragma unroll 1
-        for (int at = 0; at < tasks + static_cast<int>(blockDim.x); at += blockDim.x) {
-          next.load(params, start, groups, at + threadIdx.x);
-          if (!started) {
-            started = true;
+          for (int i = 0; i + 1 < kStages; ++i) copy_next();
+        }
 #pragma unroll 1
-            for (int i = 0; i + 1 < kStages; ++i) copy_next();
-          }
-          if (at > 0) task.store(params, quants, scales);
+        for (int at = warp * kWarpSize; at < tasks; at += kWarps * kWarpSize) {
           task = next;
+          const int after = at + kWarps * kWarpSize;
+          if (after < tasks) next.load(params, start, groups, after + lane);
+          task.store(params, quants, scales);
         }
         __syncthreads();
       }
@@ -310,8 +313,8 @@ __global__ void __launch_bounds__(kMaxWarps* kWarpSize, resident_blocks(kTokens,
   }
 }
 
-// A warp for each of so many rows fills any GPU. Then throughput counts, below it latency.
-constexpr int64_t kManyRows = 4096;
+// With a warp for each row, more rows than this are bound by the instructions issued, not by latency.
+constexpr int64_t kManyRows = 2048;
 
 // The lanes that share a row: 32 for short latency, or for many rows what leaves the fewest lanes idle.
 int choose_log2_lanes_per_row(int64_t rows, int num_groups) {
@@ -338,14 +341,10 @@ Status launch_mat_vec(MatVecParams params, Stream stream) {
   params.log2_lanes_per_row = choose_log2_lanes_per_row(params.rows, params.num_groups);
   const int lanes = 1 << params.log2_lanes_per_row, warp_rows = kWarpSize / lanes * kRows;
   const int sms = num_sms();
-  // Small blocks where large ones would leave multiprocessors idle, if they quantize X at one go all the same.
-  const bool few_rows = params.rows < int64_t{2} * sms * warp_rows * kMaxWarps;
-  const bool small_x = kTokens * params.num_groups * 4 <= kMaxWarps / 2 * kWarpSize;
-  const int num_warps = few_rows && small_x ? kMaxWarps / 2 : kMaxWarps;
-  const int64_t tiles = (params.rows + warp_rows * num_warps - 1) / (warp_rows * num_warps);
+  const int64_t tiles = (params.rows + warp_rows * kWarps - 1) / (warp_rows * kWarps);
 
   const int stages_bytes =
-      num_warps * kStages * warp_rows *
+      kWarps * kStages * warp_rows *
       staged_bytes(lanes / Format::kGroupsPerBlock * static_cast<int>(sizeof(typename Format::Block)));
   constexpr int kMostChunkBytes = 80 << 10;  // all of X for 8 tokens of k = 8192
   const int most_bytes =
@@ -361,14 +360,13 @@ Status launch_mat_vec(MatVecParams params, Stream stream) {
   int64_t grid = tiles;
   if (tiles > 2 * sms) {  // as many blocks as are resident at once: each quantizes X
     int resident = 1;
-    SGL_RETURN_IF_ERROR(cuda_status(
-        "ggml_mul_mat_vec_a8",
-        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, num_warps * kWarpSize, shared_bytes)));
+    SGL_RETURN_IF_ERROR(cuda_status("ggml_mul_mat_vec_a8", cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+                                                               &resident, kernel, kWarps * kWarpSize, shared_bytes)));
     grid = std::min(tiles, int64_t{sms} * std::max(resident, 1));
   }
   return launch("ggml_mul_mat_vec_a8", kernel,
                 {.grid = static_cast<unsigned>(grid),
-                 .block = static_cast<unsigned>(num_warps * kWarpSize),
+                 .block = static_cast<unsigned>(kWarps * kWarpSize),
                  .shared_bytes = static_cast<size_t>(shared_bytes),
                  .pdl = true},
                 stream, params);
@@ -384,7 +382,9 @@ Status mat_vec(const MatVecParams& whole, int64_t num_tokens, Stream stream) {
     params.num_tokens = static_cast<int>(std::min<int64_t>(kMostTokens, num_tokens - first));
     params.result = static_cast<char*>(whole.result) + first * whole.result_stride * element_bytes;
     params.X.data = static_cast<const char*>(whole.X.data) + first * whole.X.row_stride * element_bytes;
-    if (params.num_tokens == 1 && params.rows < kManyRows) {
+    // Two rows a lane share X's loads, once there are two blocks for every multiprocessor all the same.
+    const int two_side_rows = 2 * kWarpSize >> choose_log2_lanes_per_row(params.rows, params.num_groups);
+    if (params.num_tokens == 1 && params.rows < int64_t{2} * num_sms() * kWarps * two_side_rows) {
       SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 1, 1>(params, stream)));
     } else if (params.num_tokens == 1) {
       SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 1, 2>(params, stream)));
