@@ -143,8 +143,8 @@ Status check_new_keys(const Arguments& a) {
   Check check("fwd");
   const int64_t batch = batch_of(a), num_heads_k = a.k.size(-2);
   check.that(a.k_new.has_value() == a.v_new.has_value(), "v_new", "and k_new do not go together", "both or neither");
-  check.that(a.rotary_cos.has_value() == a.rotary_sin.has_value(), "rotary_sin",
-             "and rotary_cos do not go together", "both or neither");
+  check.that(a.rotary_cos.has_value() == a.rotary_sin.has_value(), "rotary_sin", "and rotary_cos do not go together",
+             "both or neither");
   check.that(!a.rotary_cos.has_value() || a.k_new.has_value(), "rotary_cos", "is given without k_new",
              "k_new and v_new with it");
   check.that(!a.cu_seqlens_k_new.has_value() || a.k_new.has_value(), "cu_seqlens_k_new", "is given without k_new",
@@ -204,9 +204,10 @@ Status check_new_keys(const Arguments& a) {
 
 Status check_splits(const Arguments& a, int64_t num_splits) {
   Check check("fwd");
-  const int64_t splits = a.out_accum.empty() ? 1 : a.out_accum.size(0);
+  const int64_t splits = a.out_accum.rank() > 0 ? std::max<int64_t>(a.out_accum.size(0), 1) : 1;
   check.that(num_splits >= 0 && num_splits <= kMaxSplits, "num_splits", num_splits, "from 0 to 256");
   check.that(splits <= kMaxSplits, "out_accum.shape[0]", splits, "at most 256");
+  if (a.q.device().is_cpu()) return check.status();  // which does not split
   check.that(num_splits == 0 || num_splits == splits, "out_accum.shape[0]", splits, "num_splits");
   if (!check.ok() || splits <= 1) return check.status();
   const int64_t batch = batch_of(a), num_heads = a.q.size(-2), head_dim_v = a.out.size(-1);
@@ -224,7 +225,7 @@ Status check_splits(const Arguments& a, int64_t num_splits) {
       .same_device({{"q", a.q}, {"out_accum", a.out_accum}, {"softmax_lse_accum", a.softmax_lse_accum}})
       .no_overlap("out_accum", a.out_accum, "out", a.out)
       .no_overlap("out_accum", a.out_accum, "softmax_lse_accum", a.softmax_lse_accum);
-  if (!a.q.device().is_cpu()) check.aligned("out_accum", a.out_accum, kAlignment);
+  check.aligned("out_accum", a.out_accum, kAlignment);
   return check.status();
 }
 
@@ -243,6 +244,7 @@ AttentionParams pointers_of(const Arguments& a) {
   params.k_batch_stride = batch_stride(a.k);
   params.k_row_stride = row_stride(a.k);
   params.k_head_stride = head_stride(a.k);
+  params.k_extent = a.k.size(0);
   params.v = a.v.data();
   params.v_batch_stride = batch_stride(a.v);
   params.v_row_stride = row_stride(a.v);
@@ -255,7 +257,6 @@ AttentionParams pointers_of(const Arguments& a) {
     params.page_table = indices(a.page_table);
     params.page_table_stride = a.page_table->stride(0);
     params.page_size = static_cast<int>(a.k.size(1));
-    params.num_pages = a.k.size(0);
   }
 
   if (a.k_new.has_value()) {
@@ -286,7 +287,7 @@ AttentionParams pointers_of(const Arguments& a) {
   params.lse = a.softmax_lse.data<float>();
   params.lse_head_stride = a.softmax_lse.size(-1);
   params.lse_batch_stride = a.softmax_lse.rank() == 3 ? a.softmax_lse.size(1) * a.softmax_lse.size(2) : 0;
-  if (!a.out_accum.empty() && a.out_accum.size(0) > 1) {
+  if (!a.q.device().is_cpu() && a.out_accum.rank() > 0 && a.out_accum.size(0) > 1) {
     params.num_splits = static_cast<int>(a.out_accum.size(0));
     params.out_accum = a.out_accum.data<float>();
     params.lse_accum = a.softmax_lse_accum.data<float>();
@@ -325,16 +326,14 @@ Status fwd(TensorView out, TensorView softmax_lse, TensorView out_accum, TensorV
            const OptionalTensor& kv_batch_idx, const OptionalTensor& leftpad_k, const OptionalTensor& rotary_cos,
            const OptionalTensor& rotary_sin, const OptionalTensor& seqlens_rotary, const OptionalTensor& q_descale,
            const OptionalTensor& k_descale, const OptionalTensor& v_descale, std::optional<double> softmax_scale,
-           bool is_causal, int64_t window_size_left, int64_t window_size_right, int64_t attention_chunk,
-           double softcap, bool is_rotary_interleaved, const OptionalTensor& /*scheduler_metadata*/,
-           int64_t num_splits, std::optional<bool> /*pack_gqa*/, int64_t sm_margin, const OptionalTensor& sinks,
-           Stream stream) {
+           bool is_causal, int64_t window_size_left, int64_t window_size_right, int64_t attention_chunk, double softcap,
+           bool is_rotary_interleaved, const OptionalTensor& /*scheduler_metadata*/, int64_t num_splits,
+           std::optional<bool> /*pack_gqa*/, int64_t sm_margin, const OptionalTensor& sinks, Stream stream) {
   SGL_RETURN_IF_ERROR(check_unsupported(q, q_v, q_descale, k_descale, v_descale));
-  const Arguments arguments = {out,          softmax_lse,  out_accum,        softmax_lse_accum, rotated_q,
-                               q,            k,            v,                k_new,             v_new,
-                               cu_seqlens_q, cu_seqlens_k, cu_seqlens_k_new, seqused_q,         seqused_k,
-                               page_table,   kv_batch_idx, leftpad_k,        rotary_cos,        rotary_sin,
-                               seqlens_rotary, sinks};
+  const Arguments arguments = {
+      out,          softmax_lse, out_accum,    softmax_lse_accum, rotated_q,        q,         k,         v,
+      k_new,        v_new,       cu_seqlens_q, cu_seqlens_k,      cu_seqlens_k_new, seqused_q, seqused_k, page_table,
+      kv_batch_idx, leftpad_k,   rotary_cos,   rotary_sin,        seqlens_rotary,   sinks};
   SGL_RETURN_IF_ERROR(check_queries(arguments));
   SGL_RETURN_IF_ERROR(check_keys(arguments));
   SGL_RETURN_IF_ERROR(check_new_keys(arguments));
@@ -379,7 +378,8 @@ Status fwd(TensorView out, TensorView softmax_lse, TensorView out_accum, TensorV
   params.attention_chunk = static_cast<int>(attention_chunk);
   // A window that reaches past either end of the keys is none.
   params.window_left = window_size_left >= seqlen_k - 1 ? -1 : static_cast<int>(window_size_left);
-  params.window_right = window_size_right >= seqlen_q - 1 && window_size_right > 0 ? -1 : static_cast<int>(window_size_right);
+  params.window_right =
+      window_size_right >= seqlen_q - 1 && window_size_right > 0 ? -1 : static_cast<int>(window_size_right);
   if (is_causal) params.window_right = 0;
   params.rotate_q_by_row = params.window_left >= 0 || params.window_right >= 0 || params.attention_chunk > 0;
   if (params.batch == 0 || params.seqlen_q == 0) return OkStatus();
@@ -389,27 +389,31 @@ Status fwd(TensorView out, TensorView softmax_lse, TensorView out_accum, TensorV
 int64_t fwd_num_splits(int64_t batch, int64_t num_heads, int64_t num_heads_k, int64_t seqlen_q, int64_t seqlen_k,
                        int64_t window_left, int64_t window_right, int64_t num_sms) {
   constexpr int64_t kBlocksPerSm = 2;
-  constexpr double kGoodShare = 0.9;  // of the best share of busy multiprocessors: good enough to stop splitting
-  if (batch <= 0 || num_heads <= 0 || num_heads_k <= 0 || seqlen_q <= 0 || num_sms <= 0) return 1;
-  const int64_t rows = seqlen_q * (num_heads / num_heads_k);
-  const bool few = few_packed_rows(seqlen_q, num_heads / num_heads_k);
-  const int64_t tile_rows = few ? 16 : 128, least_keys = few ? 128 : 512;  // of a split: fewer cost more than they give
+  constexpr double kGoodShare = 0.9;  // of the multiprocessors' time: splitting further would cost more than it gives
+  if (batch <= 0 || num_heads <= 0 || num_heads_k <= 0 || seqlen_q <= 0 || seqlen_k <= 0 || num_sms <= 0) return 1;
+  const int64_t group = num_heads / num_heads_k;
+  const bool few = few_packed_rows(seqlen_q, group);
+  const int64_t tile_rows = few ? 16 : 128, least_keys = few ? 128 : 512;  // of a split
   if (window_left >= 0 && window_right >= 0) seqlen_k = std::min(seqlen_k, window_left + window_right + seqlen_q);
-  const int64_t blocks = batch * num_heads_k * ((rows + tile_rows - 1) / tile_rows);
+  const int64_t blocks = batch * num_heads_k * ((seqlen_q * group + tile_rows - 1) / tile_rows);
   const int64_t slots = num_sms * kBlocksPerSm;
   int64_t most = std::min(kMaxSplits, (seqlen_k + least_keys - 1) / least_keys);
   // Where the blocks fill the GPU already, splitting only evens out the last wave.
   if (blocks >= slots) most = std::min<int64_t>(most, few ? 8 : 1);
-  const auto busy_share = [&](int64_t splits) {
+  const int64_t tiles = (seqlen_k + kSplitTile - 1) / kSplitTile;
+  int64_t best = 1;
+  double best_share = 0.0;
+  for (int64_t splits = 1; splits <= most && best_share < kGoodShare; ++splits) {
+    const int64_t tiles_each = (tiles + splits - 1) / splits;
+    if ((tiles + tiles_each - 1) / tiles_each != splits) continue;  // a split takes whole tiles: one would get none
     const int64_t waves = (blocks * splits + slots - 1) / slots;
-    return static_cast<double>(blocks * splits) / static_cast<double>(waves * slots);
-  };
-  double best = 0.0;
-  for (int64_t splits = 1; splits <= most; ++splits) best = std::max(best, busy_share(splits));
-  for (int64_t splits = 1; splits <= most; ++splits) {
-    if (busy_share(splits) >= kGoodShare * best) return splits;
+    const double share = static_cast<double>(blocks * splits) / static_cast<double>(waves * slots);
+    if (share > best_share) {
+      best_share = share;
+      best = splits;
+    }
   }
-  return 1;
+  return best;
 }
 
 }  // namespace sgl_kernel

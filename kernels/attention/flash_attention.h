@@ -14,7 +14,7 @@
 //                [pages, page_size, Hk, D], […, Dv]        with page_table [C, max_pages]; any page_size
 //   out_accum, softmax_lse_accum                           scratch of num_splits > 1, f32, dense:
 //                [S, B, H, Sq, Dv] and [S, B, H, Sq]       or [S, H, Tq, Dv] and [S, H, Tq]; S = num_splits <= 256
-//                else empty: their first extent is 0
+//                else, and on the CPU, empty: their first extent is 0
 //   rotated_q    q's shape and dtype, dense                scratch of rotary_cos; else empty
 //   k_new, v_new [B, Sn, Hk, D], [B, Sn, Hk, Dv]           or [Tn, Hk, …] with cu_seqlens_k_new; written to the cache
 //                                                          behind its seqused_k keys, and attended to with them
@@ -24,8 +24,9 @@
 //   cu_seqlens_* [B + 1], seqused_*, leftpad_k, kv_batch_idx, seqlens_rotary [B], page_table: i32, dense (page_table's
 //                rows may be strided). seqused_k is the number of keys in the cache, leftpad_k of them to be skipped
 //   sinks        [H], f32 | f16 | bf16
-// Dtypes: f16 | bf16, on the CPU also f32; one for q, k, v, k_new, v_new, out. D, Dv: multiples of 8 up to 256. Rows and
-// heads may be strided; last dimensions are dense. On a GPU q, k, v and out are aligned to 16 bytes, with their strides.
+// Dtypes: f16 | bf16, on the CPU also f32; one for q, k, v, k_new, v_new, out. D, Dv: multiples of 8 up to 256. Rows
+// and heads may be strided; last dimensions are dense. On a GPU q, k, v and out are aligned to 16 bytes, with their
+// strides.
 //
 // max_seqlen_q and max_seqlen_k bound every sequence's lengths under cu_seqlens_*; without them the totals do. Longer
 // sequences are cut there, as lengths beyond the cache are. What the index tensors hold is the caller's duty otherwise:

@@ -164,11 +164,11 @@ void attend_tile(const AttentionParams& params, int batch, int kv_head, int firs
   KeyRange visible[kTileRows];
   for (int i = 0; i < count; ++i) {
     visible[i] = visible_keys(params, sequence.q_len, sequence.k_len, token_of(i));
-    Loops::to_float(work.queries[i],
-                    static_cast<const T*>(params.q) + row_offset(sequence, batch, token_of(i), head_of(i),
-                                                                 params.q_batch_stride, params.q_row_stride,
-                                                                 params.q_head_stride),
-                    params.head_dim);
+    Loops::to_float(
+        work.queries[i],
+        static_cast<const T*>(params.q) + row_offset(sequence, batch, token_of(i), head_of(i), params.q_batch_stride,
+                                                     params.q_row_stride, params.q_head_stride),
+        params.head_dim);
     std::fill_n(work.output[i], params.head_dim_v, 0.0f);
     work.max[i] = kNegativeInfinity;
     work.sum[i] = 0.0f;

@@ -10,7 +10,8 @@ namespace sgl_kernel::SGL_TARGET {
 Status append_new_keys(const AttentionParams& params, Stream stream);
 
 // Step 2. Both take all calls; rows of a tile are the queries of all heads that share a KV head, and the keys are split
-// num_splits ways. With num_splits > 1 they fill out_accum and lse_accum, else out and lse. q is with_rotated_queries().
+// num_splits ways. With num_splits > 1 they fill out_accum and lse_accum, else out and lse. q is
+// with_rotated_queries().
 Status attend_query_tiles(const AttentionParams& params, Stream stream);    // made for many rows
 Status attend_grouped_heads(const AttentionParams& params, Stream stream);  // made for few_packed_rows()
 

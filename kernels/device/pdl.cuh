@@ -4,23 +4,6 @@
 
 namespace sgl_kernel::SGL_TARGET {
 
-#define SGL_TARGET_TEXT_OF(target) #target
-#define SGL_TARGET_TEXT(target) SGL_TARGET_TEXT_OF(target)
-
-// 90 for "sm_90a".
-constexpr int sm_of(const char* target) {
-  int sm = 0;
-  for (target += 3; *target >= '0' && *target <= '9'; ++target) sm = 10 * sm + (*target - '0');
-  return sm;
-}
-
-// Whether this target's code can wait for a predecessor. Only then may it be launched with pdl = true: code of an older
-// target, which a newer device runs by way of its PTX, would start before its inputs are there.
-inline constexpr bool kHasPdl = sm_of(SGL_TARGET_TEXT(SGL_TARGET)) >= 90;
-
-#undef SGL_TARGET_TEXT
-#undef SGL_TARGET_TEXT_OF
-
 // Waits until the kernels that this one depends on have finished and their writes are visible. The "memory" clobber
 // keeps the compiler from moving a load above it.
 __device__ __forceinline__ void wait_for_predecessor() {

@@ -4,12 +4,9 @@
 
 #include <cstdint>
 
-namespace sgl_kernel::SGL_TARGET {
+#include "kernels/device/copy_async.cuh"
 
-// The 32-bit shared-window address that PTX instructions take.
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
+namespace sgl_kernel::SGL_TARGET {
 
 // A transaction barrier in shared memory (PTX mbarrier). A phase ends when `count` arrivals and all expected bytes have
 // come; the barrier is then ready for the next phase. Phases are named by their parity: 0, 1, 0, …
@@ -115,20 +112,6 @@ __device__ __forceinline__ bool elect_one() {
       "}\n"
       : "=r"(elected));
   return elected != 0;
-}
-
-// Copies 16 bytes from global to shared memory without passing through registers; zeros instead if !valid (then
-// `source` is not read, but must still be an address).
-__device__ __forceinline__ void copy_async_16(uint32_t destination, const void* source, bool valid) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(destination), "l"(source),
-               "r"(valid ? 16 : 0)
-               : "memory");
-}
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until at most kPending of this thread's newest groups are still under way.
-template <int kPending>
-__device__ __forceinline__ void wait_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

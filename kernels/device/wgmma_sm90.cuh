@@ -70,14 +70,6 @@ __device__ __forceinline__ void pin_registers(uint32_t (&values)[kSize]) {
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define SGL_D_OPERANDS_128 SGL_D_32(0), SGL_D_32(32)
-#define SGL_D_NAMES_176 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
-  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
-  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
-  "%80, %81, %82, %83, %84, %85, %86, %87"
-#define SGL_D_OPERANDS_176 SGL_D_32(0), SGL_D_32(32), SGL_D_8(64), SGL_D_8(72), SGL_D_8(80)
 
 // `p` says whether D is added to (1) or overwritten (0); the two ones are the signs of A and B; then which operands run
 // along their rows (A and B from shared memory: neither; B behind A in registers: B).
@@ -111,12 +103,6 @@ __device__ __forceinline__ void wgmma_shared(float (&d)[kN / 2], uint64_t a_desc
     } else {
       SGL_WGMMA_SHARED(128, f16, 64, 65, 66);
     }
-  } else if constexpr (kN == 176) {
-    if constexpr (kIsBf16) {
-      SGL_WGMMA_SHARED(176, bf16, 88, 89, 90);
-    } else {
-      SGL_WGMMA_SHARED(176, f16, 88, 89, 90);
-    }
   } else {
     static_assert(kN == 64, "a width without a wrapper");
   }
@@ -149,8 +135,6 @@ __device__ __forceinline__ void wgmma_registers(float (&d)[kN / 2], const uint32
 #undef SGL_D_OPERANDS_64
 #undef SGL_D_NAMES_128
 #undef SGL_D_OPERANDS_128
-#undef SGL_D_NAMES_176
-#undef SGL_D_OPERANDS_176
 #undef SGL_WGMMA_SHARED
 #undef SGL_WGMMA_REGISTERS
 

@@ -39,6 +39,14 @@ struct Share {
   __device__ __forceinline__ bool has(int i) const { return vector(i) < num_vectors; }
 };
 
+// Has the compiler keep a vector as it is stored, not as the floats that it was rounded from: half the registers.
+template <class Vector>
+__device__ __forceinline__ void hold_packed(Vector& vector) {
+  static_assert(sizeof(Vector) == kVectorBytes);
+#pragma unroll
+  for (int word = 0; word < kVectorBytes / 4; ++word) asm("" : "+r"(reinterpret_cast<uint32_t*>(&vector)[word]));
+}
+
 template <class T, int kVectors, bool kAdd>
 class RowVectors {
  public:
@@ -69,6 +77,7 @@ class RowVectors {
         }
         T* residual = static_cast<T*>(params.residual.data) + row * params.residual.stride;
         values_[i].store(residual + share.vector(i) * kVecSize<T>);
+        hold_packed(values_[i]);
       }
 #pragma unroll
       for (int j = 0; j < kVecSize<T>; ++j) {
@@ -160,13 +169,13 @@ __global__ void __launch_bounds__(kMaxBlock) norm_block_kernel(const __grid_cons
   release_successors();
   const Share share = {static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x),
                        static_cast<int>(params.row_size) / kVecSize<T>};
-  // Two vectors of input, of residual and of weights, and more ahead, are more than 64 registers hold.
+  // Two vectors of input and of residual, and two more ahead, are more than 64 registers hold.
   constexpr bool kLoadsAhead = !kAdd || kVectors == 1;
   int64_t row = blockIdx.x;
   RowVectors<T, kVectors, kAdd> next;
   if constexpr (kLoadsAhead) next.load(params, row, share);
   Vec<T, kVecSize<T>> weights[kVectors];
-  if constexpr (kLoadsAhead) load_weights<T>(params, share, weights);
+  load_weights<T>(params, share, weights);
 
   for (int turn = 0; row < params.num_rows; row += gridDim.x, turn ^= 1) {
     RowVectors<T, kVectors, kAdd> current = next;
@@ -178,7 +187,6 @@ __global__ void __launch_bounds__(kMaxBlock) norm_block_kernel(const __grid_cons
     float sums[kVectors];
     current.add_and_square(params, row, share, sums);
     const float sum = sum_over_block(sums, scratch[turn]);
-    if constexpr (!kLoadsAhead) load_weights<T>(params, share, weights);
     current.write(params, row, share, sum, weights);
   }
 }

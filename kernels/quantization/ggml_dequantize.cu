@@ -118,7 +118,7 @@ Status dequantize(TensorView result, TensorView W, Stream stream) {
                 {.grid = static_cast<unsigned>((num_groups + kBlockGroups - 1) / kBlockGroups),
                  .block = kThreads,
                  .shared_bytes = kWarps * kWarpBytes<Format>,
-                 .pdl = kHasPdl},
+                 .pdl = true},
                 stream, result.data(), result.dtype(), W.data<const uint8_t>(), num_groups, vectors);
 }
 

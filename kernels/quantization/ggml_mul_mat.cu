@@ -298,7 +298,7 @@ Status launch_tiles(const MatMulParams& params, Stream stream) {
                 {.grid = static_cast<unsigned>(num_tiles<Tile>(params)),
                  .block = kTileThreads<Tile>,
                  .shared_bytes = kSharedBytes<Format, Tile>,
-                 .pdl = kHasPdl},
+                 .pdl = true},
                 stream, params);
 }
 
@@ -330,7 +330,7 @@ Status ggml_mul_mat_a8(TensorView result, TensorView workspace, TensorView W, Te
     SGL_RETURN_IF_ERROR(launch("ggml_mul_mat_a8", ggml_quantize_activations_kernel,
                                {.grid = static_cast<unsigned>((lanes + kQuantizeThreads - 1) / kQuantizeThreads),
                                 .block = kQuantizeThreads,
-                                .pdl = kHasPdl},
+                                .pdl = true},
                                stream, params.X, activations_of(X), params.num_tokens, params.num_groups));
   }
   SGL_SWITCH_GGML_TYPE(type, F, return mul_mat<F>(params, stream));

@@ -19,7 +19,7 @@
 namespace sgl_kernel::SGL_TARGET {
 namespace {
 
-constexpr int kMaxWarps = 8;
+constexpr int kWarps = 8;
 constexpr int kStages = 3;  // two copies of about 1 KB a warp on their way hide the memory's latency with 16 warps
 constexpr int kCacheLine = 128;
 
@@ -87,16 +87,48 @@ struct ChunkTask {
   }
 };
 
+// Sums over the 2^log2_lanes lanes of a row, of kCount values at once. Each level hands half of the values that are
+// left to the lanes across, until one is left: fewer shuffles than to sum them one by one, in the same order for each.
+template <int kCount>
+struct LaneSums {
+  float (&values)[kCount];
+  int first = 0;       // the values that this lane ends up with, in front, are the sums of those from `first` on
+  int count = kCount;  // so many: 2 where 8 lanes cannot split 16 values further
+  bool owns = true;    // false: another lane has them too
+
+  template <int kLevel = 0>
+  __device__ __forceinline__ void add(int row_lane, int log2_lanes) {
+    constexpr int kHalf = kCount >> (kLevel + 1);  // 0 once a single value is left
+    if (kLevel >= log2_lanes) return;
+    const int offset = 1 << (log2_lanes - 1 - kLevel);
+    const bool upper = (row_lane & offset) != 0;
+    if constexpr (kHalf > 0) {
+#pragma unroll
+      for (int i = 0; i < kHalf; ++i) {
+        const float sent = upper ? values[i] : values[kHalf + i], kept = upper ? values[kHalf + i] : values[i];
+        values[i] = kept + __shfl_xor_sync(0xffffffff, sent, offset);
+      }
+      if (upper) first += kHalf;
+      count = kHalf;
+    } else {
+      values[0] += __shfl_xor_sync(0xffffffff, values[0], offset);
+      if (upper) owns = false;
+    }
+    constexpr int kLevels = 5;
+    if constexpr (kLevel + 1 < kLevels) add<kLevel + 1>(row_lane, log2_lanes);
+  }
+};
+
 // Blocks of the largest size that fit a multiprocessor's registers: 64, 80 or 128 a thread.
 constexpr int resident_blocks(int tokens, int rows) { return tokens > 1 ? 2 : rows > 1 ? 3 : 4; }
 
 // kRows rows of W for each lane, kTokens rows of X.
 template <class Format, int kTokens, int kRows>
-__global__ void __launch_bounds__(kMaxWarps* kWarpSize, resident_blocks(kTokens, kRows))
+__global__ void __launch_bounds__(kWarps* kWarpSize, resident_blocks(kTokens, kRows))
     ggml_mul_mat_vec_kernel(const __grid_constant__ MatVecParams params) {
   using Block = typename Format::Block;
   constexpr int kGroupsPerBlock = Format::kGroupsPerBlock;
-  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize, num_warps = blockDim.x / kWarpSize;
+  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const int lanes_per_row = 1 << params.log2_lanes_per_row;
   const int row_lane = lane & (lanes_per_row - 1);
 
@@ -104,7 +136,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarpSize, resident_blocks(kTokens,
   // l / lanes_per_row + r * side_rows.
   const int side_rows = kWarpSize >> params.log2_lanes_per_row;
   const int warp_rows = side_rows * kRows;
-  const int64_t row_stride = int64_t{gridDim.x} * num_warps * warp_rows;  // from a warp's tile to its next
+  const int64_t row_stride = int64_t{gridDim.x} * kWarps * warp_rows;  // from a warp's tile to its next
   const int step_bytes = lanes_per_row / kGroupsPerBlock * static_cast<int>(sizeof(Block));
   const int staged_row_bytes = staged_bytes(step_bytes);
   const int stage_bytes = warp_rows * staged_row_bytes;
@@ -120,7 +152,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarpSize, resident_blocks(kTokens,
   uint8_t* const stages = quants + chunk_bytes(kTokens, params.chunk_groups) + warp * kStages * stage_bytes;
 
   release_successors();
-  const int64_t first_row = (int64_t{blockIdx.x} * num_warps + warp) * warp_rows;
+  const int64_t first_row = (int64_t{blockIdx.x} * kWarps + warp) * warp_rows;
   const uint8_t* copy_run = params.W + first_row * row_bytes;
 #pragma unroll 1
   for (int64_t at = lane * kCacheLine; at < min(int64_t{warp_rows}, params.rows - first_row) * row_bytes;
@@ -178,7 +210,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarpSize, resident_blocks(kTokens,
   int stage = 0;
   // Every warp of a block goes through the same tiles and steps, with or without rows: there may be barriers inside.
   for (int64_t row0 = first_row; row0 - warp * warp_rows < params.rows; row0 += row_stride) {
-    float sums[kRows][kTokens] = {};
+    float sums[kRows * kTokens] = {};  // [row][token]
     bool present[kRows];
     uint32_t run_address[kRows];  // of the row's run, its low bits
 #pragma unroll
@@ -195,15 +227,21 @@ __global__ void __launch_bounds__(kMaxWarps* kWarpSize, resident_blocks(kTokens,
         if (started) __syncthreads();
         chunk_start = start;
         const int groups = min(params.chunk_groups, params.num_groups - start);
+        // Each load runs ahead of the store before it, the first of W in the shadow of the first of X. A warp without a
+        // task only waits.
+        const int tasks = kTokens * groups * 4;
+        ChunkTask<kTokens> task, next;
+        if (warp * kWarpSize < tasks) next.load(params, start, groups, threadIdx.x);
+        if (!started) {
+          started = true;
 #pragma unroll 1
-        for (int first = 0; first < kTokens * groups * 4; first += blockDim.x) {
-          ChunkTask<kTokens> task;
-          task.load(params, start, groups, first + threadIdx.x);
-          if (!started) {  // the first of W in the shadow of the first of X
-            started = true;
+          for (int i = 0; i + 1 < kStages; ++i) copy_next();
+        }
 #pragma unroll 1
-            for (int i = 0; i + 1 < kStages; ++i) copy_next();
-          }
+        for (int at = warp * kWarpSize; at < tasks; at += kWarps * kWarpSize) {
+          task = next;
+          const int after = at + kWarps * kWarpSize;
+          if (after < tasks) next.load(params, start, groups, after + lane);
           task.store(params, quants, scales);
         }
         __syncthreads();
@@ -228,7 +266,8 @@ __global__ void __launch_bounds__(kMaxWarps* kWarpSize, resident_blocks(kTokens,
           }
           const float value = scaled_dot<Format>(weights.scale, weights.offset, static_cast<float>(dots[0]),
                                                  static_cast<float>(dots[1]), x.scale);
-          sums[r][t] = __fmaf_rn(x.scale.d, value, sums[r][t]);
+          float& sum = sums[r * kTokens + t];
+          sum = __fmaf_rn(x.scale.d, value, sum);
         };
         const int x_group = group - chunk_start;
         const uint8_t* x_quants = quants + x_group * kGroupSize;
@@ -261,27 +300,21 @@ __global__ void __launch_bounds__(kMaxWarps* kWarpSize, resident_blocks(kTokens,
       stage = stage + 1 == kStages ? 0 : stage + 1;
     }
 
+    LaneSums<kRows * kTokens> totals{sums};
+    totals.add(row_lane, params.log2_lanes_per_row);
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
+    for (int i = 0; i < kRows * kTokens && i < 2; ++i) {
+      const int r = (totals.first + i) / kTokens, t = (totals.first + i) % kTokens;
       const int64_t row = row0 + r * side_rows + (lane >> params.log2_lanes_per_row);
-#pragma unroll
-      for (int t = 0; t < kTokens; ++t) {
-        float sum = sums[r][t];
-#pragma unroll
-        for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
-          const float other = __shfl_xor_sync(0xffffffff, sum, offset);
-          if (offset < lanes_per_row) sum += other;
-        }
-        if (row_lane == 0 && present[r] && t < params.num_tokens) {
-          store_element(params.result, params.X.dtype, t * params.result_stride + row, sum);
-        }
+      if (totals.owns && i < totals.count && row < params.rows && t < params.num_tokens) {
+        store_element(params.result, params.X.dtype, t * params.result_stride + row, sums[i]);
       }
     }
   }
 }
 
-// A warp for each of so many rows fills any GPU. Then throughput counts, below it latency.
-constexpr int64_t kManyRows = 4096;
+// With a warp for each row, more rows than this are bound by the instructions issued, not by latency.
+constexpr int64_t kManyRows = 2048;
 
 // The lanes that share a row: 32 for short latency, or for many rows what leaves the fewest lanes idle.
 int choose_log2_lanes_per_row(int64_t rows, int num_groups) {
@@ -308,14 +341,10 @@ Status launch_mat_vec(MatVecParams params, Stream stream) {
   params.log2_lanes_per_row = choose_log2_lanes_per_row(params.rows, params.num_groups);
   const int lanes = 1 << params.log2_lanes_per_row, warp_rows = kWarpSize / lanes * kRows;
   const int sms = num_sms();
-  // Small blocks where large ones would leave multiprocessors idle, if they quantize X at one go all the same.
-  const bool few_rows = params.rows < int64_t{2} * sms * warp_rows * kMaxWarps;
-  const bool small_x = kTokens * params.num_groups * 4 <= kMaxWarps / 2 * kWarpSize;
-  const int num_warps = few_rows && small_x ? kMaxWarps / 2 : kMaxWarps;
-  const int64_t tiles = (params.rows + warp_rows * num_warps - 1) / (warp_rows * num_warps);
+  const int64_t tiles = (params.rows + warp_rows * kWarps - 1) / (warp_rows * kWarps);
 
   const int stages_bytes =
-      num_warps * kStages * warp_rows *
+      kWarps * kStages * warp_rows *
       staged_bytes(lanes / Format::kGroupsPerBlock * static_cast<int>(sizeof(typename Format::Block)));
   constexpr int kMostChunkBytes = 80 << 10;  // all of X for 8 tokens of k = 8192
   const int most_bytes =
@@ -331,16 +360,15 @@ Status launch_mat_vec(MatVecParams params, Stream stream) {
   int64_t grid = tiles;
   if (tiles > 2 * sms) {  // as many blocks as are resident at once: each quantizes X
     int resident = 1;
-    SGL_RETURN_IF_ERROR(cuda_status(
-        "ggml_mul_mat_vec_a8",
-        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, num_warps * kWarpSize, shared_bytes)));
+    SGL_RETURN_IF_ERROR(cuda_status("ggml_mul_mat_vec_a8", cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+                                                               &resident, kernel, kWarps * kWarpSize, shared_bytes)));
     grid = std::min(tiles, int64_t{sms} * std::max(resident, 1));
   }
   return launch("ggml_mul_mat_vec_a8", kernel,
                 {.grid = static_cast<unsigned>(grid),
-                 .block = static_cast<unsigned>(num_warps * kWarpSize),
+                 .block = static_cast<unsigned>(kWarps * kWarpSize),
                  .shared_bytes = static_cast<size_t>(shared_bytes),
-                 .pdl = kHasPdl},
+                 .pdl = true},
                 stream, params);
 }
 
@@ -354,7 +382,9 @@ Status mat_vec(const MatVecParams& whole, int64_t num_tokens, Stream stream) {
     params.num_tokens = static_cast<int>(std::min<int64_t>(kMostTokens, num_tokens - first));
     params.result = static_cast<char*>(whole.result) + first * whole.result_stride * element_bytes;
     params.X.data = static_cast<const char*>(whole.X.data) + first * whole.X.row_stride * element_bytes;
-    if (params.num_tokens == 1 && params.rows < kManyRows) {
+    // Two rows a lane share X's loads, once there are two blocks for every multiprocessor all the same.
+    const int two_side_rows = 2 * kWarpSize >> choose_log2_lanes_per_row(params.rows, params.num_groups);
+    if (params.num_tokens == 1 && params.rows < int64_t{2} * num_sms() * kWarps * two_side_rows) {
       SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 1, 1>(params, stream)));
     } else if (params.num_tokens == 1) {
       SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 1, 2>(params, stream)));

@@ -46,16 +46,18 @@ def generate_ids(model: Model, prompts: list[list[int]], count: int) -> list[lis
 
 
 def check_greedy(reference: Reference, bound: float, prompt: list[int], ids: list[int]) -> int:
-    """The ids are the reference's, up to the first step whose two best logits lie within twice the bound (each may be
-    off by it). Returns how many were compared."""
+    """Each token is the reference's best behind the same text, or, where its two best logits lie within twice the bound
+    (each may be off by it), one as good within that. Returns how many were decided by more than that."""
     logits, _ = reference.logits(prompt + ids)
+    decided = 0
     for step, token in enumerate(ids):
         row = logits[len(prompt) + step - 1]
-        best = row.topk(2)
-        if best.values[0] - best.values[1] < 2 * bound:
-            return step
-        assert token == best.indices[0], f"step {step} of {ids}"
-    return len(ids)
+        best, second = row.topk(2).values
+        assert row[token] >= best - 2 * bound, f"step {step} of {ids}"
+        if best - second > 2 * bound:
+            assert row[token] == best, f"step {step} of {ids}"
+            decided += 1
+    return decided
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -86,8 +88,7 @@ def test_smollm2_agrees_with_torch(device):
     bound = BOUND_FACTOR[device] * noise.logit_bound(logits)
     assert (logits_of(model, prompt) - logits[-1]).abs().max().item() <= bound
     ids = generate_ids(model, [prompt], 24)[0]
-    # Near-ties of a real model lie closer than the worst case: compare at the error that this prompt showed.
-    assert check_greedy(reference, (logits_of(model, prompt) - logits[-1]).abs().max().item(), prompt, ids) >= 3
+    assert check_greedy(reference, bound, prompt, ids) >= 1
     assert "Paris" in "".join(codec.stream().push(token) for token in ids)
 
 

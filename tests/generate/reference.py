@@ -23,8 +23,13 @@ class Noise:
     shares: list[float] = dataclasses.field(default_factory=list)
 
     def add(self, x: torch.Tensor) -> None:
+        """Counts the rounding of x, which the products of x share."""
         amax = x.unflatten(-1, (-1, 32)).abs().amax(-1)
         self.shares.append(((amax / 127).square().mean() / 12 / x.square().mean()).item())
+
+    def add_mean(self, others: list[Noise]) -> None:
+        """Counts what happens to different tokens, or in different experts, once."""
+        self.shares.append(sum(sum(other.shares) for other in others) / len(others))
 
     def logit_bound(self, logits: torch.Tensor) -> float:
         """The most that a logit may be off: six standard deviations of the noise of all products together.
@@ -86,7 +91,7 @@ class Reference:
             noise.add(x)
             return F.linear(x, self.weight(name))
 
-        def gated(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+        def gated(noise: Noise, x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor):
             noise.add(x)
             inner = F.silu(F.linear(x, gate)) * F.linear(x, up)
             noise.add(inner)
@@ -97,8 +102,10 @@ class Reference:
         for layer in range(self.num_layers):
             prefix = f"blk.{layer}."
             h = self._norm(x, prefix + "attn_norm.weight")
+            noise.add(h)
             q, k, v = (
-                linear(h, f"{prefix}attn_{name}.weight").unflatten(-1, (-1, self.head_dim)) for name in ("q", "k", "v")
+                F.linear(h, self.weight(f"{prefix}attn_{name}.weight")).unflatten(-1, (-1, self.head_dim))
+                for name in ("q", "k", "v")
             )
             if self.architecture.startswith("qwen3"):
                 q, k = self._norm(q, prefix + "attn_q_norm.weight"), self._norm(k, prefix + "attn_k_norm.weight")
@@ -111,18 +118,20 @@ class Reference:
             h = self._norm(x, prefix + "ffn_norm.weight")
             names = [f"{prefix}ffn_{name}" for name in ("gate", "up", "down")]
             if not self.num_experts_used:
-                x = x + gated(h, *(self.weight(name + ".weight") for name in names))
+                x = x + gated(noise, h, *(self.weight(name + ".weight") for name in names))
                 continue
             router = torch.softmax(F.linear(h, self.weight(prefix + "ffn_gate_inp.weight")), dim=-1)
             shares, chosen = torch.topk(router, self.num_experts_used, dim=-1)
             shares = shares / shares.sum(-1, keepdim=True)
-            rows = []
+            rows, noises = [], []
             for t in range(len(tokens)):
-                outputs = [
-                    gated(h[t : t + 1], *(self.weight(name + "_exps.weight")[expert] for name in names))
-                    for expert in chosen[t].tolist()
-                ]
+                outputs = []
+                for expert in chosen[t].tolist():
+                    noises.append(Noise())
+                    matrices = (self.weight(name + "_exps.weight")[expert] for name in names)
+                    outputs.append(gated(noises[-1], h[t : t + 1], *matrices))
                 rows.append(sum(share * output for share, output in zip(shares[t], outputs, strict=True)))
             x = x + torch.cat(rows)
+            noise.add_mean(noises)
         head = "output.weight" if "output.weight" in self._tensors else "token_embd.weight"
         return linear(self._norm(x, "output_norm.weight"), head), noise

@@ -11,10 +11,10 @@ HIDDEN, NUM_HEADS, NUM_HEADS_KV, HEAD_DIM = 64, 4, 2, 32
 INTERMEDIATE, EXPERT_INTERMEDIATE, NUM_EXPERTS, NUM_EXPERTS_USED = 96, 32, 4, 2
 NUM_LAYERS, CONTEXT = 2, 256
 
-# A byte-level vocabulary without merges: the 256 bytes, then the control tokens.
+# A byte-level vocabulary with one merge: the 256 bytes, "th", then the control tokens.
 _PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _BYTES = [chr(b) for b in _PRINTABLE] + [chr(256 + i) for i in range(256 - len(_PRINTABLE))]
-VOCABULARY = [*_BYTES, "<|end|>", "<|user|>"]
+VOCABULARY = [*_BYTES, "th", "<|end|>", "<|user|>"]
 END = len(VOCABULARY) - 2
 
 TEMPLATE = "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}{{ eos_token }}"
@@ -40,8 +40,8 @@ def write(path: pathlib.Path, architecture: str, kind: Q = Q.Q8_0, seed: int = 0
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(VOCABULARY)
-    writer.add_token_types([gguf.TokenType.NORMAL] * 256 + [gguf.TokenType.CONTROL] * 2)
-    writer.add_token_merges([])
+    writer.add_token_types([gguf.TokenType.NORMAL] * 257 + [gguf.TokenType.CONTROL] * 2)
+    writer.add_token_merges(["t h"])
     writer.add_eos_token_id(END)
     writer.add_chat_template(TEMPLATE)
 
