@@ -201,12 +201,13 @@ struct Consumer {
     KeyRange by_all, by_row[2];
   };
 
-  __device__ __forceinline__ Visible find_visible(const Tile& tile) const {
-    const int first_row = tile.first_row + consumer * kRowsPerConsumer;
-    Visible visible;
-    visible.by_all = {keys_of_row(tile, first_row + kRowsPerConsumer - 1).begin, keys_of_row(tile, first_row).end};
+  __device__ __forceinline__ Visible find_visible(const Tile& tile, const KeyRange& seen_by_all) const {
+    Visible visible = {.by_all = seen_by_all};
 #pragma unroll
-    for (int r = 0; r < 2; ++r) visible.by_row[r] = keys_of_row(tile, first_row + warp * 16 + r * 8 + lane / 4);
+    for (int r = 0; r < 2; ++r) {
+      visible.by_row[r] =
+          keys_of_row(tile, tile.first_row + consumer * kRowsPerConsumer + warp * 16 + r * 8 + lane / 4);
+    }
     return visible;
   }
 
@@ -296,7 +297,21 @@ struct Consumer {
     }
   }
 
-  __device__ __forceinline__ void compute(const Tile& tile) {
+  // Takes tiles from the producer until there are no more.
+  __device__ __forceinline__ void run() {
+    if (consumer == 1) pass_turn();  // the first consumer begins
+    while (true) {
+      shared.q_full.wait(q_parity);
+      q_parity ^= 1;
+      const Tile tile = shared.tile;
+      const KeyRange seen_by_all = shared.tile.seen_by_all[consumer];
+      __syncwarp();  // all lanes have it: the warp may release it
+      if (tile.batch < 0) return;
+      compute(tile, seen_by_all);
+    }
+  }
+
+  __device__ __forceinline__ void compute(const Tile& tile, const KeyRange& seen_by_all) {
     float o[kOutParts<C>][kOutN<C> / 2];
 #pragma unroll
     for (int part = 0; part < kOutParts<C>; ++part) {
@@ -304,17 +319,17 @@ struct Consumer {
       for (int i = 0; i < kOutN<C> / 2; ++i) o[part][i] = 0.0f;
     }
     RowState rows = {{-INFINITY, -INFINITY}, {0.0f, 0.0f}};
-    if (tile.begin == tile.end) return store(tile, o, rows);
-
-    const Visible visible = find_visible(tile);
+    if (tile.begin == tile.end) {
+      release(shared.q_empty);
+      return store(tile, o, rows);
+    }
 
     float s[kTileN / 2];
     uint32_t p[kTileN / 16][4];
     float rescale[2];
-    shared.q_full.wait(q_parity);
-    q_parity ^= 1;
     shared.k_full[k_at.index].wait(k_at.parity);
     issue_scores(s);
+    const Visible visible = find_visible(tile, seen_by_all);
     wait_wgmma<0>();
     pin_registers(s);
     release(shared.k_empty[k_at.index]);

@@ -11,16 +11,50 @@ namespace sgl_kernel::SGL_TARGET::prefill {
 
 using Position = RingPosition<kStages>;
 
-// One lane.
+// Hands a tile over to the consumers, and loads its queries if it has keys. One lane, after waiting for q_empty.
 template <class C>
-__device__ __forceinline__ void load_queries(const PrefillCall& call, const Tile& tile, const CUtensorMap* q_map,
-                                             SharedMemory<C>& shared) {
+__device__ __forceinline__ void hand_over(const PrefillCall& call, const Tile& tile, const CUtensorMap* q_map,
+                                          SharedMemory<C>& shared) {
+  shared.tile = tile;
+  if (tile.batch < 0 || tile.begin == tile.end) return shared.q_full.arrive();
   const int row = static_cast<int>(tile.sequence.q_start) + tile.first_row / call.schedule.pack;
   const int batch = call.params.cu_seqlens_q != nullptr ? 0 : tile.batch;
   shared.q_full.arrive_and_expect(C::kQBytes);
   for (int panel = 0; panel < C::kHeadDim / kPanel; ++panel) {
     load_box(shared.q + panel * C::kQPanelBytes, q_map, &shared.q_full, panel * kPanel, 0, row, tile.group, batch);
   }
+}
+
+// Calls load_k(tile, n) and load_v(tile, n) for the key tiles of all tiles, in the order in which they are used, and
+// hands over the tiles. finish() is called before waiting for something that needs all that was loaded so far. All
+// producing warps; the first lane hands over.
+template <class C, class LoadK, class LoadV, class Finish>
+__device__ __forceinline__ void produce(const PrefillCall& call, SharedMemory<C>& shared, const CUtensorMap* q_map,
+                                        LoadK&& load_k, LoadV&& load_v, Finish&& finish) {
+  uint32_t q_parity = 0;
+  const auto next_tile = [&](const Tile& tile) {
+    shared.q_empty.wait(q_parity ^ 1);
+    q_parity ^= 1;
+    if (threadIdx.x % kWarpgroup == 0) hand_over<C>(call, tile, q_map, shared);
+    __syncwarp();
+  };
+  for_each_tile<C>(call, [&](const Tile& tile) {
+    if (tile.begin == tile.end) {
+      finish();
+      return next_tile(tile);
+    }
+    load_k(tile, tile.end - 1);
+    next_tile(tile);
+    for (int n = tile.end - 1; n > tile.begin; --n) {
+      load_k(tile, n - 1);
+      load_v(tile, n);
+    }
+    load_v(tile, tile.begin);
+  });
+  finish();
+  Tile no_more = {};
+  no_more.batch = -1;
+  next_tile(no_more);
 }
 
 // One warp: waits for room in `stage`, then loads key tile n, a box a lane.
@@ -57,30 +91,17 @@ __device__ __forceinline__ void produce_boxes(const PrefillCall& call, SharedMem
   static_assert(kBoxesFitWarp<C> && C::kHeadDimV <= C::kHeadDim);
   const int lane = threadIdx.x % 32;
   Position k_at, v_at;
-  uint32_t q_parity = 0;
-  for_each_tile<C>(call, [&](const Tile& tile) {
-    if (tile.begin == tile.end) return;
-    const auto load_k = [&](int n) {
-      load_boxes<C, C::kHeadDim / kPanel>(call, tile, k_map, shared.k[k_at.index], &shared.k_full[k_at.index],
-                                          &shared.k_empty[k_at.index], k_at.parity ^ 1, n, lane);
-      k_at.advance();
-    };
-    const auto load_v = [&](int n) {
-      load_boxes<C, C::kHeadDimV / kPanel>(call, tile, v_map, shared.v[v_at.index], &shared.v_full[v_at.index],
-                                           &shared.v_empty[v_at.index], v_at.parity ^ 1, n, lane);
-      v_at.advance();
-    };
-    load_k(tile.end - 1);
-    shared.q_empty.wait(q_parity ^ 1);
-    q_parity ^= 1;
-    if (lane == 0) load_queries<C>(call, tile, q_map, shared);
-    __syncwarp();
-    for (int n = tile.end - 1; n > tile.begin; --n) {
-      load_k(n - 1);
-      load_v(n);
-    }
-    load_v(tile.begin);
-  });
+  const auto load_k = [&](const Tile& tile, int n) {
+    load_boxes<C, C::kHeadDim / kPanel>(call, tile, k_map, shared.k[k_at.index], &shared.k_full[k_at.index],
+                                        &shared.k_empty[k_at.index], k_at.parity ^ 1, n, lane);
+    k_at.advance();
+  };
+  const auto load_v = [&](const Tile& tile, int n) {
+    load_boxes<C, C::kHeadDimV / kPanel>(call, tile, v_map, shared.v[v_at.index], &shared.v_full[v_at.index],
+                                         &shared.v_empty[v_at.index], v_at.parity ^ 1, n, lane);
+    v_at.advance();
+  };
+  produce<C>(call, shared, q_map, load_k, load_v, [] {});
 }
 
 // What to gather from: k or v, at the KV head.
@@ -129,7 +150,6 @@ __device__ __forceinline__ void produce_rows(const PrefillCall& call, SharedMemo
   const AttentionParams& params = call.params;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
   Position k_at, v_at;
-  uint32_t q_parity = 0;
   Barrier* pending = nullptr;  // the barrier of the tile that was asked for last
   const auto tell = [&](Barrier* next) {
     commit_copies();
@@ -140,40 +160,30 @@ __device__ __forceinline__ void produce_rows(const PrefillCall& call, SharedMemo
     }
     pending = next;
   };
-  for_each_tile<C>(call, [&](const Tile& tile) {
-    if (tile.begin == tile.end) return;
+  const auto load_k = [&](const Tile& tile, int n) {
     const KeyRows<T> k = {static_cast<const T*>(params.k) + tile.kv_head * params.k_head_stride, params.k_batch_stride,
                           params.k_row_stride, params.head_dim};
+    gather_rows<C, C::kHeadDim>(call, tile, k, shared.k[k_at.index], &shared.k_empty[k_at.index], k_at.parity ^ 1, n,
+                                warp, lane);
+    tell(&shared.k_full[k_at.index]);
+    k_at.advance();
+  };
+  const auto load_v = [&](const Tile& tile, int n) {
     const KeyRows<T> v = {static_cast<const T*>(params.v) + tile.kv_head * params.v_head_stride, params.v_batch_stride,
                           params.v_row_stride, params.head_dim_v};
-    const auto load_k = [&](int n) {
-      gather_rows<C, C::kHeadDim>(call, tile, k, shared.k[k_at.index], &shared.k_empty[k_at.index], k_at.parity ^ 1, n,
-                                  warp, lane);
-      tell(&shared.k_full[k_at.index]);
-      k_at.advance();
-    };
-    const auto load_v = [&](int n) {
-      gather_rows<C, C::kHeadDimV>(call, tile, v, shared.v[v_at.index], &shared.v_empty[v_at.index], v_at.parity ^ 1, n,
-                                   warp, lane);
-      tell(&shared.v_full[v_at.index]);
-      v_at.advance();
-    };
-    load_k(tile.end - 1);
-    shared.q_empty.wait(q_parity ^ 1);
-    q_parity ^= 1;
-    if (threadIdx.x % kWarpgroup == 0) load_queries<C>(call, tile, q_map, shared);
-    __syncwarp();
-    for (int n = tile.end - 1; n > tile.begin; --n) {
-      load_k(n - 1);
-      load_v(n);
-    }
-    load_v(tile.begin);
-  });
-  if (pending != nullptr) {
+    gather_rows<C, C::kHeadDimV>(call, tile, v, shared.v[v_at.index], &shared.v_empty[v_at.index], v_at.parity ^ 1, n,
+                                 warp, lane);
+    tell(&shared.v_full[v_at.index]);
+    v_at.advance();
+  };
+  const auto finish = [&] {
+    if (pending == nullptr) return;
     wait_for_copies<0>();
     fence_shared_for_async_proxy();
     pending->arrive();
-  }
+    pending = nullptr;
+  };
+  produce<C>(call, shared, q_map, load_k, load_v, finish);
 }
 
 }  // namespace sgl_kernel::SGL_TARGET::prefill

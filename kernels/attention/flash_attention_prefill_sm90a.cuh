@@ -59,9 +59,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   } else {
     take_registers_up_to<C::kConsumerRegisters>();
-    Consumer<C> consumer(call, shared, warpgroup - 1);
-    if (warpgroup == 2) consumer.pass_turn();  // the first consumer begins
-    for_each_tile<C>(call, [&](const Tile& tile) { consumer.compute(tile); });
+    Consumer<C>(call, shared, warpgroup - 1).run();
   }
 }
 

@@ -39,11 +39,22 @@ struct Config {
   static constexpr int kConsumerRegisters = kGather ? 224 : 232;
 };
 
+// The work of one tile. The producer finds it and hands it to the consumers together with its queries.
+struct Tile {
+  AttentionSequence sequence;
+  int batch;  // negative: there is no more work
+  int group, split, kv_head;
+  int first_row;                     // of the tile, in the sequence
+  int begin, end;                    // key tiles [begin, end); empty: no key is visible
+  KeyRange seen_by_all[kConsumers];  // the keys that all rows of a consumer see
+};
+
 template <class C>
 struct SharedMemory {
   alignas(kSwizzleAtomBytes) uint8_t q[C::kQBytes];
   alignas(kSwizzleAtomBytes) uint8_t k[kStages][C::kKBytes];
   alignas(kSwizzleAtomBytes) uint8_t v[kStages][C::kVBytes];
+  Tile tile;  // handed over with q
   Barrier q_full, q_empty;
   Barrier k_full[kStages], k_empty[kStages];
   Barrier v_full[kStages], v_empty[kStages];
@@ -60,14 +71,6 @@ struct PrefillCall {
   int box_rows;         // keys that one box of the copy engine holds: kTileN, or page_size if that is less
   float scale_log2;     // log2(e) * softmax_scale, or log2(e) * softcap
   float softcap_scale;  // softmax_scale / softcap; 0: no softcap
-};
-
-// The work of one tile.
-struct Tile {
-  AttentionSequence sequence;
-  int batch, group, split, kv_head;
-  int first_row;   // of the tile, in the sequence
-  int begin, end;  // key tiles [begin, end); empty: no key is visible
 };
 
 // False for a tile behind the end of its sequence.
@@ -98,10 +101,15 @@ __device__ __forceinline__ bool find_tile(const PrefillCall& call, int index, Ti
   const KeyRange range = split_of(seen, tile.split, params.num_splits, C::kTileN);
   tile.begin = range.begin / C::kTileN;
   tile.end = range.begin < range.end ? (range.end + C::kTileN - 1) / C::kTileN : tile.begin;
+  for (int consumer = 0; consumer < kConsumers; ++consumer) {
+    const int first = tile.first_row + consumer * kRowsPerConsumer, last = first + kRowsPerConsumer - 1;
+    tile.seen_by_all[consumer] = {visible_keys(params, q_len, k_len, last / schedule.pack).begin,
+                                  visible_keys(params, q_len, k_len, first / schedule.pack).end};
+  }
   return true;
 }
 
-// Calls visit(tile) for each tile of this block, in order; all warps of the block see the same ones. A persistent grid
+// Calls visit(tile) for each tile of this block, in order. A persistent grid
 // takes the tiles a row of blocks at a time, every other row backwards, so that the long and the short tiles of a
 // causal mask even out.
 template <class C, class Visit>

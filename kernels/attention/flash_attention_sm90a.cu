@@ -8,10 +8,10 @@
 namespace sgl_kernel::SGL_TARGET {
 namespace {
 
-constexpr int kTileRows = 128;        // packed query rows of a tile
-constexpr int kLeastBoxRows = 16;     // smaller pages are gathered row by row
-constexpr int kMostTileKeys = 128;    // a page is a multiple or a divisor of it, or is gathered
-constexpr int kKvHeadsInFlight = 16;  // of a section: enough blocks work on each for its KV to come from the L2 cache
+constexpr int kTileRows = 128;      // packed query rows of a tile
+constexpr int kLeastBoxRows = 16;   // smaller pages are gathered row by row
+constexpr int kMostTileKeys = 128;  // a page is a multiple or a divisor of it, or is gathered
+constexpr int kKvHeadsPerSection = 64;
 
 // Dimensions of one element get a stride that the copy engine takes, whatever the tensor's is.
 TensorMapShape shape_of(const void* data, const uint64_t (&extents)[kTensorMapRank],
@@ -48,11 +48,12 @@ PrefillSchedule schedule_of(const AttentionParams& params) {
   schedule.num_query_tiles = static_cast<int>(query_tiles);
   schedule.num_stripes = static_cast<int>(stripes);
   schedule.stripes_per_section = static_cast<int>(std::min<int64_t>(
-      stripes, static_cast<int64_t>(kKvHeadsInFlight) * schedule.groups_per_kv_head * params.num_splits));
+      stripes, static_cast<int64_t>(kKvHeadsPerSection) * schedule.groups_per_kv_head * params.num_splits));
   schedule.num_tiles = static_cast<int>(std::min<int64_t>(query_tiles * stripes, INT32_MAX));
+  // A persistent grid evens out tiles of one length, or of lengths that fall steadily.
   const bool equal_lengths = params.cu_seqlens_q == nullptr && params.seqused_q == nullptr &&
                              params.cu_seqlens_k == nullptr && params.seqused_k == nullptr;
-  schedule.persistent = schedule.stripes_per_section == schedule.num_stripes && (equal_lengths || params.batch == 1);
+  schedule.persistent = equal_lengths || params.batch == 1;
   const int page_size = params.page_size;
   schedule.gather =
       params.page_table != nullptr && (params.leftpad_k != nullptr || page_size < kLeastBoxRows ||
