@@ -13,9 +13,21 @@ import pytest
 from tests.harness.checks import CHECKS
 from tests.harness.compare import Expected, assert_close, assert_same_bits
 from tests.harness.memory import Arguments
-from tests.harness.operator import Bad, Case, Draw, Operator, bad_alias, bad_dtype, bad_shape, bad_value, case
+from tests.harness.operator import (
+    OPERATORS,
+    Bad,
+    Case,
+    Draw,
+    Operator,
+    bad_alias,
+    bad_dtype,
+    bad_shape,
+    bad_value,
+    case,
+)
 
 __all__ = [
+    "OPERATORS",
     "Arguments",
     "Bad",
     "Case",
@@ -31,8 +43,6 @@ __all__ = [
     "case",
     "operator_tests",
 ]
-
-OPERATORS: list[Operator] = []  # of all test files that are imported
 
 
 def operator_tests(*operators: Operator):

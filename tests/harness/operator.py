@@ -90,12 +90,13 @@ class Bad:
     argument: str
     label: str
     mutate: Callable[[Arguments], object]
-    exception: type = ValueError
+    exception: type | tuple[type, ...] = ValueError
     names: str = ""  # a regular expression of what the message may name instead of the argument
+    cpu_only: bool = False  # a wrong value in a tensor: on a GPU that is the caller's duty
 
 
-def bad_value(argument, value, **kwargs) -> Bad:
-    label = f"{argument}={list(value.shape) if isinstance(value, torch.Tensor) else value}"
+def bad_value(argument, value, label="", **kwargs) -> Bad:
+    label = label or f"{argument}={list(value.shape) if isinstance(value, torch.Tensor) else value}"
     return Bad(argument, label, lambda args: args.update({argument: value}), **kwargs)
 
 
@@ -113,6 +114,9 @@ def bad_dtype(argument, dtype, **kwargs) -> Bad:
 def bad_alias(argument, of, **kwargs) -> Bad:
     """The argument in the memory of another one."""
     return Bad(argument, f"{argument} is {of}", lambda a: a.update({argument: a[of]}), **kwargs)
+
+
+OPERATORS: list["Operator"] = []  # of all test files that are imported
 
 
 class Operator:
@@ -135,8 +139,9 @@ class Operator:
     misaligned: tuple[str, ...] = ()
 
     # Wrong calls of the typical case. The harness adds for each of its tensors a wrong dtype, a wrong rank and, on a
-    # GPU, a wrong device; every other argument but a bool needs a row here, or a reason in `any_value`. `accepts` lists
-    # what the harness would add but the operator takes: {"input.rank": "any rank serves"}.
+    # GPU, a wrong device, and gives a wrong tensor where an optional one is missing. Every other argument but a bool
+    # needs a row here, or a reason in `any_value`, or either from another Operator of this name. `accepts` lists what
+    # the harness would add but the operator takes: {"input.rank": "any rank serves", "metadata.given": "not read"}.
     bad: list[Bad] = []
     any_value: dict[str, str] = {}
     accepts: dict[str, str] = {}
