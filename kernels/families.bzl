@@ -5,4 +5,5 @@ FAMILIES = [
     "elementwise",
     "kvcacheio",
     "quantization",
+    "sampling",
 ]

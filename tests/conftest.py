@@ -1,4 +1,4 @@
-"""Tests marked `cuda` skip without a GPU, and say so; on a GPU host a run in which none of them ran fails."""
+"""Tests marked `cuda` skip without a GPU, or a build for one, and say so. Where both are there, skipping all fails."""
 
 import functools
 import os
@@ -9,23 +9,28 @@ import pytest
 @functools.cache
 def why_no_cuda() -> str:
     """Why tests marked `cuda` cannot run here; empty if they can."""
+    if not built_for_cuda():
+        return "sgl_kernel is built for the CPU alone"
     import torch
 
-    if not torch.cuda.is_available():
-        return "no GPU" if torch.version.cuda else f"no GPU in torch {torch.__version__}"
+    return "" if torch.cuda.is_available() else f"torch {torch.__version__} sees no GPU"
+
+
+@functools.cache
+def built_for_cuda() -> bool:
     import sgl_kernel
 
     try:
         targets = sgl_kernel.build_info()["targets"]
-    except (ImportError, KeyError):  # a package that does not say: find out by trying
-        return ""
-    built = {target for each in targets.values() for target in each}
-    return "" if built - {"cpu"} else "sgl_kernel is built for the CPU alone"
+    except (ImportError, KeyError):  # a package that does not say: the tests will
+        return True
+    return any(target != "cpu" for each in targets.values() for target in each)
 
 
-def gpu_is_here() -> bool:
-    """Whether this machine has a GPU, asked without torch."""
-    return os.path.isdir("/proc/driver/nvidia/gpus") or os.path.exists("/dev/nvidia0")
+def must_run_cuda() -> bool:
+    """This machine has a GPU (asked without torch) that the build is for. SGL_KERNEL_TEST_CUDA=0 waives it."""
+    here = os.path.isdir("/proc/driver/nvidia/gpus") or os.path.exists("/dev/nvidia0")
+    return here and built_for_cuda() and os.environ.get("SGL_KERNEL_TEST_CUDA", "1") != "0"
 
 
 def pytest_configure(config):
@@ -45,9 +50,7 @@ def pytest_runtest_call(item):
 
 def pytest_sessionfinish(session, exitstatus):
     outcomes = session.config.cuda_outcomes
-    # SGL_KERNEL_TEST_CUDA=0 lets a build for the CPU be tested on a GPU host.
-    wanted = gpu_is_here() and os.environ.get("SGL_KERNEL_TEST_CUDA", "1") != "0"
-    if wanted and outcomes["skipped"] and not outcomes["ran"] and exitstatus == 0:
+    if outcomes["skipped"] and not outcomes["ran"] and exitstatus == 0 and must_run_cuda():
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -55,7 +58,5 @@ def pytest_terminal_summary(terminalreporter, config):
     outcomes = config.cuda_outcomes
     if outcomes["skipped"]:
         terminalreporter.write_line(f"skipped {outcomes['skipped']} cuda tests: {why_no_cuda()}", yellow=True)
-        if gpu_is_here() and not outcomes["ran"]:
-            terminalreporter.write_line(
-                "this machine has a GPU: see SGL_KERNEL_TEST_CUDA in tests/conftest.py", red=True
-            )
+        if not outcomes["ran"] and must_run_cuda():
+            terminalreporter.write_line("which fails the run: there is a GPU (see tests/conftest.py)", red=True)

@@ -5,7 +5,6 @@
 #include "kernels/attention/flash_attention_params.h"
 #include "kernels/attention/flash_attention_portable.h"
 #include "kernels/base/launch.h"
-#include "kernels/device/pdl.cuh"
 #include "kernels/device/vec.cuh"
 
 namespace sgl_kernel::SGL_TARGET {
@@ -36,7 +35,6 @@ __device__ __forceinline__ void rotate_row(T* target, const T* source, int dim, 
 template <class T>
 __global__ void __launch_bounds__(kWarps* kWarp)
     append_new_keys_kernel(const __grid_constant__ AttentionParams params) {
-  release_successors();
   const int batch = blockIdx.y, lane = threadIdx.x % kWarp;
   const int token = blockIdx.x * kWarps + threadIdx.x / kWarp;
   const AttentionSequence sequence = sequence_of(params, batch);
@@ -78,8 +76,8 @@ __global__ void __launch_bounds__(kWarps* kWarp)
 }  // namespace
 
 Status append_new_keys(const AttentionParams& params, Stream stream) {
-  const int tokens = params.rotary_dim > 0 && params.seqlen_q > params.seqlen_k_new ? params.seqlen_q
-                                                                                   : params.seqlen_k_new;
+  const int tokens =
+      params.rotary_dim > 0 && params.seqlen_q > params.seqlen_k_new ? params.seqlen_q : params.seqlen_k_new;
   const int heads = 2 * params.num_heads_k + (params.rotary_dim > 0 ? params.num_heads : 0);
   if (tokens == 0 || params.batch == 0) return OkStatus();
   constexpr int kMostBlocks = 65535;  // of a grid's second and third dimension
@@ -87,8 +85,8 @@ Status append_new_keys(const AttentionParams& params, Stream stream) {
     return Unsupported("fwd: k_new has " + std::to_string(params.batch) + " sequences and " + std::to_string(heads) +
                        " heads to write, expected at most 65535 of each");
   }
-  const auto kernel = params.dtype == DType::kF16 ? append_new_keys_kernel<__half>
-                                                  : append_new_keys_kernel<__nv_bfloat16>;
+  const auto kernel =
+      params.dtype == DType::kF16 ? append_new_keys_kernel<__half> : append_new_keys_kernel<__nv_bfloat16>;
   return launch("fwd", kernel,
                 {.grid = dim3((tokens + kWarps - 1) / kWarps, params.batch, heads), .block = kWarps * kWarp}, stream,
                 params);

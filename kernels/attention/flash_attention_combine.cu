@@ -2,32 +2,33 @@
 //
 //   lse = log(sum_s exp(lse_s) + exp(sink)),   out = sum_s exp(lse_s - lse) out_s
 //
-// One block a query row of one head. Warp w sums the splits w, w + 4, …; then the warps are added in order, so the bits
+// One block a query row of one head. Warp w sums the splits w, w + 8, …; then the warps are added in order, so the bits
 // depend on num_splits alone.
 #include "kernels/attention/flash_attention_mma.cuh"
 #include "kernels/attention/flash_attention_portable.h"
 #include "kernels/base/launch.h"
 #include "kernels/device/pdl.cuh"
+#include "kernels/device/reduce.cuh"
 
 namespace sgl_kernel::SGL_TARGET {
 namespace {
 
-constexpr int kWarps = 4;
+constexpr int kWarps = 8;
+constexpr int kAtOnce = 4;  // splits whose loads a warp has under way
 constexpr int kMaxSplits = 256;
 constexpr int kMaxHeadDim = 256;
 constexpr int kLaneColumns = kMaxHeadDim / kWarp;  // a lane holds columns 4 lane … 4 lane + 3, and those 128 further on
 
 template <class T>
-__global__ void __launch_bounds__(kWarps* kWarp)
-    combine_splits_kernel(const __grid_constant__ AttentionParams params) {
+__global__ void __launch_bounds__(kWarps* kWarp) combine_splits_kernel(const __grid_constant__ AttentionParams params) {
   __shared__ float weights[kMaxSplits];
   __shared__ float sums[kWarps][kMaxHeadDim];
   wait_for_predecessor();
-  int64_t index = blockIdx.x;
-  const int token = static_cast<int>(index % params.seqlen_q);
+  int index = blockIdx.x;
+  const int token = index % params.seqlen_q;
   index /= params.seqlen_q;
-  const PackedRow row = {token, static_cast<int>(index % params.num_heads)};
-  const int batch = static_cast<int>(index / params.num_heads);
+  const PackedRow row = {token, index % params.num_heads};
+  const int batch = index / params.num_heads;
   const AttentionSequence sequence = sequence_of(params, batch);
   if (token >= sequence.q_len) return;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
@@ -66,20 +67,30 @@ __global__ void __launch_bounds__(kWarps* kWarp)
 
   const float* out_accum = params.out_accum + out_accum_index(params, sequence, batch, 0, row);
   float output[kLaneColumns] = {};
-#pragma unroll 4
-  for (int split = warp; split < params.num_splits; split += kWarps) {
-    const float weight = weights[split];
-    if (weight == 0.0f) continue;  // the split may have seen no key and written no output
-    const float* part = out_accum + split * params.out_accum_split_stride;
+  for (int first = warp; first < params.num_splits; first += kWarps * kAtOnce) {
+    float weight[kAtOnce];
+    float4 parts[kAtOnce][kLaneColumns / 4] = {};
 #pragma unroll
-    for (int i = 0; i < kLaneColumns; i += 4) {
-      const int column = i * kWarp + lane * 4;
-      if (column >= params.head_dim_v) continue;
-      const float4 values = *reinterpret_cast<const float4*>(part + column);
-      output[i] += weight * values.x;
-      output[i + 1] += weight * values.y;
-      output[i + 2] += weight * values.z;
-      output[i + 3] += weight * values.w;
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int split = first + i * kWarps;
+      weight[i] = split < params.num_splits ? weights[split] : 0.0f;
+#pragma unroll
+      for (int part = 0; part < kLaneColumns / 4; ++part) {
+        const int column = part * 4 * kWarp + lane * 4;
+        // A split of weight 0 may have seen no key and written no output.
+        if (weight[i] == 0.0f || column >= params.head_dim_v) continue;
+        parts[i][part] = *reinterpret_cast<const float4*>(out_accum + split * params.out_accum_split_stride + column);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+      for (int part = 0; part < kLaneColumns / 4; ++part) {
+        output[part * 4] += weight[i] * parts[i][part].x;
+        output[part * 4 + 1] += weight[i] * parts[i][part].y;
+        output[part * 4 + 2] += weight[i] * parts[i][part].z;
+        output[part * 4 + 3] += weight[i] * parts[i][part].w;
+      }
     }
   }
 #pragma unroll
@@ -105,10 +116,10 @@ __global__ void __launch_bounds__(kWarps* kWarp)
 Status combine_splits(const AttentionParams& params, Stream stream) {
   const int64_t blocks = static_cast<int64_t>(params.seqlen_q) * params.num_heads * params.batch;
   if (blocks > INT32_MAX) return Unsupported("fwd: batch * heads * queries is above 2^31 blocks");
-  const auto kernel = params.dtype == DType::kF16 ? combine_splits_kernel<__half>
-                                                  : combine_splits_kernel<__nv_bfloat16>;
-  return launch("fwd", kernel,
-                {.grid = dim3(static_cast<unsigned>(blocks)), .block = kWarps * kWarp, .pdl = true}, stream, params);
+  const auto kernel =
+      params.dtype == DType::kF16 ? combine_splits_kernel<__half> : combine_splits_kernel<__nv_bfloat16>;
+  return launch("fwd", kernel, {.grid = dim3(static_cast<unsigned>(blocks)), .block = kWarps * kWarp, .pdl = true},
+                stream, params);
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

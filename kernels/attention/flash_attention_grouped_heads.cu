@@ -90,10 +90,10 @@ __global__ void __launch_bounds__(C::kThreads)
   release_successors();
 
   // The split runs fastest over the grid, then the row tile, the KV head and the sequence.
-  int64_t index = blockIdx.x;
+  int index = blockIdx.x;
   const int split = index % params.num_splits;
   index /= params.num_splits;
-  const int first_row = static_cast<int>(index % row_tiles) * kMmaRows;
+  const int first_row = index % row_tiles * kMmaRows;
   index /= row_tiles;
   const int kv_head = index % params.num_heads_k, batch = index / params.num_heads_k;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
@@ -102,9 +102,8 @@ __global__ void __launch_bounds__(C::kThreads)
   const int num_rows = sequence.q_len * params.group();
   if (first_row >= num_rows) return;
   const int last_row = min(first_row + kMmaRows, num_rows) - 1;
-  const KeyRange seen = {
-      visible_keys(params, sequence.q_len, sequence.k_len, first_row / params.group()).begin,
-      visible_keys(params, sequence.q_len, sequence.k_len, last_row / params.group()).end};
+  const KeyRange seen = {visible_keys(params, sequence.q_len, sequence.k_len, first_row / params.group()).begin,
+                         visible_keys(params, sequence.q_len, sequence.k_len, last_row / params.group()).end};
   const KeyRange range = split_of(seen, split, params.num_splits, kSplitTile);
   const int first_key = range.begin / C::kBlockKeys * C::kBlockKeys + warp * kWarpKeys;
   const int steps = range.end > range.begin
@@ -263,8 +262,7 @@ template <class T, int kHeadDim, int kHeadDimV>
 Status run(const AttentionParams& params, Stream stream) {
   using C = Config<T, kHeadDim, kHeadDimV>;
   const auto kernel = attend_grouped_heads_kernel<C>;
-  const int64_t row_tiles =
-      (static_cast<int64_t>(params.seqlen_q) * params.group() + kMmaRows - 1) / kMmaRows;
+  const int64_t row_tiles = (static_cast<int64_t>(params.seqlen_q) * params.group() + kMmaRows - 1) / kMmaRows;
   const int64_t blocks = row_tiles * params.num_splits * params.num_heads_k * params.batch;
   if (blocks > INT32_MAX) return Unsupported("fwd: batch * heads * query tiles * num_splits is above 2^31 blocks");
   SGL_RETURN_IF_ERROR(allow_shared_memory("fwd", kernel, C::kShared));

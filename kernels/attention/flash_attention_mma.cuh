@@ -1,5 +1,5 @@
 // What the portable attention kernels share: asynchronous copies into swizzled shared memory, the tensor cores of sm_80
-// and their fragments, the online softmax, and the write of a finished row.
+// and their fragments, and the online softmax.
 //
 // A fragment of mma.m16n8k16 lies over a warp as follows, for lane = 4 * g + t:
 //   accumulator [16, 8]   [g, 2t], [g, 2t + 1], [g + 8, 2t], [g + 8, 2t + 1]
@@ -14,27 +14,16 @@
 #include <cstdint>
 
 #include "kernels/attention/flash_attention_params.h"
+#include "kernels/attention/flash_attention_rows.cuh"
 #include "kernels/device/vec.cuh"
 
 namespace sgl_kernel::SGL_TARGET {
 
 inline constexpr int kWarp = 32;
-inline constexpr int kMmaRows = 16;                       // rows of an A fragment, and its depth
-inline constexpr int kMmaColumns = 8;                     // columns of a B fragment
-inline constexpr int kChunk = 8;                          // elements in the 16 bytes of one asynchronous copy
-inline constexpr int kSplitTile = 64;                     // keys: split_of() cuts at multiples of it
-inline constexpr int64_t kNoRow = -1;                     // the offset of a row that is filled with zeros
-inline constexpr float kLog2E = 1.4426950408889634f;
-inline constexpr float kLn2 = 0.6931471805599453f;
-
-__device__ __forceinline__ float negative_infinity() { return __int_as_float(0xff800000); }
-
-// 2^x; exact 0 for -infinity.
-__device__ __forceinline__ float exp2_approx(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
+inline constexpr int kMmaRows = 16;    // rows of an A fragment, and its depth
+inline constexpr int kMmaColumns = 8;  // columns of a B fragment
+inline constexpr int kChunk = 8;       // elements in the 16 bytes of one asynchronous copy
+inline constexpr int64_t kNoRow = -1;  // the offset of a row that is filled with zeros
 
 // 16 bytes, or 16 zeros if not `valid`; `source` is not read then, but must be an address.
 __device__ __forceinline__ void copy_chunk_async(uint32_t destination, const void* source, bool valid) {
@@ -76,23 +65,30 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&fragment)[4]
                : "memory");
 }
 
+// The address of chunk 2 * step + odd of a row. Only one exclusive or depends on the step, which is a constant where
+// this is inlined; tiles begin at multiples of 128 bytes.
+template <int kDim>
+__device__ __forceinline__ uint32_t chunk_address(uint32_t tile, int row, int odd, int step) {
+  return ((tile + swizzled<kDim>(row, odd)) ^ (2 * step % 8 * 16)) + 2 * step / 8 * 128;
+}
+
 // The A fragment of rows [row, row + 16) and columns [16 step, 16 step + 16) of a tile in shared memory.
 template <int kDim>
 __device__ __forceinline__ void load_a(uint32_t (&fragment)[4], uint32_t tile, int row, int step, int lane) {
-  load_matrices(fragment, tile + swizzled<kDim>(row + lane % 16, 2 * step + lane / 16));
+  load_matrices(fragment, chunk_address<kDim>(tile, row + lane % 16, lane / 16, step));
 }
 
 // Two B fragments of K^T: keys [key, key + 16) in columns, dimensions [16 step, 16 step + 16) in rows. [0] and [1] are
 // the first eight keys' fragment, [2] and [3] the others'.
 template <int kDim>
 __device__ __forceinline__ void load_b_of_keys(uint32_t (&fragment)[4], uint32_t tile, int key, int step, int lane) {
-  load_matrices(fragment, tile + swizzled<kDim>(key + lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2));
+  load_matrices(fragment, chunk_address<kDim>(tile, key + lane / 16 * 8 + lane % 8, lane / 8 % 2, step));
 }
 
 // Two B fragments of V: keys [key, key + 16) in rows, dimensions [16 step, 16 step + 16) in columns.
 template <int kDim>
 __device__ __forceinline__ void load_b_of_values(uint32_t (&fragment)[4], uint32_t tile, int key, int step, int lane) {
-  load_matrices_transposed(fragment, tile + swizzled<kDim>(key + lane % 16, 2 * step + lane / 16));
+  load_matrices_transposed(fragment, chunk_address<kDim>(tile, key + lane % 16, lane / 16, step));
 }
 
 template <class T>
@@ -114,22 +110,10 @@ __device__ __forceinline__ void mma<__nv_bfloat16>(float (&d)[4], const uint32_t
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Two floats, rounded, the first in the low half.
-template <class T>
-__device__ __forceinline__ uint32_t pack(float first, float second) {
-  uint32_t packed;
-  if constexpr (sizeof(T) == 2 && __is_same(T, __half)) {
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(second), "f"(first));
-  } else {
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(second), "f"(first));
-  }
-  return packed;
-}
-
 // How raw products of q and k become exponents of 2. With a softcap the scores are capped first.
 struct ScoreScale {
-  float softcap;       // 0: none
-  float before_cap;    // softmax_scale / softcap
+  float softcap;        // 0: none
+  float before_cap;     // softmax_scale / softcap
   float log2_per_unit;  // what a score is multiplied by under exp2: kLog2E, times softmax_scale if nothing is capped
 };
 
@@ -200,67 +184,6 @@ __device__ __forceinline__ void mask_scores(float (&scores)[kTiles][4], const Ke
       if (key < range.begin || key >= range.end) scores[i][e] = negative_infinity();
     }
   }
-}
-
-// Rows of a tile are numbered token * group + head, over the query heads that share a KV head.
-struct PackedRow {
-  int token, head;
-};
-__device__ __forceinline__ PackedRow unpack_row(int row, int group, int kv_head) {
-  const int token = row / group;
-  return {token, kv_head * group + row - token * group};
-}
-
-// The logit of a head's sink; -infinity without sinks.
-__device__ __forceinline__ float sink_of(const AttentionParams& params, int head) {
-  if (params.sinks == nullptr) return negative_infinity();
-  switch (params.sinks_dtype) {
-    case DType::kF16:
-      return __half2float(static_cast<const __half*>(params.sinks)[head]);
-    case DType::kBF16:
-      return __bfloat162float(static_cast<const __nv_bfloat16*>(params.sinks)[head]);
-    default:
-      return static_cast<const float*>(params.sinks)[head];
-  }
-}
-
-// What is left to do for a row whose keys are all seen: `max` and `sum` are of its softmax. The output is to be
-// multiplied by `factor`.
-struct RowEnd {
-  float factor, lse;
-};
-
-// A split leaves out the sink: combine_splits() adds it once.
-__device__ __forceinline__ RowEnd end_row(float max, float sum, float log2_per_unit, float sink) {
-  const float log2_max = max * log2_per_unit, log2_sink = sink * kLog2E;
-  const float top = fmaxf(log2_max, log2_sink);
-  if (top == negative_infinity()) return {0.0f, negative_infinity()};  // sees nothing
-  const float scaled = exp2_approx(log2_max - top);
-  const float total = sum * scaled + exp2_approx(log2_sink - top);
-  return {scaled / total, (top + log2f(total)) * kLn2};
-}
-
-__device__ __forceinline__ int64_t lse_index(const AttentionParams& params, const AttentionSequence& sequence,
-                                             int batch, PackedRow row) {
-  return batch * params.lse_batch_stride + row.head * params.lse_head_stride + sequence.q_start + row.token;
-}
-
-__device__ __forceinline__ int64_t lse_accum_index(const AttentionParams& params, const AttentionSequence& sequence,
-                                                   int batch, int split, PackedRow row) {
-  return split * params.lse_accum_split_stride + batch * params.lse_accum_batch_stride +
-         row.head * params.lse_accum_head_stride + sequence.q_start + row.token;
-}
-
-__device__ __forceinline__ int64_t out_index(const AttentionParams& params, const AttentionSequence& sequence,
-                                             int batch, PackedRow row) {
-  return batch * params.out_batch_stride + (sequence.q_start + row.token) * params.out_row_stride +
-         row.head * params.out_head_stride;
-}
-
-__device__ __forceinline__ int64_t out_accum_index(const AttentionParams& params, const AttentionSequence& sequence,
-                                                   int batch, int split, PackedRow row) {
-  return split * params.out_accum_split_stride + batch * params.out_accum_batch_stride +
-         row.head * params.out_accum_head_stride + (sequence.q_start + row.token) * params.head_dim_v;
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

@@ -47,7 +47,7 @@ struct AttentionParams {
   const int32_t* page_table = nullptr;    // [cache batch, max_pages]
   int64_t page_table_stride = 0;
   int page_size = 0;
-  int64_t num_pages = 0;
+  int64_t k_extent = 0;  // k.shape[0]: rows of the cache, total_k or num_pages
 
   // What is appended to the cache first. Dense: [batch, seqlen_k_new, …]; with cu_seqlens_k_new: [total_k_new, …].
   const void* k_new = nullptr;
@@ -184,20 +184,39 @@ SGL_HOST_DEVICE inline KeyRange visible_keys(const AttentionParams& params, int 
   return {static_cast<int>(begin < k_len ? begin : k_len), static_cast<int>(end > 0 ? end : 0)};
 }
 
-// The part of `range` that split `split` of num_splits takes. The bounds are multiples of `tile` behind range.begin
-// rounded down to one, so that they depend on the sequence and on num_splits alone, not on the rest of the batch.
+inline constexpr int kSplitTile = 64;  // keys: where the portable kernels split a range
+
+// The part of `range` that split `split` of num_splits takes. It is cut at multiples of `tile`. The bounds
+// depend on the sequence and on num_splits alone, not on the rest of the batch.
 SGL_HOST_DEVICE inline KeyRange split_of(KeyRange range, int split, int num_splits, int tile) {
   if (range.end <= range.begin) return {0, 0};
-  const int first_tile = range.begin / tile;
-  const int tiles = (range.end + tile - 1) / tile - first_tile;
+  const int64_t first_tile = range.begin / tile;
+  const int64_t tiles = (range.end + tile - 1) / tile - first_tile;
   const int64_t each = (tiles + num_splits - 1) / num_splits;
   const int64_t begin = (first_tile + each * split) * tile, end = begin + each * tile;
   return {static_cast<int>(begin > range.begin ? (begin < range.end ? begin : range.end) : range.begin),
           static_cast<int>(end < range.end ? end : range.end)};
 }
 
+// The position of a sequence's first new key, and of its first query, in the rotary tables.
+SGL_HOST_DEVICE inline int64_t first_rotary_position(const AttentionParams& params, const AttentionSequence& sequence,
+                                                     int batch) {
+  if (params.seqlens_rotary != nullptr) return params.seqlens_rotary[batch];
+  return sequence.k_len - sequence.k_new_len;
+}
+
+// Positions behind the tables' end are cut, as lengths are.
+SGL_HOST_DEVICE inline int64_t clamp_rotary_position(const AttentionParams& params, int64_t position) {
+  return position < 0 ? 0 : position < params.rotary_positions ? position : params.rotary_positions - 1;
+}
+
+// Whether a sequence has so few queries, over the heads that share a KV head, that reading the keys is what takes time.
+inline bool few_packed_rows(int64_t seqlen_q, int64_t group) { return seqlen_q * group <= 32; }
+
+inline bool few_packed_rows(const AttentionParams& params) { return few_packed_rows(params.seqlen_q, params.group()); }
+
 // After step 1 the queries are those in rotated_q.
-inline AttentionParams with_rotated_queries(AttentionParams params) {
+SGL_HOST_DEVICE inline AttentionParams with_rotated_queries(AttentionParams params) {
   if (params.rotary_dim == 0) return params;
   params.q = params.rotated_q;
   params.q_head_stride = params.head_dim;

@@ -54,8 +54,8 @@ __global__ void __launch_bounds__(kThreads)
   release_successors();
 
   // The row tile runs fastest over the grid, backwards; then the split, the KV head and the sequence.
-  int64_t index = blockIdx.x;
-  const int first_row = (row_tiles - 1 - static_cast<int>(index % row_tiles)) * C::kTileM;
+  int index = blockIdx.x;
+  const int first_row = (row_tiles - 1 - index % row_tiles) * C::kTileM;
   index /= row_tiles;
   const int split = index % params.num_splits;
   index /= params.num_splits;
@@ -85,8 +85,7 @@ __global__ void __launch_bounds__(kThreads)
   };
   const auto store_offset = [&](int step, KeySlot slot) {
     if (looked_up >= C::kTileN) return;
-    key_offsets[step % 2][of_values][looked_up] =
-        slot.block < 0 ? kNoRow : slot_offset(slot, batch_stride, row_stride);
+    key_offsets[step % 2][of_values][looked_up] = slot.block < 0 ? kNoRow : slot_offset(slot, batch_stride, row_stride);
   };
 
   const uint32_t query_tile = shared_address(shared);
@@ -105,10 +104,10 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = threadIdx.x; i < C::kTileM; i += kThreads) {
     const int row = first_row + i;
     const PackedRow packed = unpack_row(row, group, kv_head);
-    query_offsets[i] = row >= num_rows ? kNoRow
-                                       : batch * params.q_batch_stride +
-                                             (sequence.q_start + packed.token) * params.q_row_stride +
-                                             packed.head * params.q_head_stride;
+    query_offsets[i] = row >= num_rows
+                           ? kNoRow
+                           : batch * params.q_batch_stride + (sequence.q_start + packed.token) * params.q_row_stride +
+                                 packed.head * params.q_head_stride;
     KeyRange visible = {0, 0};
     if (row < num_rows) visible = visible_keys(params, sequence.q_len, sequence.k_len, packed.token);
     row_ranges[i] = {max(visible.begin, range.begin), min(visible.end, range.end)};
@@ -164,8 +163,8 @@ __global__ void __launch_bounds__(kThreads)
     // Only a tile that crosses a diagonal or an end of the range needs the mask. Both ends grow with the row: the last
     // row's begin and the first row's end bound the keys that all rows see. Rows behind the last one see nothing.
     const int tile_begin = first_key + step * C::kTileN;
-    const bool all_visible = tile_begin >= max(last_seen.begin, range.begin) &&
-                             tile_begin + C::kTileN <= min(first_seen.end, range.end);
+    const bool all_visible =
+        tile_begin >= max(last_seen.begin, range.begin) && tile_begin + C::kTileN <= min(first_seen.end, range.end);
 #pragma unroll
     for (int m = 0; m < C::kRowTiles; ++m) {
       if (!all_visible) {
@@ -196,7 +195,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int m = 0; m < C::kRowTiles; ++m) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const float(&pair)[4] = scores[m][2 * n + i / 2];
+          const float (&pair)[4] = scores[m][2 * n + i / 2];
           p[m][i] = pack<T>(pair[i % 2 * 2], pair[i % 2 * 2 + 1]);
         }
       }
@@ -267,7 +266,7 @@ Status run(const AttentionParams& params, Stream stream) {
 template <class T>
 Status run(const AttentionParams& params, Stream stream) {
   if (params.head_dim <= 64 && params.head_dim_v <= 64) return run<T, 64, 64, 2, 64>(params, stream);
-  if (params.head_dim <= 128 && params.head_dim_v <= 128) return run<T, 128, 128, 2, 48>(params, stream);
+  if (params.head_dim <= 128 && params.head_dim_v <= 128) return run<T, 128, 128, 2, 64>(params, stream);
   if (params.head_dim <= 192 && params.head_dim_v <= 128) return run<T, 192, 128, 1, 48>(params, stream);
   return run<T, 256, 256, 1, 32>(params, stream);
 }

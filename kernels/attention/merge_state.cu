@@ -62,9 +62,8 @@ __global__ void __launch_bounds__(kRowGridThreads)
 #pragma unroll
       for (int j = 0; j < kVec; ++j) {
         // A weight of 0 hides even NaN.
-        const float part_a = weights.a == 0.0f ? 0.0f : weights.a * to_float(a[i][j]);
         const float part_b = weights.b == 0.0f ? 0.0f : weights.b * to_float(b[i][j]);
-        merged[j] = from_float<T>(part_a + part_b);
+        merged[j] = from_float<T>(weights.a == 0.0f ? part_b : fmaf(weights.a, to_float(a[i][j]), part_b));
       }
       merged.store(at<T>(params.v_merged, token, head) + column);
       if (column == 0) *at<float>(params.s_merged, token, head) = weights.s_merged;

@@ -88,21 +88,27 @@ DeviceGuard::~DeviceGuard() = default;
 
 namespace internal {
 
+size_t best_target(const Target* built, size_t count, int device_sm) {
+  size_t index = count;
+  int best = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const int fit = fitness(built[i], device_sm);
+    if (fit > best) {
+      best = fit;
+      index = i;
+    }
+  }
+  return index;
+}
+
 Status pick_target(const char* operator_name, const Target* built, size_t count, Device device, size_t* index) {
   if (device.is_cpu()) {
     *index = 0;  // every concept has the CPU target, and lists it first
     return OkStatus();
   }
   const int sm = device_sm(device.index);
-  int best = 0;
-  for (size_t i = 0; i < count; ++i) {
-    const int fit = fitness(built[i], sm);
-    if (fit > best) {
-      best = fit;
-      *index = i;
-    }
-  }
-  if (best > 0) return OkStatus();
+  *index = best_target(built, count, sm);
+  if (*index < count) return OkStatus();
   std::string names;
   for (size_t i = 0; i < count; ++i) names += (i == 0 ? "" : ", ") + std::string(traits_of(built[i]).name);
   return Unsupported(std::string(operator_name) + ": device cuda:" + std::to_string(device.index) +

@@ -43,9 +43,12 @@ class DeviceGuard {
 
 namespace internal {
 
-// The index in `built` of the target that runs on `device`: the exact one; else machine code of the same major
-// architecture and a lower minor one; else the highest PTX below it. An Unsupported status names the operator, the
-// device's SM and what is built.
+// The index in `built` of the target that runs on an SM (90 for 9.0): the exact one; else machine code of the same
+// major architecture and a lower minor one; else the highest PTX below it. `count` if there is none.
+size_t best_target(const Target* built, size_t count, int device_sm);
+
+// The index in `built` of the best target for `device`. An Unsupported status names the operator, the device's SM and
+// what is built.
 Status pick_target(const char* operator_name, const Target* built, size_t count, Device device, size_t* index);
 
 template <class Function, size_t kCount, class... Args>

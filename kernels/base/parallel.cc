@@ -28,73 +28,84 @@ thread_local bool in_parallel_region = false;
 
 class Pool {
  public:
-  explicit Pool(int workers) : workers_(workers) {
-    for (int worker = 0; worker < workers; ++worker) std::thread([this, worker] { work(worker + 1); }).detach();
+  explicit Pool(int workers) {
+    for (int worker = 0; worker < workers; ++worker) std::thread([this] { work(); }).detach();
   }
 
-  // Runs the ranges on `parts` threads, this one included. `parts` is at most workers + 1.
+  // Runs the ranges, on this thread and on those workers that come in time: one that has lost its processor, or sleeps,
+  // holds nobody up.
   void run(int64_t count, int parts, internal::RangeFunction function, void* context) {
     count_ = count;
     parts_ = parts;
     function_ = function;
     context_ = context;
-    pending_.store(workers_, std::memory_order_relaxed);
-    generation_.fetch_add(1, std::memory_order_seq_cst);
+    finished_.store(0, std::memory_order_relaxed);
+    const uint64_t region = (unclaimed_.load(std::memory_order_relaxed) >> kRegionShift) + 1;
+    unclaimed_.store(region << kRegionShift | static_cast<uint64_t>(parts), std::memory_order_seq_cst);
     if (sleepers_.load(std::memory_order_seq_cst) > 0) {
       std::lock_guard<std::mutex> lock(mutex_);
       wake_.notify_all();
     }
-    run_part(0);
-    // A worker that is late has most likely lost its processor: after a while, offer it this one.
-    for (int spin = 0; pending_.load(std::memory_order_acquire) > 0; ++spin) {
+    while (run_part()) {
+    }
+    for (int spin = 0; finished_.load(std::memory_order_acquire) < parts; ++spin) {
       if (spin < kSpins) {
         pause();
       } else {
-        sched_yield();
+        sched_yield();  // to the worker, which may wait for this processor
       }
     }
   }
 
  private:
-  void run_part(int part) {
-    if (part >= parts_) return;
-    in_parallel_region = true;
+  static constexpr int kRegionShift = 16;
+  static constexpr uint64_t kPartsMask = (1 << kRegionShift) - 1;
+
+  bool any_unclaimed() const { return (unclaimed_.load(std::memory_order_seq_cst) & kPartsMask) != 0; }
+
+  // Claims a part and runs it; false if there is none. The claim keeps the region, and what describes it, in place.
+  bool run_part() {
+    uint64_t unclaimed = unclaimed_.load(std::memory_order_acquire);
+    do {
+      if ((unclaimed & kPartsMask) == 0) return false;
+    } while (!unclaimed_.compare_exchange_weak(unclaimed, unclaimed - 1, std::memory_order_acq_rel,
+                                               std::memory_order_acquire));
+    const int64_t part = parts_ - static_cast<int64_t>(unclaimed & kPartsMask);
     const int64_t begin = count_ * part / parts_, end = count_ * (part + 1) / parts_;
+    in_parallel_region = true;
     if (begin < end) function_(context_, begin, end);
     in_parallel_region = false;
+    finished_.fetch_add(1, std::memory_order_release);
+    return true;
   }
 
-  void work(int part) {
-    uint64_t seen = 0;
+  void work() {
     while (true) {
-      seen = next_generation(seen);
-      run_part(part);
-      pending_.fetch_sub(1, std::memory_order_release);
+      wait_for_parts();
+      run_part();
     }
   }
 
-  uint64_t next_generation(uint64_t seen) {
+  void wait_for_parts() {
     for (int spin = 0; spin < kSpins; ++spin) {
-      const uint64_t generation = generation_.load(std::memory_order_acquire);
-      if (generation != seen) return generation;
+      if (any_unclaimed()) return;
       pause();
     }
     std::unique_lock<std::mutex> lock(mutex_);
     sleepers_.fetch_add(1, std::memory_order_seq_cst);
-    wake_.wait(lock, [&] { return generation_.load(std::memory_order_seq_cst) != seen; });
+    wake_.wait(lock, [&] { return any_unclaimed(); });
     sleepers_.fetch_sub(1, std::memory_order_relaxed);
-    return generation_.load(std::memory_order_acquire);
   }
 
-  const int workers_;
-  // The region in progress; written before generation_, read after it.
+  // The region in progress. Written before unclaimed_, while no part is claimed; read by those who have claimed one.
   int64_t count_ = 0;
   int parts_ = 0;
   internal::RangeFunction function_ = nullptr;
   void* context_ = nullptr;
 
-  alignas(64) std::atomic<uint64_t> generation_{0};
-  alignas(64) std::atomic<int> pending_{0};
+  // The number of the region, above the number of its parts that nobody has claimed.
+  alignas(64) std::atomic<uint64_t> unclaimed_{0};
+  alignas(64) std::atomic<int> finished_{0};
   std::atomic<int> sleepers_{0};
   std::mutex mutex_;
   std::condition_variable wake_;

@@ -2,9 +2,10 @@
 //
 //   parallel_for(num_rows, /*grain=*/16, [&](int64_t begin, int64_t end) { for (int64_t row = begin; …) … });
 //
-// Work is split statically into at most num_threads() contiguous ranges of at least `grain`, so that which thread
-// computes what, and with it every result, depends on the sizes alone. The caller takes part. A call from within a
-// worker, or while another thread is in a parallel_for, runs serially on the calling thread.
+// Work is split into at most num_threads() contiguous ranges of at least `grain`, by the sizes alone, so that results
+// depend on nothing else; which thread takes which range is left to chance. The caller takes part, and takes all ranges
+// that no other thread begins. A call from within a worker, or while another thread is in a parallel_for, runs serially
+// on the calling thread.
 #pragma once
 
 #include <cstdint>

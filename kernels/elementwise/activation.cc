@@ -13,13 +13,13 @@ namespace {
 Status check_and_run(const char* operator_name, Activation activation, const TensorView& out, const TensorView& input,
                      Stream stream) {
   Check check(operator_name);
-  check.rank("input", input, 1, TensorView::kMaxRank).rank("out", out, input.rank());
+  check.rank("input", input, 1, TensorView::kMaxRank).rank("out", out, 1, TensorView::kMaxRank);
   SGL_RETURN_IF_ERROR(check.status());
   check.dtype("input", input, {DType::kF16, DType::kBF16, DType::kF32})
       .same_dtype("out", out, "input", input)
       .that(input.size(-1) % 2 == 0, "input.shape[-1]", input.size(-1), "an even extent: gate and up");
-  bool same_rows = out.size(-1) == input.size(-1) / 2;
-  for (int dim = 0; dim + 1 < input.rank(); ++dim) same_rows = same_rows && out.size(dim) == input.size(dim);
+  bool same_rows = out.rank() == input.rank() && out.size(-1) == input.size(-1) / 2;
+  for (int dim = 0; same_rows && dim + 1 < input.rank(); ++dim) same_rows = out.size(dim) == input.size(dim);
   if (check.ok() && !same_rows) {
     const std::string is = "has shape " + shape_string(out);
     const std::string expected = "that of input, " + shape_string(input) + ", with half its last extent";

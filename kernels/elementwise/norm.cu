@@ -1,11 +1,16 @@
 // The norms on every CUDA target.
 //
-// What bounds them: bytes. rmsnorm moves 2 and the fused form 4 elements for each element of a row; the arithmetic is
-// a tenth of that time. So a row is read once, into registers, and three mappings keep enough loads in flight:
-//   few rows     a block a row, one 16-byte vector a thread: the latency of one load and one block-wide sum.
-//   many rows    a group of up to 32 lanes a row, up to 16 vectors a lane: no barrier, 8 KiB in flight a warp, and
-//                rows shorter than a warp's 512 bytes share the warp.
-//   any rows     rows that are not whole 16-byte vectors, or too long for registers: scalar, read twice.
+// What bounds them: bytes. rmsnorm moves 2 and the fused form 4 elements for each element of a row; the arithmetic is a
+// tenth of that time. So a row is read once, into registers, as 16-byte vectors, the weights once a thread, and the
+// next row's loads are on their way while this row is summed:
+//   up to 32 vectors    a group of lanes a row, so that short rows share a warp.
+//   up to 2048 vectors  a block a row. Few rows: a vector a thread, the latency of one load and one block-wide sum.
+//   Many
+//                       rows: two vectors a thread, and as many blocks as fit take turns.
+//   any row             rows that are not whole aligned vectors, or longer: scalar, read twice.
+//
+// The sum of a row has one order, whatever the number of rows, so that a row's result does not depend on its batch:
+// first within each vector, then over the lanes of each 32 vectors, then over those, always halves against each other.
 
 #include <algorithm>
 
@@ -20,90 +25,177 @@ namespace sgl_kernel::SGL_TARGET {
 namespace {
 
 constexpr int kVectorBytes = 16;
-constexpr int kMaxBlock = 1024;
-constexpr int kGroupBlock = 128;  // threads of a block in which each group of lanes has its own row
+constexpr int kMaxBlock = 1024;   // at which a thread may have 64 registers: an SM holds 1024 such threads
+constexpr int kGroupBlock = 128;  // threads of a block of groups
+constexpr int kGroupBlocksPerSm = 8;
 
-// The row of vectors that a thread group shares: vector i of a thread is number thread + i * group_size.
-template <class T, int kVectors, bool kAdd, bool kBlockPerRow>
-__global__ void __launch_bounds__(kBlockPerRow ? kMaxBlock / (kVectors > 1 ? 2 : 1) : kGroupBlock)
-    norm_kernel(const NormParams params, int group_size) {
+// A thread's vectors of a row: `first`, and those `step` apart behind it.
+struct Share {
+  int first;
+  int step;
+  int num_vectors;
+
+  __device__ __forceinline__ int vector(int i) const { return first + i * step; }
+  __device__ __forceinline__ bool has(int i) const { return vector(i) < num_vectors; }
+};
+
+// Has the compiler keep a vector as it is stored, not as the floats that it was rounded from: half the registers.
+template <class Vector>
+__device__ __forceinline__ void hold_packed(Vector& vector) {
+  static_assert(sizeof(Vector) == kVectorBytes);
+#pragma unroll
+  for (int word = 0; word < kVectorBytes / 4; ++word) asm("" : "+r"(reinterpret_cast<uint32_t*>(&vector)[word]));
+}
+
+template <class T, int kVectors, bool kAdd>
+class RowVectors {
+ public:
   using Vector = Vec<T, kVecSize<T>>;
-  __shared__ float scratch[kWarpSize];
-  wait_for_predecessor();
 
-  const int thread = kBlockPerRow ? threadIdx.x : threadIdx.x % group_size;
-  const int num_vectors = static_cast<int>(params.row_size) / kVecSize<T>;
-  const int64_t first_row = kBlockPerRow ? blockIdx.x : (blockIdx.x * int64_t{kGroupBlock} + threadIdx.x) / group_size;
-  const int64_t row_step = kBlockPerRow ? gridDim.x : int64_t{gridDim.x} * (kGroupBlock / group_size);
-  // Groups of one warp leave the loop together, so that the shuffles have all lanes: the bound is rounded up to
-  // whole warps and rows behind the last one load and store nothing.
-  const int rows_per_warp = kBlockPerRow ? 1 : kWarpSize / group_size;
-  const int64_t row_bound = (params.num_rows + rows_per_warp - 1) / rows_per_warp * rows_per_warp;
-
-  for (int64_t row = first_row; row < row_bound; row += row_step) {
-    const bool row_exists = row < params.num_rows;
+  __device__ __forceinline__ void load(const NormParams& params, int64_t row, const Share& share) {
     const T* input = static_cast<const T*>(params.input.data) + row * params.input.stride;
-    T* output = static_cast<T*>(params.output.data) + row * params.output.stride;
-    Vector values[kVectors];
-    Vector residuals[kAdd ? kVectors : 1];
+    const T* residual = static_cast<const T*>(params.residual.data) + row * params.residual.stride;
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
-      const int v = thread + i * group_size;
-      if (row_exists && v < num_vectors) {
-        values[i] = Vector::load(input + v * kVecSize<T>);
-        if constexpr (kAdd) {
-          const T* residual = static_cast<const T*>(params.residual.data) + row * params.residual.stride;
-          residuals[i] = Vector::load(residual + v * kVecSize<T>);
-        }
-      }
+      if (!share.has(i)) continue;
+      values_[i] = Vector::load(input + share.vector(i) * kVecSize<T>);
+      if constexpr (kAdd) residuals_[i] = Vector::load(residual + share.vector(i) * kVecSize<T>);
     }
-    float sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kVectors; ++i) {
-      const int v = thread + i * group_size;
-      if (row_exists && v < num_vectors) {
-        if constexpr (kAdd) {
-#pragma unroll
-          for (int j = 0; j < kVecSize<T>; ++j) {
-            values[i][j] = from_float<T>(to_float(values[i][j]) + to_float(residuals[i][j]));
-          }
-          T* residual = static_cast<T*>(params.residual.data) + row * params.residual.stride;
-          values[i].store(residual + v * kVecSize<T>);
-        }
-#pragma unroll
-        for (int j = 0; j < kVecSize<T>; ++j) {
-          const float value = to_float(values[i][j]);
-          sum += value * value;
-        }
-      }
-    }
-    if constexpr (kBlockPerRow) {
-      sum = block_reduce<Sum>(sum, scratch);
-    } else {
-      for (int offset = group_size / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-    }
-    const float scale = rsqrtf(sum / static_cast<float>(params.row_size) + params.eps);
-#pragma unroll
-    for (int i = 0; i < kVectors; ++i) {
-      const int v = thread + i * group_size;
-      if (row_exists && v < num_vectors) {
-        const Vector weight = Vector::load(static_cast<const T*>(params.weight) + v * kVecSize<T>);
-#pragma unroll
-        for (int j = 0; j < kVecSize<T>; ++j) {
-          values[i][j] = from_float<T>(to_float(values[i][j]) * scale * (to_float(weight[j]) + params.weight_offset));
-        }
-        values[i].store(output + v * kVecSize<T>);
-      }
-    }
-    if constexpr (kBlockPerRow) __syncthreads();  // before the next row's sum reuses `scratch`
   }
+
+  // Adds the residual, if any, and writes the sum back to it. Then sums[i] is that of vector i's squares.
+  __device__ __forceinline__ void add_and_square(const NormParams& params, int64_t row, const Share& share,
+                                                 float (&sums)[kVectors]) {
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      sums[i] = 0.0f;
+      if (!share.has(i)) continue;
+      if constexpr (kAdd) {
+#pragma unroll
+        for (int j = 0; j < kVecSize<T>; ++j) {
+          values_[i][j] = from_float<T>(to_float(values_[i][j]) + to_float(residuals_[i][j]));
+        }
+        T* residual = static_cast<T*>(params.residual.data) + row * params.residual.stride;
+        values_[i].store(residual + share.vector(i) * kVecSize<T>);
+        hold_packed(values_[i]);
+      }
+#pragma unroll
+      for (int j = 0; j < kVecSize<T>; ++j) {
+        const float value = to_float(values_[i][j]);
+        sums[i] = fmaf(value, value, sums[i]);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void write(const NormParams& params, int64_t row, const Share& share, float sum,
+                                        const Vector (&weights)[kVectors]) const {
+    const float scale = rsqrtf(sum / static_cast<float>(params.row_size) + params.eps);
+    T* output = static_cast<T*>(params.output.data) + row * params.output.stride;
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      if (!share.has(i)) continue;
+      Vector result;
+#pragma unroll
+      for (int j = 0; j < kVecSize<T>; ++j) {
+        const float factor = to_float(weights[i][j]) + params.weight_offset;
+        result[j] = from_float<T>(to_float(values_[i][j]) * scale * factor);
+      }
+      result.store(output + share.vector(i) * kVecSize<T>);
+    }
+  }
+
+ private:
+  Vector values_[kVectors];
+  Vector residuals_[kAdd ? kVectors : 1];
+};
+
+template <class T, int kVectors>
+__device__ __forceinline__ void load_weights(const NormParams& params, const Share& share,
+                                             Vec<T, kVecSize<T>> (&weights)[kVectors]) {
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    if (!share.has(i)) continue;
+    weights[i] = Vec<T, kVecSize<T>>::load(static_cast<const T*>(params.weight) + share.vector(i) * kVecSize<T>);
+  }
+}
+
+// Groups of `lanes` neighbouring lanes, a power of 2, each with rows of its own.
+template <class T, int kVectors, bool kAdd>
+__global__ void __launch_bounds__(kGroupBlock, kGroupBlocksPerSm)
+    norm_group_kernel(const __grid_constant__ NormParams params, int lanes) {
+  wait_for_predecessor();
   release_successors();
+  const int thread = blockIdx.x * kGroupBlock + threadIdx.x;
+  const Share share = {thread % lanes, lanes, static_cast<int>(params.row_size) / kVecSize<T>};
+  const int64_t row_step = static_cast<int64_t>(gridDim.x) * kGroupBlock / lanes;
+  Vec<T, kVecSize<T>> weights[kVectors];
+  load_weights<T>(params, share, weights);
+
+  int64_t row = thread / lanes;
+  RowVectors<T, kVectors, kAdd> next;
+  if (row < params.num_rows) next.load(params, row, share);
+  // The groups of a warp leave the loop together, so that the shuffles have all lanes: it ends with the warp's first
+  // row.
+  const int warp_offset = threadIdx.x % kWarpSize / lanes;
+  for (; row - warp_offset < params.num_rows; row += row_step) {
+    RowVectors<T, kVectors, kAdd> current = next;
+    if (row + row_step < params.num_rows) next.load(params, row + row_step, share);
+    float sums[kVectors] = {};
+    if (row < params.num_rows) current.add_and_square(params, row, share, sums);
+    float sum = sums[0];
+#pragma unroll
+    for (int i = 1; i < kVectors; ++i) sum += sums[i];
+    for (int offset = lanes / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+    if (row < params.num_rows) current.write(params, row, share, sum, weights);
+  }
+}
+
+// The sum over the block of what every thread has one or more of; see "one order" above. `scratch` holds 32 floats.
+template <int kVectors>
+__device__ __forceinline__ float sum_over_block(const float (&sums)[kVectors], float* scratch) {
+  float sum = warp_reduce<Sum>(sums[0]);
+#pragma unroll
+  for (int i = 1; i < kVectors; ++i) sum += warp_reduce<Sum>(sums[i]);
+  const int lane = threadIdx.x % kWarpSize;
+  if (lane == 0) scratch[threadIdx.x / kWarpSize] = sum;
+  __syncthreads();
+  return warp_reduce<Sum>(lane < blockDim.x / kWarpSize ? scratch[lane] : 0.0f);
+}
+
+template <class T, int kVectors, bool kAdd>
+__global__ void __launch_bounds__(kMaxBlock) norm_block_kernel(const __grid_constant__ NormParams params) {
+  __shared__ float scratch[2][kWarpSize];  // in turn: a row's sums are read while the next row's are written
+  wait_for_predecessor();
+  release_successors();
+  const Share share = {static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x),
+                       static_cast<int>(params.row_size) / kVecSize<T>};
+  // Two vectors of input and of residual, and two more ahead, are more than 64 registers hold.
+  constexpr bool kLoadsAhead = !kAdd || kVectors == 1;
+  int64_t row = blockIdx.x;
+  RowVectors<T, kVectors, kAdd> next;
+  if constexpr (kLoadsAhead) next.load(params, row, share);
+  Vec<T, kVecSize<T>> weights[kVectors];
+  load_weights<T>(params, share, weights);
+
+  for (int turn = 0; row < params.num_rows; row += gridDim.x, turn ^= 1) {
+    RowVectors<T, kVectors, kAdd> current = next;
+    if constexpr (!kLoadsAhead) {
+      current.load(params, row, share);
+    } else if (row + gridDim.x < params.num_rows) {
+      next.load(params, row + gridDim.x, share);
+    }
+    float sums[kVectors];
+    current.add_and_square(params, row, share, sums);
+    const float sum = sum_over_block(sums, scratch[turn]);
+    current.write(params, row, share, sum, weights);
+  }
 }
 
 template <class T, bool kAdd>
-__global__ void __launch_bounds__(kMaxBlock) norm_any_kernel(const NormParams params) {
+__global__ void __launch_bounds__(kMaxBlock) norm_any_kernel(const __grid_constant__ NormParams params) {
   __shared__ float scratch[kWarpSize];
   wait_for_predecessor();
+  release_successors();
   const int64_t size = params.row_size;
   for (int64_t row = blockIdx.x; row < params.num_rows; row += gridDim.x) {
     const T* input = static_cast<const T*>(params.input.data) + row * params.input.stride;
@@ -113,7 +205,7 @@ __global__ void __launch_bounds__(kMaxBlock) norm_any_kernel(const NormParams pa
     for (int64_t d = threadIdx.x; d < size; d += blockDim.x) {
       T value = input[d];
       if constexpr (kAdd) residual[d] = value = from_float<T>(to_float(value) + to_float(residual[d]));
-      sum += to_float(value) * to_float(value);
+      sum = fmaf(to_float(value), to_float(value), sum);
     }
     sum = block_reduce<Sum>(sum, scratch);
     const float scale = rsqrtf(sum / static_cast<float>(size) + params.eps);
@@ -126,32 +218,38 @@ __global__ void __launch_bounds__(kMaxBlock) norm_any_kernel(const NormParams pa
   }
 }
 
-// The least power of 2 that is at least `value`, up to a warp.
-int lanes_for(int64_t value) {
-  int lanes = 1;
-  while (lanes < value && lanes < kWarpSize) lanes *= 2;
-  return lanes;
+int power_of_2_at_least(int64_t value) {
+  int power = 1;
+  while (power < value) power *= 2;
+  return power;
+}
+
+template <class T, bool kAdd>
+Status run_groups(const NormParams& params, int64_t num_vectors, Stream stream) {
+  // Two vectors a thread where there are two: twice the bytes in flight, and half the shuffles. The fused form has two
+  // tensors to read as it is.
+  const int whole = power_of_2_at_least(num_vectors);
+  const bool pairs = !kAdd && whole > 1;
+  const int lanes = pairs ? whole / 2 : whole;
+  const int64_t blocks = (params.num_rows + kGroupBlock / lanes - 1) / (kGroupBlock / lanes);
+  const LaunchShape shape = {
+      .grid = static_cast<unsigned>(std::min<int64_t>(blocks, int64_t{num_sms()} * kGroupBlocksPerSm)),
+      .block = kGroupBlock,
+      .pdl = params.enable_pdl};
+  if constexpr (!kAdd) {
+    if (pairs) return launch(params.operator_name, norm_group_kernel<T, 2, kAdd>, shape, stream, params, lanes);
+  }
+  return launch(params.operator_name, norm_group_kernel<T, 1, kAdd>, shape, stream, params, lanes);
 }
 
 template <class T, int kVectors, bool kAdd>
-Status launch_groups(const NormParams& params, int lanes, Stream stream) {
-  const int64_t groups_per_block = kGroupBlock / lanes;
-  constexpr int kBlocksPerSm = 16;  // enough to fill an SM at 128 threads a block
-  const int64_t blocks = (params.num_rows + groups_per_block - 1) / groups_per_block;
-  const LaunchShape shape{.grid = static_cast<unsigned>(std::min<int64_t>(blocks, int64_t{num_sms()} * kBlocksPerSm)),
-                          .block = kGroupBlock,
-                          .pdl = params.enable_pdl};
-  return launch(params.operator_name, norm_kernel<T, kVectors, kAdd, false>, shape, stream, params, lanes);
-}
-
-template <class T, int kVectors, bool kAdd>
-Status launch_blocks(const NormParams& params, int64_t num_vectors, Stream stream) {
-  const int64_t threads = (num_vectors + kVectors - 1) / kVectors;
-  const int block = static_cast<int>((threads + kWarpSize - 1) / kWarpSize * kWarpSize);
-  const LaunchShape shape{.grid = static_cast<unsigned>(std::min<int64_t>(params.num_rows, INT32_MAX)),
-                          .block = static_cast<unsigned>(block),
-                          .pdl = params.enable_pdl};
-  return launch(params.operator_name, norm_kernel<T, kVectors, kAdd, true>, shape, stream, params, block);
+Status run_blocks(const NormParams& params, int warps, Stream stream) {
+  const int block = warps * kWarpSize;
+  const int64_t resident = int64_t{num_sms()} * (kMaxBlock / block);
+  const LaunchShape shape = {.grid = static_cast<unsigned>(std::min(params.num_rows, resident)),
+                             .block = static_cast<unsigned>(block),
+                             .pdl = params.enable_pdl};
+  return launch(params.operator_name, norm_block_kernel<T, kVectors, kAdd>, shape, stream, params);
 }
 
 bool aligned(const NormRows& rows, int64_t element_bytes) {
@@ -164,23 +262,18 @@ Status run(const NormParams& params, Stream stream) {
   const bool vectors = params.row_size % kVecSize<T> == 0 && aligned(params.input, sizeof(T)) &&
                        aligned(params.output, sizeof(T)) && aligned(params.residual, sizeof(T)) &&
                        reinterpret_cast<uintptr_t>(params.weight) % kVectorBytes == 0;
-  if (vectors && num_vectors <= kWarpSize) {
-    return launch_groups<T, 1, kAdd>(params, lanes_for(num_vectors), stream);
+  if (vectors && num_vectors <= kWarpSize) return run_groups<T, kAdd>(params, num_vectors, stream);
+  if (vectors && num_vectors <= 2 * kMaxBlock) {
+    const int warps = static_cast<int>((num_vectors + kWarpSize - 1) / kWarpSize);
+    const bool few_rows = params.num_rows <= 4 * int64_t{num_sms()};
+    if ((few_rows || kAdd) && num_vectors <= kMaxBlock) return run_blocks<T, 1, kAdd>(params, warps, stream);
+    // Thread t's second vector is 32 times a power of 2 behind its first: the pairing of the sum over the warps above.
+    return run_blocks<T, 2, kAdd>(params, power_of_2_at_least(warps) / 2, stream);
   }
-  // From about four rows an SM on, a warp a row has more bytes in flight than a block a row.
-  const bool many_rows = params.num_rows >= 4 * int64_t{num_sms()};
-  if (vectors && many_rows && num_vectors <= 4 * kWarpSize) return launch_groups<T, 4, kAdd>(params, kWarpSize, stream);
-  if constexpr (!kAdd) {  // the fused form would need twice the registers
-    if (vectors && many_rows && num_vectors <= 16 * kWarpSize) {
-      return launch_groups<T, 16, kAdd>(params, kWarpSize, stream);
-    }
-  }
-  if (vectors && num_vectors <= kMaxBlock) return launch_blocks<T, 1, kAdd>(params, num_vectors, stream);
-  if (vectors && num_vectors <= 4 * kMaxBlock / 2) return launch_blocks<T, 4, kAdd>(params, num_vectors, stream);
   const int64_t threads = std::min<int64_t>(kMaxBlock, (params.row_size + kWarpSize - 1) / kWarpSize * kWarpSize);
-  const LaunchShape shape{.grid = static_cast<unsigned>(std::min<int64_t>(params.num_rows, INT32_MAX)),
-                          .block = static_cast<unsigned>(threads),
-                          .pdl = params.enable_pdl};
+  const LaunchShape shape = {.grid = static_cast<unsigned>(std::min<int64_t>(params.num_rows, INT32_MAX)),
+                             .block = static_cast<unsigned>(threads),
+                             .pdl = params.enable_pdl};
   return launch(params.operator_name, norm_any_kernel<T, kAdd>, shape, stream, params);
 }
 

@@ -14,9 +14,9 @@ struct NormRows {
 
 struct NormParams {
   const char* operator_name;  // for messages
-  NormRows output;    // the normalized rows
-  NormRows input;     // with a residual, the same memory as output
-  NormRows residual;  // data is null: nothing is added
+  NormRows output;            // the normalized rows
+  NormRows input;             // with a residual, the same memory as output
+  NormRows residual;          // data is null: nothing is added
   int64_t num_rows;
   int64_t row_size;  // elements
   const void* weight;

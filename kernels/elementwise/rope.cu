@@ -52,8 +52,9 @@ __device__ __forceinline__ void rotate(Vec<T, kVec>& a, Vec<T, kVec>& b, const f
     T& first = !kInterleave ? a[i] : in_a ? a[2 * i] : b[2 * i - kVec];
     T& second = !kInterleave ? b[i] : 2 * i + 1 < kVec ? a[2 * i + 1] : b[2 * i + 1 - kVec];
     const float x = to_float(first), y = to_float(second);
-    first = from_float<T>(x * cos[i] - y * sin[i]);
-    second = from_float<T>(y * cos[i] + x * sin[i]);
+    // Spelled out, so that every instance rounds alike.
+    first = from_float<T>(fmaf(x, cos[i], -(y * sin[i])));
+    second = from_float<T>(fmaf(y, cos[i], x * sin[i]));
   }
 }
 

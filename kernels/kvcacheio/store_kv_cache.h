@@ -1,3 +1,11 @@
+// Moving keys and values of new tokens into a cache.
+#pragma once
+
+#include "kernels/base/status.h"
+#include "kernels/base/tensor_view.h"
+
+namespace sgl_kernel {
+
 // Writes the keys and values of new tokens to their slots of a cache.
 //   k_cache[out_loc[t]] = k[t]        v_cache[out_loc[t]] = v[t]
 //   k_cache  [S, ...]   any dtype
@@ -8,13 +16,6 @@
 // the fastest. The inputs do not overlap the caches. The CPU target refuses slots out of range, before it writes
 // anything; on a GPU they are the caller's duty. Of tokens that share a slot, which one stays is not defined. T == 0 is
 // a no-op. Wrong dtypes, shapes, strides or devices are InvalidArgument.
-#pragma once
-
-#include "kernels/base/status.h"
-#include "kernels/base/tensor_view.h"
-
-namespace sgl_kernel {
-
 Status store_kv_cache(TensorView k_cache, TensorView v_cache, TensorView out_loc, TensorView k, TensorView v,
                       Stream stream);
 

@@ -1,4 +1,4 @@
-// The CPU target's kernels for AVX2, and the decoding of the common formats. ggml_dot.h says what they compute.
+// The CPU target's kernels for AVX2. ggml_dot.h says what they compute.
 #include <limits>
 
 #include "kernels/base/float_types.h"
@@ -11,7 +11,6 @@ namespace {
 
 // ---- Quantization of a token's 32 elements ----
 
-// Over the four lanes of each half.
 SGL_AVX2_INLINE int sum4(__m128i v) {
   v = _mm_add_epi32(v, _mm_shuffle_epi32(v, 0x4e));
   return _mm_cvtsi128_si32(_mm_add_epi32(v, _mm_shuffle_epi32(v, 0xb1)));
@@ -162,14 +161,13 @@ SGL_AVX2_INLINE __m256i pair_products(__m256i q, __m256i x) {
   return _mm256_maddubs_epi16(q, x);
 }
 
-// Adds within each half: [a0 + a2, b0 + b2, a1 + a3, b1 + b3], in int16 or int32.
 template <bool k16>
 SGL_AVX2_INLINE __m256i add(__m256i a, __m256i b) {
   return k16 ? _mm256_add_epi16(a, b) : _mm256_add_epi32(a, b);
 }
 
-// For each half h of the vectors p[0..7], which hold a row's products: halves[h] = the rows' sums over it. Adds in
-// int16 as long as kMaxQ allows.
+// p[r] holds the sums of pairs of row r's products. low, high: lane r is the row's sum over the lower and the upper
+// half of the vector. Adds in int16 as long as kMaxQ allows.
 template <int kMaxQ>
 SGL_AVX2_INLINE void add_across(__m256i (&p)[8], __m256i& low, __m256i& high) {
   constexpr bool k16First = kMaxSums<kMaxQ> >= 2, k16Second = kMaxSums<kMaxQ> >= 4;

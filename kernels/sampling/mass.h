@@ -45,7 +45,10 @@ SGL_HOST_DEVICE float float_of_bits(uint32_t bits) {
 struct ProbKey {
   static constexpr int kBits = 31;
   static constexpr float kLowest = 0.0f;
-  static SGL_HOST_DEVICE float clean(float value) { return value > 0.0f ? fminf(value, kHighestFloat) : 0.0f; }
+  static SGL_HOST_DEVICE float clean(float value) {
+    value = value > 0.0f ? value : 0.0f;  // NaN is not above
+    return value < kHighestFloat ? value : kHighestFloat;
+  }
   static SGL_HOST_DEVICE uint32_t key(float clean_value) { return bits_of_float(clean_value); }
   static SGL_HOST_DEVICE float value(uint32_t key) { return float_of_bits(key); }
 };

@@ -181,7 +181,7 @@ class Row {
     }
     uint32_t mine = 0;
     for_each([&](int, float value) { mine += Key::key(value) == prefix.key; });
-    mine = static_cast<uint32_t>(sum_over_block({mine, 0}).count);
+    mine = static_cast<uint32_t>(sum_over_block({0, mine}).mass);
     if (threadIdx.x < group_.size()) group_.remote(&shared_, threadIdx.x)->equals[group_.rank()] = mine;
     group_.sync();
     uint32_t before = 0;
@@ -192,8 +192,8 @@ class Row {
       const bool equal = i < slice_.size && Key::key(at(i)) == prefix.key;
       const uint32_t here = __syncthreads_count(equal);
       if (nth < before + here) {
-        const Tally lower = sum_of_lower_threads({equal, 0});
-        if (equal && before + lower.count == nth) found(begin_ + i);
+        const Tally lower = sum_of_lower_threads({0, equal});
+        if (equal && before + lower.mass == nth) found(begin_ + i);
         return;
       }
       before += here;
@@ -315,8 +315,7 @@ class Row {
       for (int rank = 0; rank < Group::kMaxSize; ++rank) {
         if (rank >= group_.size()) break;
         const Tally part = read(histogram, bin, rank);
-        sum.count += part.count;
-        sum.mass += part.mass;
+        accumulate(sum, part);
       }
       // In place: nobody but this thread reads this rank's copy of its own bins before the next sync().
       if (kCount) histogram.count[bin] = static_cast<uint32_t>(sum.count);
@@ -324,8 +323,7 @@ class Row {
         histogram.low[bin] = static_cast<uint32_t>(sum.mass);
         histogram.high[bin] = static_cast<uint32_t>(sum.mass >> 32);
       }
-      share.count += sum.count;
-      share.mass += sum.mass;
+      accumulate(share, sum);
     }
     share = sum_over_block(share);
     if (threadIdx.x < group_.size()) {
@@ -341,8 +339,7 @@ class Row {
     for (; owner >= 0; --owner) {
       const Tally share = shared_.share_totals[histogram.which][owner];
       if (above.count + share.count >= count || above.mass + share.mass >= mass) break;
-      above.count += share.count;
-      above.mass += share.mass;
+      accumulate(above, share);
     }
     if (owner < 0) return Bin();
 
@@ -354,19 +351,15 @@ class Row {
     Tally mine = {0, 0};
     for (int bin = top; bin > bottom; --bin) {
       const Tally part = read(histogram, bin, owner);
-      mine.count += part.count;
-      mine.mass += part.mass;
+      accumulate(mine, part);
     }
-    const Tally lower = sum_of_lower_threads(mine);
-    above.count += lower.count;
-    above.mass += lower.mass;
+    accumulate(above, sum_of_lower_threads(mine));
     for (int bin = top; bin > bottom && above.count < count && above.mass < mass; --bin) {
       const Tally part = read(histogram, bin, owner);
       if (above.count + part.count >= count || above.mass + part.mass >= mass) {
         shared_.found = Bin{true, static_cast<uint32_t>(bin), above.count, above.mass, part.mass};
       }
-      above.count += part.count;
-      above.mass += part.mass;
+      accumulate(above, part);
     }
     __syncthreads();
     return shared_.found;  // overwritten only after another __syncthreads()
@@ -438,42 +431,42 @@ class Row {
     return prefix;
   }
 
-  // Every thread gets the sum. Two __syncthreads(), after which a second use is safe.
+  // What is not kept is 0: it costs nothing to carry.
+  static __device__ void accumulate(Tally& sum, const Tally& more) {
+    if constexpr (kCount) sum.count += more.count;
+    if constexpr (kMass) sum.mass += more.mass;
+  }
+
+  // Every thread gets the sum. Ends with a __syncthreads(), after which a second use is safe.
   __device__ Tally sum_over_block(Tally tally) {
     for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
-      tally.count += __shfl_xor_sync(0xffffffffu, tally.count, offset);
-      tally.mass += __shfl_xor_sync(0xffffffffu, tally.mass, offset);
+      Tally other = {0, 0};
+      if constexpr (kCount) other.count = __shfl_xor_sync(0xffffffffu, tally.count, offset);
+      if constexpr (kMass) other.mass = __shfl_xor_sync(0xffffffffu, tally.mass, offset);
+      accumulate(tally, other);
     }
     if (threadIdx.x % kWarpSize == 0) shared_.warp_tallies[threadIdx.x / kWarpSize] = tally;
     __syncthreads();
     tally = {0, 0};
-    for (int warp = 0; warp < kThreads / kWarpSize; ++warp) {
-      tally.count += shared_.warp_tallies[warp].count;
-      tally.mass += shared_.warp_tallies[warp].mass;
-    }
+    for (int warp = 0; warp < kThreads / kWarpSize; ++warp) accumulate(tally, shared_.warp_tallies[warp]);
     __syncthreads();
     return tally;
   }
 
+  // Over the threads before this one. The same.
   __device__ Tally sum_of_lower_threads(const Tally& mine) {
     const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
-    Tally sum = mine;
+    Tally through = mine;
     for (int offset = 1; offset < kWarpSize; offset *= 2) {
-      const uint64_t count = __shfl_up_sync(0xffffffffu, sum.count, offset);
-      const uint64_t mass = __shfl_up_sync(0xffffffffu, sum.mass, offset);
-      if (lane >= offset) {
-        sum.count += count;
-        sum.mass += mass;
-      }
+      Tally other = {0, 0};
+      if constexpr (kCount) other.count = __shfl_up_sync(0xffffffffu, through.count, offset);
+      if constexpr (kMass) other.mass = __shfl_up_sync(0xffffffffu, through.mass, offset);
+      if (lane >= offset) accumulate(through, other);
     }
-    if (lane == kWarpSize - 1) shared_.warp_tallies[warp] = sum;
+    if (lane == kWarpSize - 1) shared_.warp_tallies[warp] = through;
     __syncthreads();
-    sum.count -= mine.count;
-    sum.mass -= mine.mass;
-    for (int lower = 0; lower < warp; ++lower) {
-      sum.count += shared_.warp_tallies[lower].count;
-      sum.mass += shared_.warp_tallies[lower].mass;
-    }
+    Tally sum = {through.count - mine.count, through.mass - mine.mass};
+    for (int lower = 0; lower < warp; ++lower) accumulate(sum, shared_.warp_tallies[lower]);
     __syncthreads();
     return sum;
   }

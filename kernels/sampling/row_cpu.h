@@ -127,14 +127,18 @@ class Row {
     prefix.key = leading.index;
     uint64_t count_above = leading.count_above, mass_above = leading.mass_above;
     Bin bin = leading;
-    scratch_.candidates.clear();
+    scratch_.candidates.resize(size_);
+    size_t num_candidates = 0;
+    // A key below -infinity's has no value but NaN, which max() passes over in this order.
     for_each_from(std::max(lowest_, Key::value(leading.index << kLeadingShift)), [&](int64_t, float value) {
-      if (Key::key(value) >> kLeadingShift == leading.index) scratch_.candidates.push_back(value);
+      scratch_.candidates[num_candidates] = value;  // without a branch, which would be taken at random
+      num_candidates += Key::key(value) >> kLeadingShift == leading.index;
     });
     for (int shift = kLeadingShift - kDigitBits; shift >= 0; shift -= kDigitBits) {
       std::fill(scratch_.digit_counts.begin(), scratch_.digit_counts.end(), 0);
       std::fill(scratch_.digit_masses.begin(), scratch_.digit_masses.end(), 0);
-      for (const float value : scratch_.candidates) {
+      for (size_t i = 0; i < num_candidates; ++i) {
+        const float value = scratch_.candidates[i];
         const uint32_t key = Key::key(value);
         if (key >> (shift + kDigitBits) != prefix.key) continue;
         const uint32_t digit = (key >> shift) % kDigits;

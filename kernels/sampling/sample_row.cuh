@@ -23,7 +23,6 @@ __device__ void sample_row(const SampleParams& params, int64_t sample, int slice
     if (writes) *output = 0;
     return;
   }
-  const Random random = params.random(sample);
   const Filters filters = params.filters(sample);
   const float lowest = params.lowest_kept(sample, row.peak());
   if (lowest > 0.0f) {
@@ -33,7 +32,7 @@ __device__ void sample_row(const SampleParams& params, int64_t sample, int slice
     const bool share_of_row = filters.top_k == 0 || !filters.top_k_first;
     row.tally(filters.top_k, share_of_row ? filters.top_p : 1.0f);
   }
-  const uint64_t target = draw_position(row, filters, random) + 1;
+  const uint64_t target = draw_position(row, filters, params.random(sample)) + 1;
   const Prefix prefix = row.search_by_mass(row.find_by_mass(target), target);
   row.with_last_of(prefix, [&](int64_t token) { *output = static_cast<int32_t>(token); });
   row.finish();

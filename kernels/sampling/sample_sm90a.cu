@@ -9,7 +9,7 @@ namespace sgl_kernel::SGL_TARGET {
 namespace {
 
 template <bool kResident, bool kCount>
-__global__ void __launch_bounds__(kClusterThreads, 2)
+__global__ void __launch_bounds__(kClusterThreads, kResident ? 2 : 1)
     sample_kernel(const __grid_constant__ SampleParams params, int slice_size) {
   extern __shared__ __align__(16) unsigned char dynamic[];
   __shared__ RowShared shared;

@@ -27,7 +27,7 @@ void renormalize_row(const ThresholdParams& params, int64_t index, ProbRow::Scra
   const float* input = params.input + index * params.input_stride;
   float* output = params.output + index * params.output_stride;
   ProbRow row(input, params.vocab, scratch);
-  uint32_t threshold = 0;
+  float threshold = 0.0f;
   float per_unit = 0.0f;  // what an all-zero row is multiplied by
   if (row.peak() >= kLowestPeak) {
     row.tally();
@@ -41,13 +41,14 @@ void renormalize_row(const ThresholdParams& params, int64_t index, ProbRow::Scra
       kept = row.search_by_mass(row.find_by_mass(target), target);
       kept_mass = kept.mass_with_equals;
     }
-    threshold = kept.key;
+    threshold = ProbKey::value(kept.key);
     per_unit = static_cast<float>(1.0 / static_cast<double>(kept_mass));
   }
   const float scale = row.scale();  // a power of 2: the product with it is exact
   for (int64_t i = 0; i < params.vocab; ++i) {
     const float value = ProbKey::clean(input[i]);
-    output[i] = ProbKey::key(value) >= threshold ? value * scale * per_unit : 0.0f;
+    const float kept = value >= threshold ? value : 0.0f;
+    output[i] = kept * scale * per_unit;
   }
 }
 

@@ -9,7 +9,7 @@ namespace sgl_kernel::SGL_TARGET {
 namespace {
 
 template <Threshold kThreshold, bool kResident>
-__global__ void __launch_bounds__(kClusterThreads, 2)
+__global__ void __launch_bounds__(kClusterThreads, kResident ? 2 : 1)
     threshold_kernel(const __grid_constant__ ThresholdParams params, int slice_size) {
   extern __shared__ __align__(16) unsigned char dynamic[];
   __shared__ RowShared shared;

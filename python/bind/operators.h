@@ -99,12 +99,10 @@ struct ParametersOf<Status(Params...)> {
 template <size_t kIndex, class Function>
 using ParameterOf = std::tuple_element_t<kIndex, typename ParametersOf<Function>::Tuple>;
 
-template <class... Params, class Function>
-void call(const Signature& signature, Function* function, HandleFor<Params>... values) {
-  size_t index = 0;
+template <class... Params, class Function, size_t... kIndex>
+void call(const Signature& signature, Function* function, std::index_sequence<kIndex...>, HandleFor<Params>... values) {
   // Braces, unlike parentheses, evaluate from left to right: the first wrong argument is the one that is told.
-  std::tuple<Argument<std::decay_t<Params>>...> arguments{
-      Argument<std::decay_t<Params>>(signature, index++, values)...};
+  std::tuple<Argument<std::decay_t<Params>>...> arguments{Argument<std::decay_t<Params>>(signature, kIndex, values)...};
   std::apply(
       [function](auto&... argument) {
         const std::tuple<std::decay_t<Params>...> converted{static_cast<std::decay_t<Params>>(argument)...};
@@ -146,7 +144,7 @@ class Operators {
     module_.def(
         name.c_str(),
         [function, signature = std::move(signature)](internal::HandleFor<Params>... values) {
-          internal::call<Params...>(signature, function, values...);
+          internal::call<Params...>(signature, function, std::index_sequence_for<Params...>(), values...);
         },
         schema);
     module_.attr("__schemas__").attr("append")(schema);

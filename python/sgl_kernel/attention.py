@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from sgl_kernel import _attention as _native
-from sgl_kernel._ops import eager_or_traced
+from sgl_kernel._ops import eager_or_traced, fakes, implements
 
 __all__ = ["merge_state", "merge_state_v2"]
 
@@ -14,7 +16,7 @@ _merge_state_v2 = eager_or_traced("merge_state_v2", _native.merge_state_v2)
 
 
 def _merge(operator, v_a, s_a, v_b, s_b, v_merged, s_merged) -> tuple[torch.Tensor, torch.Tensor]:
-    s_a, s_b = s_a.to(torch.float32), s_b.to(torch.float32)
+    s_a, s_b = (s.to(torch.float32) if s.is_floating_point() else s for s in (s_a, s_b))
     if v_merged is None:
         v_merged = torch.empty_like(v_a)
     if s_merged is None:
@@ -40,7 +42,7 @@ def merge_state(
 
     Args:
       v_a, v_b: [T, H, D], float32, float16 or bfloat16; tokens and heads may be strided.
-      s_a, s_b: [T, H], any strides; converted to float32.
+      s_a, s_b: [T, H], any strides, any floating-point dtype; converted to float32.
       v_merged: like v_a, or v_a or v_b itself; made if None.
       s_merged: [T, H], float32, apart from the others in memory; made if None.
 
@@ -68,3 +70,81 @@ def merge_state_v2(
     Arguments, results and errors are merge_state's.
     """
     return _merge(_merge_state_v2, v_a, s_a, v_b, s_b, v_merged, s_merged)
+
+
+@functools.cache
+def _num_sms(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _attention_results(
+    q, k, v, k_new, out, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, page_table, window_left, window_right,
+    is_causal, num_splits, sm_margin,
+):  # fmt: skip
+    """fwd's four results, empty: out, softmax_lse, and the splits' partial ones (of no elements with one split)."""
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.dim() < 3:  # the native function looks at the rest
+            raise ValueError(f"fwd: {name} has {tensor.dim()} dimensions, expected 3 or 4")
+    rows = q.shape[:-2]
+    num_heads, head_dim_v = q.shape[-2], v.shape[-1]
+    if out is None:
+        out = q.new_empty((*rows, num_heads, head_dim_v))
+    if cu_seqlens_q is None:
+        batch, seqlen_q = rows[0], rows[-1]
+        lse_shape = (batch, num_heads, seqlen_q)
+    else:
+        batch, seqlen_q = cu_seqlens_q.shape[0] - 1, rows[0] if max_seqlen_q is None else max_seqlen_q
+        lse_shape = (num_heads, rows[0])
+    if q.device.type != "cuda":
+        num_splits = 1
+    elif num_splits == 0:
+        if page_table is not None:
+            seqlen_k = page_table.shape[-1] * k.shape[1]
+        elif cu_seqlens_k is not None:
+            seqlen_k = k.shape[0] if max_seqlen_k is None else max_seqlen_k
+        else:
+            seqlen_k = k.shape[1]
+        num_splits = _native.fwd_num_splits(
+            batch, num_heads, k.shape[-2], seqlen_q, seqlen_k, window_left, 0 if is_causal else window_right,
+            max(_num_sms(q.device) - sm_margin, 1),
+        )  # fmt: skip
+    softmax_lse = q.new_empty(lse_shape, dtype=torch.float32)
+    splits = num_splits if num_splits > 1 else 0
+    softmax_lse_accum = q.new_empty((splits, *lse_shape), dtype=torch.float32)
+    out_accum = q.new_empty((splits, *lse_shape, head_dim_v), dtype=torch.float32)
+    return out, softmax_lse, out_accum, softmax_lse_accum
+
+
+@implements("fwd")
+def _fwd(
+    q, k, v, k_new, v_new, q_v, out, cu_seqlens_q, cu_seqlens_k, cu_seqlens_k_new, seqused_q, seqused_k, max_seqlen_q,
+    max_seqlen_k, page_table, kv_batch_idx, leftpad_k, rotary_cos, rotary_sin, seqlens_rotary, q_descale, k_descale,
+    v_descale, softmax_scale, is_causal, window_size_left, window_size_right, attention_chunk, softcap,
+    is_rotary_interleaved, scheduler_metadata, num_splits, pack_gqa, sm_margin, sinks,
+):  # fmt: skip
+    results = _attention_results(
+        q, k, v, k_new, out, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, page_table, window_size_left,
+        window_size_right, is_causal, num_splits, sm_margin,
+    )  # fmt: skip
+    rotated_q = q.new_empty(q.shape if rotary_cos is not None else (0,))
+    _native.fwd(
+        *results, rotated_q, q, k, v, k_new, v_new, q_v, out, cu_seqlens_q, cu_seqlens_k, cu_seqlens_k_new, seqused_q,
+        seqused_k, max_seqlen_q, max_seqlen_k, page_table, kv_batch_idx, leftpad_k, rotary_cos, rotary_sin,
+        seqlens_rotary, q_descale, k_descale, v_descale, softmax_scale, is_causal, window_size_left,
+        window_size_right, attention_chunk, softcap, is_rotary_interleaved, scheduler_metadata, num_splits, pack_gqa,
+        sm_margin, sinks,
+    )  # fmt: skip
+    return results
+
+
+@fakes("fwd")
+def _fwd_fake(
+    q, k, v, k_new, v_new, q_v, out, cu_seqlens_q, cu_seqlens_k, cu_seqlens_k_new, seqused_q, seqused_k, max_seqlen_q,
+    max_seqlen_k, page_table, kv_batch_idx, leftpad_k, rotary_cos, rotary_sin, seqlens_rotary, q_descale, k_descale,
+    v_descale, softmax_scale, is_causal, window_size_left, window_size_right, attention_chunk, softcap,
+    is_rotary_interleaved, scheduler_metadata, num_splits, pack_gqa, sm_margin, sinks,
+):  # fmt: skip
+    return _attention_results(
+        q, k, v, k_new, out, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, page_table, window_size_left,
+        window_size_right, is_causal, num_splits, sm_margin,
+    )  # fmt: skip

@@ -46,13 +46,13 @@ def operator_tests(*operators: Operator):
                 if function.__name__ in operator.without:
                     marks.append(pytest.mark.skip(reason=operator.without[function.__name__]))
                 for one in over(operator):
-                    large = one is not None and one.large
+                    large = one.large
                     if (large or function.__name__ in ON_A_GPU) and device == "cpu":
                         continue
                     if function.__name__ in ANYWHERE and device == "cuda":
                         continue
                     row_marks = [*marks, pytest.mark.large] if large else marks
-                    text = "-".join([operator.name, function.__name__, device] + ([str(one)] if one else []))
+                    text = "-".join([operator.name, function.__name__, device, str(one)])
                     rows.append(pytest.param(operator, function, device, one, id=text, marks=row_marks))
 
     @pytest.mark.parametrize(("operator", "check", "device", "case"), rows)
@@ -62,6 +62,6 @@ def operator_tests(*operators: Operator):
     return test
 
 
-# Checks that mean nothing on a CPU, and one that runs nothing.
+# Checks that mean nothing on a CPU, and one that looks at the table alone.
 ON_A_GPU = {"can_be_captured", "runs_on_the_device_of_its_tensors"}
 ANYWHERE = {"has_a_bad_row_for_each_argument"}

@@ -4,11 +4,11 @@ An operator computes in f32 and rounds once to the dtype of its output. Against 
 
     |out - r| <= dtype_roundings * u * |r|  +  f32_roundings * 2^-24 * magnitude  +  s
 
-u is the unit roundoff of the output's dtype (2^-24 f32, 2^-11 f16, 2^-8 ... halves of torch.finfo.eps) and s half of
-its smallest step; f32_roundings counts the roundings in a row that an element's sum passes through (a tree over D terms:
-log2(D) and what each thread adds alone), each relative to `magnitude`, which is |r|, or for a sum with cancellation what
-the reference states: the sum of the absolute terms (`Expected(value, magnitude)`). Integers, bools and bits are exact.
-A NaN or infinity must be one in the reference, and the same.
+u is the unit roundoff of the output's dtype (torch.finfo.eps / 2) and s half of its smallest step. f32_roundings counts
+the roundings in a row that a sum's element passes through (a tree over D terms: log2(D), and what each thread adds
+alone), each relative to `magnitude`. That is |r|, or for a sum with cancellation what the reference states as
+`Expected(value, magnitude)`: the sum of the absolute terms. Integers, bools and bits are exact. A NaN or an infinity
+must be one in the reference, and the same.
 """
 
 from dataclasses import dataclass

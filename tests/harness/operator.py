@@ -31,7 +31,7 @@ from tests.harness.schema import Schema, built_schemas
 
 
 class Case(SimpleNamespace):
-    """A row of a case table. `large=True` marks one of more than 2^31 elements, which runs on a GPU with room for it."""
+    """A row of a case table. `large=True` marks one of more than 2^31 elements: it runs on a GPU with room for it."""
 
     def __str__(self):
         fields = {name: value for name, value in vars(self).items() if name != "large"}
@@ -134,9 +134,9 @@ class Operator:
     strided: tuple[str, ...] = ()
     misaligned: tuple[str, ...] = ()
 
-    # Wrong calls. The harness adds for each tensor a wrong dtype, a wrong rank and, on a GPU, a wrong device; an int or
-    # float argument needs a row here, or a reason in `any_value`. `accepts` lists what the harness would add but the
-    # operator takes: {"input.rank": "any rank serves"}.
+    # Wrong calls of the typical case. The harness adds for each of its tensors a wrong dtype, a wrong rank and, on a
+    # GPU, a wrong device; every other argument but a bool needs a row here, or a reason in `any_value`. `accepts` lists
+    # what the harness would add but the operator takes: {"input.rank": "any rank serves"}.
     bad: list[Bad] = []
     any_value: dict[str, str] = {}
     accepts: dict[str, str] = {}

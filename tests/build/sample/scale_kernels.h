@@ -1,8 +1,8 @@
 #pragma once
 
 // Each target defines its kernel in its own namespace.
-#define SAMPLE_DECLARE(target)                       \
-  namespace sample::target {                         \
+#define SAMPLE_DECLARE(target)                           \
+  namespace sample::target {                             \
   const char* scale(float* values, int n, float factor); \
   }
 

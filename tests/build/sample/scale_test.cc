@@ -1,7 +1,7 @@
+#include "tests/build/sample/scale.h"
+
 #include <cstdio>
 #include <cstring>
-
-#include "tests/build/sample/scale.h"
 
 int main() {
   float values[3] = {1, 2, 3};

@@ -1,0 +1,127 @@
+"""Measures the kernels next to torch and every peer that can be imported, in the same run.
+
+    python -m tools.bench --family elementwise --family sampling --json ours.json
+    python -m tools.bench --family elementwise --json peer.json --peer sgl_kernel --peer_path DIR
+    python -m tools.bench --merge ours.json peer.json --markdown table.md --png picture.png
+
+FlashInfer is measured wherever it can be imported. The public package whose name is sgl_kernel, too, is measured by a
+process of its own: --peer sgl_kernel takes it from DIR, under the label "sgl_kernel"; ours is "ours".
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import pathlib
+import sys
+
+import torch
+
+from tools.bench import report
+from tools.bench.benchmark import Libraries
+from tools.bench.measure import find_ceilings, make_sets, measure
+
+
+def optional(name: str):
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # a peer fails to import in many ways
+        print(f"{name} is not measured: {str(error).splitlines()[0]}", file=sys.stderr)
+        return None
+
+
+def libraries(args) -> Libraries:
+    if args.peer:
+        sys.path[:0] = args.peer_path.split(":")
+        return Libraries(importlib.import_module(args.peer), label=args.peer)
+    flashinfer = optional("flashinfer") if args.device == "cuda" else None
+    return Libraries(importlib.import_module("sgl_kernel"), label="ours", flashinfer=flashinfer, torch=torch)
+
+
+def device_name(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return f"{line.split(':')[1].strip()}, {torch.get_num_threads()} threads"
+    return "cpu"
+
+
+def run(args) -> tuple[list[dict], int]:
+    """The rows, and how many of our own implementations failed."""
+    torch.set_default_device(args.device)
+    of = libraries(args)
+    ceilings = find_ceilings(args.device)
+    print(f"{device_name(args.device)}: {dataclasses.asdict(ceilings)}")
+    rows, failures = [], 0
+    for family in args.family or report.FAMILIES:
+        for benchmark in importlib.import_module(f"tools.bench.{family}").benchmarks(of):
+            if args.match not in f"{benchmark.op} {benchmark.shape}":
+                continue
+            if args.device == "cpu" and not benchmark.fits_cpu:
+                continue
+            if not benchmark.implementations:
+                continue
+            sets = make_sets(benchmark, args.device)
+            for name, function in benchmark.implementations.items():
+                try:
+                    timing = measure(benchmark, function, sets, args.device)
+                except Exception as error:
+                    print(f"{benchmark.op} {benchmark.shape} {name}: {type(error).__name__}: {str(error)[:200]}")
+                    failures += name.startswith("ours")
+                    continue
+                row = {
+                    "family": family,
+                    "op": benchmark.op,
+                    "shape": benchmark.shape,
+                    "implementation": name,
+                    "us": round(timing.us, 3),
+                    "spread": round(timing.spread, 3),
+                    "gbps": round(benchmark.bytes / timing.us * 1e-3, 1),
+                    "tflops": round(benchmark.flops / timing.us * 1e-6, 2),
+                    "roofline": round(ceilings.share(benchmark, timing.us), 3),
+                    "how": timing.how,
+                    "device": device_name(args.device),
+                    "torch": torch.__version__,
+                    "version": getattr(of.kernels, "__version__", ""),
+                    "ceilings": dataclasses.asdict(ceilings),
+                }
+                rows.append(row)
+                print(
+                    f"{row['op']:28} {row['shape']:24} {name:16} {row['us']:10.2f} µs ±{row['spread']:4.0%} "
+                    f"{row['gbps']:8.1f} GB/s {row['tflops']:7.1f} TFLOP/s {row['roofline']:5.0%}  {row['how']}",
+                    flush=True,
+                )
+            del sets
+            if args.device == "cuda":
+                torch.cuda.empty_cache()
+    return rows, failures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", action="append", choices=report.FAMILIES, help="repeatable; all if not given")
+    parser.add_argument("--match", default="", help="measure operations whose name and shape contain this")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--json", help="where the rows go")
+    parser.add_argument("--peer", help="measure this package under its own name, and nothing else")
+    parser.add_argument("--peer_path", default="", help="where that package is: folders, divided by colons")
+    parser.add_argument("--merge", nargs="+", metavar="JSON", help="measure nothing: report on these files")
+    parser.add_argument("--markdown", help="where the table goes; to the standard output if not given")
+    parser.add_argument("--png", help="where the picture goes (needs matplotlib)")
+    args = parser.parse_args()
+    rows, failures = (report.merge(args.merge), 0) if args.merge else run(args)
+    if args.json:
+        pathlib.Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")
+    if args.png:
+        report.picture(rows, args.png)
+    table = report.markdown(rows)
+    if args.markdown:
+        pathlib.Path(args.markdown).write_text(table)
+    elif args.merge:
+        print(table, end="")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""Time of one call: the median over replays of a CUDA graph, or over wall-clock repeats on a CPU.
+
+Calls rotate over sets of inputs that together exceed the L2 cache three times, as far as MOST_SETS sets do: what is
+smaller than that is in the L2 in a server, too, which has just computed it.
+"""
+
+import statistics
+import time
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+
+from tools.bench.benchmark import Benchmark, tensors_of
+
+MOST_SETS = 256
+REPLAY_US = 1000  # what a replay should last, so that its own launch does not show
+TOTAL_SECONDS = 0.3  # for each implementation
+
+
+@dataclass
+class Timing:
+    us: float
+    spread: float  # (90th percentile − 10th) / median
+    how: str
+
+
+@dataclass
+class Ceilings:
+    """What the device was seen to reach, in the same run."""
+
+    gbps: float = 0.0  # bytes read and written by a large copy
+    tflops: float = 0.0  # a large bf16 matrix product by torch
+    empty_us: float = 0.0  # a kernel that does nothing, in a graph
+
+    def share(self, benchmark: Benchmark, us: float) -> float:
+        """The least time by the ceilings, over the time it took."""
+        least = 0.0
+        if self.gbps:
+            least = benchmark.bytes / self.gbps * 1e-3
+        if self.tflops:
+            least = max(least, benchmark.flops / self.tflops * 1e-6)
+        return least / us
+
+
+def make_sets(benchmark: Benchmark, device: str) -> list:
+    torch.manual_seed(0)
+    with torch.device(device):
+        sets = [benchmark.make()]
+        size = sum(t.untyped_storage().nbytes() for t in tensors_of(sets[0]))
+        if device == "cuda" and benchmark.mode == "graph":
+            cache = torch.cuda.get_device_properties(0).L2_cache_size
+            while len(sets) < MOST_SETS and len(sets) * size < 3 * cache:
+                sets.append(benchmark.make())
+        return sets
+
+
+def measure(benchmark: Benchmark, function, sets: list, device: str) -> Timing:
+    function(sets[0])  # compiles, loads, tunes
+    if device == "cpu":
+        return _timing(
+            [_wall_us(function, sets[0]) for _ in range(_repeats(function, sets[0], most=200))], "wall clock"
+        )
+    torch.cuda.synchronize()
+    if benchmark.mode == "host":
+        return _host_timing(function, sets[0])
+    single = _events_us(lambda: function(sets[0]), 1)
+    calls = max(len(sets), min(512, int(REPLAY_US / max(single, 1.0))))
+    run, how = _captured(function, sets, calls)
+    once = _events_us(run, calls)
+    replays = max(3, min(100, int(TOTAL_SECONDS * 1e6 / (once * calls))))
+    return _timing([_events_us(run, calls) for _ in range(replays)], how)
+
+
+def _captured(function, sets, calls):
+    """All calls in one graph; where a library cannot be captured, queued eager calls."""
+
+    def run():
+        for call in range(calls):
+            function(sets[call % len(sets)])
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        function(sets[0])
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            run()
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return run, "queued calls"
+    graph.replay()
+    return graph.replay, "graph"
+
+
+def _events_us(run, calls: int) -> float:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) * 1e3 / calls
+
+
+def _host_timing(function, inputs, calls=2000) -> Timing:
+    """The caller's time for a call, the GPU keeping up."""
+    times = []
+    for _ in range(9):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        for _ in range(calls):
+            function(inputs)
+        times.append((time.perf_counter() - begin) / calls * 1e6)
+    torch.cuda.synchronize()
+    return _timing(times, "host")
+
+
+def _wall_us(function, inputs) -> float:
+    begin = time.perf_counter()
+    function(inputs)
+    return (time.perf_counter() - begin) * 1e6
+
+
+def _repeats(function, inputs, most: int) -> int:
+    return max(3, min(most, int(TOTAL_SECONDS * 1e6 / _wall_us(function, inputs))))
+
+
+def _timing(times: list[float], how: str) -> Timing:
+    times = sorted(times)
+    median = statistics.median(times)
+    return Timing(median, (times[int(0.9 * (len(times) - 1))] - times[int(0.1 * (len(times) - 1))]) / median, how)
+
+
+def find_ceilings(device: str) -> Ceilings:
+    gpu = device == "cuda"
+    count = 2**30 if gpu else 2**26
+    side = 8192 if gpu else 1024
+    dtype = torch.bfloat16 if gpu else torch.float32
+
+    def copied():
+        return {"x": torch.randint(256, (count,), dtype=torch.uint8), "y": torch.empty(count, dtype=torch.uint8)}
+
+    def multiplied():
+        return {"a": torch.randn(side, side, dtype=dtype), "b": torch.randn(side, side, dtype=dtype)}
+
+    def time_of(make, function):
+        benchmark = Benchmark("ceiling", "", lambda: SimpleNamespace(**make()))
+        return measure(benchmark, function, make_sets(benchmark, device), device).us
+
+    return Ceilings(
+        gbps=2 * count / time_of(copied, lambda s: s.y.copy_(s.x)) * 1e-3,
+        tflops=2 * side**3 / time_of(multiplied, lambda s: torch.mm(s.a, s.b)) * 1e-6,
+        empty_us=time_of(lambda: {"x": torch.zeros(1)}, lambda s: s.x.fill_(1.0)) if gpu else 0.0,
+    )

@@ -1,0 +1,101 @@
+"""Results as rows of JSON, a Markdown table and a picture."""
+
+import json
+import pathlib
+
+FAMILIES = ["elementwise", "sampling", "attention", "quantization", "host"]
+
+
+def merge(paths: list[str]) -> list[dict]:
+    """Rows of several files; of the same measurement in two of them, the later one."""
+    rows = {}
+    for path in paths:
+        for row in json.loads(pathlib.Path(path).read_text()):
+            rows[row["device"], row["op"], row["shape"], row["implementation"]] = row
+    return list(rows.values())
+
+
+def comparisons(rows: list[dict]) -> list[dict]:
+    """A row for each operation and shape: ours, the best peer, torch, and how many times faster ours is."""
+    groups = {}
+    for row in rows:
+        groups.setdefault((row["device"], FAMILIES.index(row["family"]), row["op"], row["shape"]), []).append(row)
+    found = []
+    # Rows stay in the order in which they were measured, family by family.
+    for key in sorted(groups, key=lambda key: (key[0], key[1])):
+        group = groups[key]
+        ours = min((r for r in group if r["implementation"].startswith("ours")), key=lambda r: r["us"], default=None)
+        others = [r for r in group if not r["implementation"].startswith("ours")]
+        peers = [r for r in others if not r["implementation"].startswith("torch")]
+        by_torch = [r for r in others if r["implementation"].startswith("torch")]
+        found.append(
+            {
+                "device": key[0],
+                "op": key[2],
+                "shape": key[3],
+                "ours": ours,
+                "peer": min(peers, key=lambda r: r["us"], default=None),
+                "torch": min(by_torch, key=lambda r: r["us"], default=None),
+            }
+        )
+    return found
+
+
+def markdown(rows: list[dict]) -> str:
+    text = [
+        "| op | shape | ours, µs | GB/s | TFLOP/s | of roofline | best peer, µs | faster by | torch, µs | faster by |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+
+    def against(ours, other):
+        if other is None:
+            return ["", ""]
+        name = other["implementation"]
+        ratio = f"{other['us'] / ours['us']:.2f}×" if ours else ""
+        return [f"{other['us']:.2f} {name}", ratio]
+
+    for row in comparisons(rows):
+        ours = row["ours"]
+        cells = [row["op"], row["shape"]]
+        if ours:
+            cells += [f"{ours['us']:.2f}", f"{ours['gbps']:.0f}" if ours["gbps"] else ""]
+            cells += [f"{ours['tflops']:.1f}" if ours["tflops"] else "", f"{ours['roofline']:.0%}"]
+        else:
+            cells += ["", "", "", ""]
+        text.append("| " + " | ".join(cells + against(ours, row["peer"]) + against(ours, row["torch"])) + " |")
+    return "\n".join(text) + "\n"
+
+
+def picture(rows: list[dict], path: str) -> None:
+    """A bar for each operation and shape: how many times faster than the best of all others."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    bars = []
+    for row in comparisons(rows):
+        others = [other for other in (row["peer"], row["torch"]) if other]
+        if row["ours"] and others:
+            best = min(others, key=lambda r: r["us"])
+            bars.append((f"{row['op']}  {row['shape']}", best["us"] / row["ours"]["us"], row["ours"], best))
+    figure, axes = plt.subplots(figsize=(10, 0.9 + 0.24 * len(bars)))
+    places = range(len(bars), 0, -1)
+    colors = ["#2a6f97" if ratio >= 1.0 else "#c1666b" for _, ratio, _, _ in bars]
+    axes.barh(places, [ratio for _, ratio, _, _ in bars], color=colors, height=0.72)
+    axes.set_yticks(places, [label for label, _, _, _ in bars], fontsize=8)
+    axes.set_xscale("log")
+    axes.axvline(1.0, color="black", linewidth=0.8)
+    for place, (_, ratio, ours, best) in zip(places, bars, strict=True):
+        note = f" {ratio:.2f}   {ours['us']:.1f} µs, {best['implementation']} {best['us']:.1f} µs"
+        axes.text(max(ratio, 1.0), place, note, va="center", fontsize=7)
+    largest = max([ratio for _, ratio, _, _ in bars], default=1.0)
+    axes.set_xlim(right=4 * max(largest, 1.0))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(lambda value, _: "")
+    devices = ", ".join(sorted({row["device"] for row in rows}))
+    axes.set_title(f"times faster than the best of the other libraries, {devices}", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(y=0.01)
+    figure.tight_layout()
+    figure.savefig(path, dpi=140)
