@@ -29,12 +29,10 @@ __device__ __forceinline__ float dequantized(int quant, float scale, float offse
 }
 
 // kSize elements a lane and step. `quants` holds the run's bytes in order; lane l knows scale and offset of group l.
-template <class Format, class T>
-__device__ __forceinline__ void write_run(T* result, const uint8_t* quants, const WeightGroup& group, int elements,
-                                          bool vectors) {
-  constexpr int kSize = kVecSize<T>;
+template <class Format, int kSize, class T>
+__device__ __forceinline__ void write_run(T* result, const uint8_t* quants, const WeightGroup& group, int elements) {
   const int lane = threadIdx.x % kWarpSize;
-#pragma unroll
+#pragma unroll(kSize == 1 ? 1 : kGroupSize / kSize)
   for (int i = 0; i < kGroupSize / kSize; ++i) {
     const int first = (i * kWarpSize + lane) * kSize;
     const int owner = first / kGroupSize;
@@ -53,13 +51,18 @@ __device__ __forceinline__ void write_run(T* result, const uint8_t* quants, cons
     Vec<T, kSize> values;
 #pragma unroll
     for (int j = 0; j < kSize; ++j) values[j] = from_float<T>(dequantized<Format>(bytes[j], scale, offset));
-    if (first >= elements) continue;
-    if (vectors) {
-      values.store(result + first);
-    } else {
-#pragma unroll
-      for (int j = 0; j < kSize; ++j) result[first + j] = values[j];
-    }
+    if (first < elements) values.store(result + first);
+  }
+}
+
+// In vectors of 16 bytes if the result is aligned to them, else one by one.
+template <class Format, class T>
+__device__ __forceinline__ void write_run(T* result, const uint8_t* quants, const WeightGroup& group, int elements,
+                                          bool vectors) {
+  if (vectors) {
+    write_run<Format, kVecSize<T>>(result, quants, group, elements);
+  } else {
+    write_run<Format, 1>(result, quants, group, elements);
   }
 }
 

@@ -313,8 +313,8 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, resident_blocks(kTokens, kR
   }
 }
 
-// With a warp for each row, more rows than this are bound by the instructions issued, not by latency.
-constexpr int64_t kManyRows = 2048;
+// With a warp for each row, more rows than this are bound by the instructions issued, not by latency (H200).
+constexpr int64_t kManyRows = 8192;
 
 // The lanes that share a row: 32 for short latency, or for many rows what leaves the fewest lanes idle.
 int choose_log2_lanes_per_row(int64_t rows, int num_groups) {
