@@ -240,8 +240,8 @@ def bad_rows(operator, args, device) -> list[Bad]:
             generic["device"] = tensor.cpu()
         for kind, value in generic.items():
             if value is not None and f"{name}.{kind}" not in operator.accepts:
-                # Of two devices or two dtypes that differ, either argument may be the one named.
-                names = "|".join(tensors) if kind != "rank" else ""
+                # Of two devices, dtypes or ranks that differ, either argument may be the one named.
+                names = "|".join(tensors)
                 rows.append(bad_value(name, value, label=f"{name}.{kind}", names=names))
     for argument in operator.schema.arguments:
         # Float64 in six dimensions is wrong for whatever the typical case goes without.
@@ -252,7 +252,10 @@ def bad_rows(operator, args, device) -> list[Bad]:
         ):
             value = torch.zeros((1,) * 6, dtype=torch.float64, device=device)
             refused = (ValueError, NotImplementedError)
-            rows.append(bad_value(argument.name, value, label=f"{argument.name}.given", exception=refused))
+            # It may also say what the argument asks of another one.
+            names = "|".join(a.name for a in operator.schema.arguments if a.is_tensor)
+            label = f"{argument.name}.given"
+            rows.append(bad_value(argument.name, value, label=label, exception=refused, names=names))
     return rows
 
 
@@ -265,7 +268,8 @@ def refuses_bad_arguments(operator, device, case):
             snapshot = Snapshot(args)
             row.mutate(args)
             # Where the two calling forms cannot be told apart, the Python function may say so.
-            allowed = (row.exception, TypeError) if label == "python" else (row.exception,)
+            refused = row.exception if isinstance(row.exception, tuple) else (row.exception,)
+            allowed = (*refused, TypeError) if label == "python" else refused
             with named(f"{row.label}, {label}"):
                 try:
                     ways(operator)[label](args)
