@@ -168,6 +168,7 @@ class Attention(Operator):
         *(bad_value(name, torch.zeros(1)) for name in ("leftpad_k", "seqlens_rotary", "sinks")),
         bad_shape("v", (1, 2, 3, 4)),
     ]
+    accepts = {"scheduler_metadata.given": "there for the API: it changes nothing"}
     any_value = {
         "max_seqlen_q": "without cu_seqlens_q it is not looked at",
         "max_seqlen_k": "without cu_seqlens_k it is not looked at",
@@ -293,7 +294,6 @@ class DenseAttention(Attention):
         case(dtype=BF16, batch=0, seqlen_q=5, seqlen_k=70, heads=(6, 2), dims=64),
         case(dtype=F16, batch=2, seqlen_q=0, seqlen_k=70, heads=(6, 2), dims=64),
     ]
-    accepts = {}
 
 
 class CachedAttention(Attention):
