@@ -179,11 +179,10 @@ def generate(model: Model, codec: TextCodec, prompts: list[list[int]], sampler: 
 
 def default_model() -> pathlib.Path:
     """SmolLM2-135M-Instruct, which the build has fetched."""
-    runfiles = os.environ.get("RUNFILES_DIR") or os.environ.get("PYTHON_RUNFILES") or ""
-    name = "SmolLM2-135M-Instruct.Q4_1.gguf"
-    for path in (pathlib.Path(runfiles) / "smollm2" / name, pathlib.Path("external/smollm2") / name):
-        if path.is_file():
-            return path
+    # `bazel run` starts in this repository's runfiles; those of the model's repository lie beside them.
+    path = pathlib.Path("../smollm2/SmolLM2-135M-Instruct.Q4_1.gguf").absolute()
+    if path.is_file():
+        return path
     raise GgufError("--model is not given, and the default model is there only under `bazel run`")
 
 
