@@ -147,6 +147,8 @@ Status check_new_keys(const Arguments& a) {
              "both or neither");
   check.that(!a.rotary_cos.has_value() || a.k_new.has_value(), "rotary_cos", "is given without k_new",
              "k_new and v_new with it");
+  check.that(!a.seqlens_rotary.has_value() || a.rotary_cos.has_value(), "seqlens_rotary", "is given without rotary_cos",
+             "rotary_cos and rotary_sin with it");
   check.that(!a.cu_seqlens_k_new.has_value() || a.k_new.has_value(), "cu_seqlens_k_new", "is given without k_new",
              "k_new and v_new with it");
   if (!check.ok() || !a.k_new.has_value()) return check.status();

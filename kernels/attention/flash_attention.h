@@ -49,6 +49,8 @@
 
 namespace sgl_kernel {
 
+// Attention as told above. The results and the scratch tensors come first, then the schema's arguments; given_out is
+// its out: null, or the memory of out. softmax_scale is 1 / sqrt(D) if not given.
 Status fwd(TensorView out, TensorView softmax_lse, TensorView out_accum, TensorView softmax_lse_accum,
            TensorView rotated_q, TensorView q, TensorView k, TensorView v, const std::optional<TensorView>& k_new,
            const std::optional<TensorView>& v_new, const std::optional<TensorView>& q_v,

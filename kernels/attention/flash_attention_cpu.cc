@@ -44,13 +44,19 @@ struct PlainLoops {
     for (int i = 0; i < n; ++i) target[i] = static_cast<T>(source[i] * factor);
   }
 
-  // scores[j] = query · keys[j]
-  static void scores(Workspace& work, int row, int dim) {
+  // scores[j] = scale * query · keys[j]
+  static void scores(Workspace& work, int row, float scale, int dim) {
     for (int j = 0; j < kBlockKeys; ++j) {
       float sum = 0.0f;
       for (int d = 0; d < dim; ++d) sum += work.queries[row][d] * work.keys[j][d];
-      work.scores[j] = sum;
+      work.scores[j] = sum * scale;
     }
+  }
+
+  // The largest score, or `max` if that is larger; a NaN is none.
+  static float largest(const Workspace& work, float max) {
+    for (const float score : work.scores) max = score > max ? score : max;
+    return max;
   }
 
   // Turns scores into exp(score - max); returns their sum.
@@ -83,7 +89,7 @@ struct Avx2Loops {
   }
 
   // Eight keys at a time: as many sums as hide the latency of a multiply-add.
-  SGL_AVX2 static void scores(Workspace& work, int row, int dim) {
+  SGL_AVX2 static void scores(Workspace& work, int row, float scale, int dim) {
     const float* query = work.queries[row];
     for (int j = 0; j < kBlockKeys; j += 8) {
       __m256 sums[8];
@@ -96,9 +102,20 @@ struct Avx2Loops {
       // The sums of the eight vectors: pairs, then fours, then the two halves.
       const __m256 low = _mm256_hadd_ps(_mm256_hadd_ps(sums[0], sums[1]), _mm256_hadd_ps(sums[2], sums[3]));
       const __m256 high = _mm256_hadd_ps(_mm256_hadd_ps(sums[4], sums[5]), _mm256_hadd_ps(sums[6], sums[7]));
-      store8(work.scores + j,
-             _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31)));
+      const __m256 products =
+          _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
+      store8(work.scores + j, _mm256_mul_ps(products, _mm256_set1_ps(scale)));
     }
+  }
+
+  SGL_AVX2 static float largest(const Workspace& work, float max) {
+    __m256 largest = _mm256_set1_ps(max);
+    // Of a NaN and a number, maxps gives its second operand.
+    for (int j = 0; j < kBlockKeys; j += 8) largest = _mm256_max_ps(load8(work.scores + j), largest);
+    alignas(32) float lanes[8];
+    store8(lanes, largest);
+    for (const float lane : lanes) max = lane > max ? lane : max;
+    return max;
   }
 
   SGL_AVX2 static float exponentials(Workspace& work, float max) {
@@ -193,15 +210,13 @@ void attend_tile(const AttentionParams& params, int batch, int kv_head, int firs
     }
     for (int i = 0; i < count; ++i) {
       if (visible[i].begin >= block + kBlockKeys || visible[i].end <= block) continue;
-      Loops::scores(work, i, params.head_dim);
-      float max = work.max[i];
-      for (int j = 0; j < kBlockKeys; ++j) {
-        float score = work.scores[j] * params.softmax_scale;
-        if (params.softcap > 0.0f) score = params.softcap * std::tanh(score / params.softcap);
-        if (block + j < visible[i].begin || block + j >= visible[i].end) score = kNegativeInfinity;
-        work.scores[j] = score;
-        max = score > max ? score : max;
+      Loops::scores(work, i, params.softmax_scale, params.head_dim);
+      if (params.softcap > 0.0f) {
+        for (float& score : work.scores) score = params.softcap * std::tanh(score / params.softcap);
       }
+      for (int j = 0; j < visible[i].begin - block; ++j) work.scores[j] = kNegativeInfinity;
+      for (int j = std::max(visible[i].end - block, 0); j < kBlockKeys; ++j) work.scores[j] = kNegativeInfinity;
+      const float max = Loops::largest(work, work.max[i]);
       const float shift = max == kNegativeInfinity ? 0.0f : max;
       const float correction = std::exp(work.max[i] - shift);
       work.max[i] = max;

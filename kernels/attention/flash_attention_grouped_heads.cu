@@ -8,7 +8,6 @@
 #include "kernels/attention/flash_attention_mma.cuh"
 #include "kernels/attention/flash_attention_portable.h"
 #include "kernels/base/launch.h"
-#include "kernels/device/dtype_switch.cuh"
 #include "kernels/device/pdl.cuh"
 
 namespace sgl_kernel::SGL_TARGET {

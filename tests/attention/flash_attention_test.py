@@ -150,14 +150,28 @@ class Attention(Operator):
         bad_value("num_splits", 257),
         bad_value("sm_margin", -1),
         bad_value("q_v", torch.zeros(1), exception=NotImplementedError),
-        bad_value("q_descale", torch.ones(1), exception=NotImplementedError, names="descale"),
+        *(
+            bad_value(name, torch.zeros(1), exception=NotImplementedError, names=r"\w*descale")
+            for name in ("q_descale", "k_descale", "v_descale")
+        ),
+        # Of two that go together, the message may name the other one.
+        bad_value("k_new", torch.zeros(1), names="k_new|v_new"),
         bad_value("v_new", torch.zeros(1)),
+        bad_value("rotary_cos", torch.zeros(1), names="rotary_cos|rotary_sin"),
         bad_value("rotary_sin", torch.zeros(1)),
+        bad_value("cu_seqlens_q", torch.zeros(1), names="cu_seqlens_q|q"),
+        bad_value("cu_seqlens_k", torch.zeros(1), names="cu_seqlens_k|k"),
+        *(
+            bad_value(name, torch.zeros(1))
+            for name in ("out", "cu_seqlens_k_new", "seqused_q", "seqused_k", "page_table", "kv_batch_idx")
+        ),
+        *(bad_value(name, torch.zeros(1)) for name in ("leftpad_k", "seqlens_rotary", "sinks")),
         bad_shape("v", (1, 2, 3, 4)),
     ]
     any_value = {
         "max_seqlen_q": "without cu_seqlens_q it is not looked at",
         "max_seqlen_k": "without cu_seqlens_k it is not looked at",
+        "scheduler_metadata": "it changes nothing",
     }
 
     def python(self, sgl_kernel, args):
