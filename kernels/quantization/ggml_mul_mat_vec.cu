@@ -23,8 +23,8 @@
 namespace sgl_kernel::SGL_TARGET {
 namespace {
 
-constexpr int kWarps = 8;
-constexpr int kStages = 3;  // two copies of about 1 KB a warp on their way hide the memory's latency with 16 warps
+constexpr int kWarps = 8;   // of which those quantize X that have a part of it
+constexpr int kStages = 3;  // two copies of 1 or 2 KB a warp are on their way while it computes
 constexpr int kCacheLine = 128;
 
 // Shared bytes of a chunk of X: quants and scales, and what keeps the stages behind it aligned.
