@@ -1,4 +1,6 @@
-"""Products with GGUF weights: the QKV projection of Qwen3-VL-235B-A22B (9216x4096) and an expert's (1536x4096)."""
+"""GGUF weights: products with the QKV projection of Qwen3-VL-235B-A22B (9216x4096), an expert's (1536x4096) and the
+matrices of SmolLM2-135M, which the main job runs; and decoding.
+"""
 
 import importlib
 from types import SimpleNamespace as Inputs
@@ -8,14 +10,22 @@ import torch
 from tools.bench.benchmark import Benchmark, Libraries
 
 # Name → ggml's number, elements and bytes of a block.
-TYPES = {"Q4_0": (2, 32, 18), "Q8_0": (8, 32, 34), "Q4_K": (12, 256, 144), "Q6_K": (14, 256, 210)}
+TYPES = {"Q4_0": (2, 32, 18), "Q4_1": (3, 32, 20), "Q8_0": (8, 32, 34), "Q4_K": (12, 256, 144), "Q6_K": (14, 256, 210)}
 SHAPES = [(9216, 4096), (1536, 4096)]
+SMOLLM_LAYER = [(576, 576), (960, 576), (3072, 576), (576, 1536)]
+SMOLLM_LOGITS = (49152, 576)
 
 
 def benchmarks(of: Libraries):
     for type in TYPES:
         for row, k in SHAPES:
             yield product(of, "ggml_mul_mat_vec_a8", type, 1, row, k)
+    for type, shapes in (("Q4_1", SMOLLM_LAYER), ("Q8_0", [*SMOLLM_LAYER, SMOLLM_LOGITS])):
+        for row, k in shapes:
+            for tokens in (1, 8):
+                yield product(of, "ggml_mul_mat_vec_a8", type, tokens, row, k)
+    for type in TYPES:
+        yield dequantize(of, type, 8192, 8192)
     for type in ("Q4_0", "Q4_K"):
         for tokens in (16, 128, 1024):
             yield product(of, "ggml_mul_mat_a8", type, tokens, *SHAPES[0])
@@ -44,5 +54,27 @@ def product(of, name, type, tokens, row, k):
         implementations=of.implementations(
             kernels=multiply and (lambda s: multiply(s.weight, s.x, number, row)),
             torch_bf16=lambda s: torch.mm(s.x, s.dense.t()),
+        ),
+    )
+
+
+def dequantize(of, type, row, k):
+    number, elements, size = TYPES[type]
+    row_bytes = k // elements * size
+
+    def make():
+        return Inputs(weight=torch.randint(256, (row, row_bytes), dtype=torch.uint8) & 0xBF)
+
+    try:
+        decode = importlib.import_module(of.kernels.__name__ + ".quantization").ggml_dequantize
+    except (AttributeError, ImportError):
+        decode = None
+    return Benchmark(
+        f"ggml_dequantize {type}",
+        f"{row}x{k}",
+        make,
+        bytes=row * (row_bytes + 2 * k),
+        implementations=of.implementations(
+            kernels=decode and (lambda s: decode(s.weight, number, row, k, torch.bfloat16)),
         ),
     )
