@@ -36,19 +36,19 @@ class ClusterGroup {
 inline constexpr int kClusterThreads = 512;
 inline constexpr int kTwoBlocksSlice = 20000;
 
-// How a row of that length is split. `most_bytes` is what a block may have beside the slice.
+// How a row of that length is split. `other_bytes` is what a block has beside the slice.
 struct ClusterShape {
   int ranks;
   int slice_size;
   bool resident;
 };
 
-inline ClusterShape cluster_shape(int64_t vocab, int other_bytes) {
-  constexpr int kBlockBytes = 220 * 1024;  // of 227 KiB, less RowShared
+inline ClusterShape cluster_shape(int64_t vocab, size_t other_bytes) {
+  constexpr size_t kBlockBytes = 220 * 1024;  // of 227 KiB, less RowShared
   int ranks = 1;
   while (ranks < kMaxRanks && vocab > static_cast<int64_t>(ranks) * kTwoBlocksSlice) ranks *= 2;
   const int size = slice_size(vocab, ranks);
-  return {ranks, size, static_cast<int64_t>(size) * 4 + other_bytes <= kBlockBytes};
+  return {ranks, size, size * sizeof(float) + other_bytes <= kBlockBytes};
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

@@ -51,8 +51,8 @@ struct RowShared {
 
 // Dynamic shared memory: the slice (if resident), then two histograms, of the leading bits and of a digit.
 template <class Key>
-constexpr int histogram_bytes(bool with_count, bool with_mass) {
-  return (kLeadingBins<Key> + kDigits) * ((with_count ? 4 : 0) + (with_mass ? 8 : 0));
+constexpr size_t histogram_bytes(bool with_count, bool with_mass) {
+  return size_t{kLeadingBins<Key> + kDigits} * ((with_count ? 4 : 0) + (with_mass ? 8 : 0));
 }
 
 // The size of a rank's slice in elements: a multiple of a vector.

@@ -52,10 +52,12 @@ Status top_k_renorm_top_p_sampling_from_probs(TensorView probs, TensorView outpu
                                               const std::optional<TensorView>& maybe_top_p_arr, double top_p_val,
                                               bool deterministic, TensorView seed, Stream stream);
 
+// Top-p alone.
 Status top_p_sampling_from_probs(TensorView probs, TensorView output, const std::optional<TensorView>& maybe_indices,
                                  const std::optional<TensorView>& maybe_top_p_arr, double top_p_val, bool deterministic,
                                  TensorView seed, Stream stream);
 
+// Min-p alone.
 Status min_p_sampling_from_probs(TensorView probs, TensorView output, const std::optional<TensorView>& maybe_indices,
                                  const std::optional<TensorView>& maybe_min_p_arr, double min_p_val, bool deterministic,
                                  TensorView seed, Stream stream);

@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kClusterThreads, kResident ? 2 : 1)
 }
 
 template <bool kResident>
-Status launch_kernel(const SampleParams& params, const ClusterShape& cluster, int other_bytes, Stream stream) {
+Status launch_kernel(const SampleParams& params, const ClusterShape& cluster, size_t other_bytes, Stream stream) {
   const auto kernel = params.has_top_k ? sample_kernel<kResident, true> : sample_kernel<kResident, false>;
   const size_t bytes = other_bytes + (kResident ? cluster.slice_size * sizeof(float) : 0);
   SGL_RETURN_IF_ERROR(allow_shared_memory(params.operator_name, kernel, bytes));
@@ -32,7 +32,7 @@ Status launch_kernel(const SampleParams& params, const ClusterShape& cluster, in
 }  // namespace
 
 Status sample_tokens(const SampleParams& params, Stream stream) {
-  const int other_bytes = histogram_bytes<ProbKey>(params.has_top_k, true);
+  const size_t other_bytes = histogram_bytes<ProbKey>(params.has_top_k, true);
   const ClusterShape cluster = cluster_shape(params.vocab, other_bytes);
   return cluster.resident ? launch_kernel<true>(params, cluster, other_bytes, stream)
                           : launch_kernel<false>(params, cluster, other_bytes, stream);

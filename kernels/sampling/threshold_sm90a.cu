@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kClusterThreads, kResident ? 2 : 1)
 template <Threshold kThreshold>
 Status run(const ThresholdParams& params, Stream stream) {
   using Traits = ThresholdTraits<kThreshold>;
-  const int other_bytes = histogram_bytes<typename Traits::Key>(Traits::kCount, Traits::kMass);
+  const size_t other_bytes = histogram_bytes<typename Traits::Key>(Traits::kCount, Traits::kMass);
   const ClusterShape cluster = cluster_shape(params.vocab, other_bytes);
   const auto kernel = cluster.resident ? threshold_kernel<kThreshold, true> : threshold_kernel<kThreshold, false>;
   const size_t bytes = other_bytes + (cluster.resident ? cluster.slice_size * sizeof(float) : 0);
