@@ -395,7 +395,7 @@ int64_t fwd_num_splits(int64_t batch, int64_t num_heads, int64_t num_heads_k, in
   const int64_t group = num_heads / num_heads_k;
   const bool few = few_packed_rows(seqlen_q, group);
   const int64_t blocks_per_sm = few ? 2 : 1;
-  const int64_t tile_rows = few ? 16 : 128, least_keys = few ? 128 : 512;  // of a split
+  const int64_t tile_rows = few ? 16 : 128, least_keys = few ? 256 : 512;  // of a split
   if (window_left >= 0 && window_right >= 0) seqlen_k = std::min(seqlen_k, window_left + window_right + seqlen_q);
   const int64_t blocks = batch * num_heads_k * ((seqlen_q * group + tile_rows - 1) / tile_rows);
   const int64_t slots = num_sms * blocks_per_sm;
