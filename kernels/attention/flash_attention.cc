@@ -390,15 +390,15 @@ Status fwd(TensorView out, TensorView softmax_lse, TensorView out_accum, TensorV
 
 int64_t fwd_num_splits(int64_t batch, int64_t num_heads, int64_t num_heads_k, int64_t seqlen_q, int64_t seqlen_k,
                        int64_t window_left, int64_t window_right, int64_t num_sms) {
-  constexpr int64_t kBlocksPerSm = 2;
   constexpr double kGoodShare = 0.9;  // of the multiprocessors' time: splitting further would cost more than it gives
   if (batch <= 0 || num_heads <= 0 || num_heads_k <= 0 || seqlen_q <= 0 || seqlen_k <= 0 || num_sms <= 0) return 1;
   const int64_t group = num_heads / num_heads_k;
   const bool few = few_packed_rows(seqlen_q, group);
-  const int64_t tile_rows = few ? 16 : 128, least_keys = few ? 128 : 512;  // of a split
+  const int64_t blocks_per_sm = few ? 2 : 1;
+  const int64_t tile_rows = few ? 16 : 128, least_keys = few ? 256 : 512;  // of a split
   if (window_left >= 0 && window_right >= 0) seqlen_k = std::min(seqlen_k, window_left + window_right + seqlen_q);
   const int64_t blocks = batch * num_heads_k * ((seqlen_q * group + tile_rows - 1) / tile_rows);
-  const int64_t slots = num_sms * kBlocksPerSm;
+  const int64_t slots = num_sms * blocks_per_sm;
   int64_t most = std::min(kMaxSplits, (seqlen_k + least_keys - 1) / least_keys);
   // Where the blocks fill the GPU already, splitting only evens out the last wave.
   if (blocks >= slots) most = std::min<int64_t>(most, few ? 8 : 1);

@@ -176,7 +176,7 @@ SGL_HOST_DEVICE inline KeyRange visible_keys(const AttentionParams& params, int 
   if (params.window_left >= 0 && position - params.window_left > begin) begin = position - params.window_left;
   if (params.window_right >= 0 && position + params.window_right + 1 < end) end = position + params.window_right + 1;
   if (params.attention_chunk > 0) {
-    const int64_t within = position % params.attention_chunk;
+    const int within = static_cast<int>(position) % params.attention_chunk;
     const int64_t chunk = position - (within < 0 ? within + params.attention_chunk : within);
     if (chunk > begin) begin = chunk;
     if (chunk + params.attention_chunk < end) end = chunk + params.attention_chunk;

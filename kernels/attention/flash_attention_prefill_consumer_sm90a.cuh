@@ -319,11 +319,17 @@ struct Consumer {
       for (int i = 0; i < kOutN<C> / 2; ++i) o[part][i] = 0.0f;
     }
     RowState rows = {{-INFINITY, -INFINITY}, {0.0f, 0.0f}};
-    if (tile.begin == tile.end) {
+    if (tile.begin < tile.end) {
+      attend(tile, seen_by_all, o, rows);
+    } else {
       release(shared.q_empty);
-      return store(tile, o, rows);
     }
+    store(tile, o, rows);
+  }
 
+  // The key tiles of a tile, the last one first: o and rows become those of its rows.
+  __device__ __forceinline__ void attend(const Tile& tile, const KeyRange& seen_by_all,
+                                         float (&o)[kOutParts<C>][kOutN<C> / 2], RowState& rows) {
     float s[kTileN / 2];
     uint32_t p[kTileN / 16][4];
     float rescale[2];
@@ -377,7 +383,6 @@ struct Consumer {
     pin(o);
     release(shared.v_empty[v_at.index]);
     v_at.advance();
-    store(tile, o, rows);
   }
 };
 

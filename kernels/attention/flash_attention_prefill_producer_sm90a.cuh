@@ -79,7 +79,6 @@ __device__ __forceinline__ void load_boxes(const PrefillCall& call, const Tile& 
   __syncwarp();
 }
 // Of a tile, load_boxes() has a lane for each.
-inline constexpr int kLeastBoxRows = 16;
 template <class C>
 inline constexpr bool kBoxesFitWarp = C::kTileN / kLeastBoxRows * (C::kHeadDim / kPanel) <= 32;
 

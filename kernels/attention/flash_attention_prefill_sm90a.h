@@ -9,6 +9,9 @@
 
 namespace sgl_kernel::SGL_TARGET {
 
+// Smaller pages are gathered row by row: the copy engine is slower with small boxes.
+inline constexpr int kLeastBoxRows = 32;
+
 // How the work of one call is cut into tiles of 128 packed rows. Row r of a head group's rows in a sequence is token
 // r / pack, head group * pack + r % pack.
 struct PrefillSchedule {

@@ -35,8 +35,8 @@ struct Config {
   static constexpr int kQBytes = kHeadDim / kPanel * kQPanelBytes;
   static constexpr int kKBytes = kHeadDim / kPanel * kPanelBytes;
   static constexpr int kVBytes = kHeadDimV / kPanel * kPanelBytes;
-  static constexpr int kProducerRegisters = kGather ? 56 : 40;
-  static constexpr int kConsumerRegisters = kGather ? 224 : 232;
+  static constexpr int kProducerRegisters = kGather ? 72 : 40;
+  static constexpr int kConsumerRegisters = kGather ? 216 : 232;
 };
 
 // The work of one tile. The producer finds it and hands it to the consumers together with its queries.

@@ -8,10 +8,9 @@
 namespace sgl_kernel::SGL_TARGET {
 namespace {
 
-constexpr int kTileRows = 128;      // packed query rows of a tile
-constexpr int kLeastBoxRows = 16;   // smaller pages are gathered row by row
-constexpr int kMostTileKeys = 128;  // a page is a multiple or a divisor of it, or is gathered
-constexpr int kKvHeadsPerSection = 64;
+constexpr int kTileRows = 128;          // packed query rows of a tile
+constexpr int kMostTileKeys = 128;      // a page is a multiple or a divisor of it, or is gathered
+constexpr int kKvHeadsPerSection = 16;  // few enough to share the L2 cache, enough tiles for an even end
 
 // Dimensions of one element get a stride that the copy engine takes, whatever the tensor's is.
 TensorMapShape shape_of(const void* data, const uint64_t (&extents)[kTensorMapRank],
