@@ -57,11 +57,12 @@ def kernel_library(
         exclude = not_ours + hopper + sm90a_replaces,
     )
 
-    # Which sources are compiled for which targets.
+    # Which sources are compiled for which targets. In the linker's order: a
+    # target's own sources may call the ones that all targets share.
     groups = {
-        name + "_cuda": (portable, targets),
         name + "_cuda_sm90a": (hopper, [t for t in targets if t == "sm_90a"]),
         name + "_cuda_before_sm90a": (sm90a_replaces, [t for t in targets if t != "sm_90a"]),
+        name + "_cuda": (portable, targets),
     }
     all_deps = deps + ["//kernels/base"]
     cuda_libraries = []

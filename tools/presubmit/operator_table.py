@@ -1,7 +1,7 @@
 """The README's table of operators by target, from the headers and the BUILD files.
 
-    tools/presubmit/operator_table.py            prints it
-    tools/presubmit/operator_table.py --write    puts it into README.md
+tools/presubmit/operator_table.py            prints it
+tools/presubmit/operator_table.py --write    puts it into README.md
 """
 
 import argparse
