@@ -86,6 +86,7 @@ __global__ void __launch_bounds__(C::kThreads)
   using T = typename C::Element;
   extern __shared__ __align__(128) uint8_t shared[];
   __shared__ float warp_max[C::kWarps][kMmaRows], warp_sum[C::kWarps][kMmaRows];
+  wait_for_predecessor();
   release_successors();
 
   // The split runs fastest over the grid, then the row tile, the KV head and the sequence.
@@ -265,9 +266,10 @@ Status run(const AttentionParams& params, Stream stream) {
   const int64_t blocks = row_tiles * params.num_splits * params.num_heads_k * params.batch;
   if (blocks > INT32_MAX) return Unsupported("fwd: batch * heads * query tiles * num_splits is above 2^31 blocks");
   SGL_RETURN_IF_ERROR(allow_shared_memory("fwd", kernel, C::kShared));
-  return launch("fwd", kernel,
-                {.grid = dim3(static_cast<unsigned>(blocks)), .block = C::kThreads, .shared_bytes = C::kShared}, stream,
-                params, static_cast<int>(row_tiles));
+  return launch(
+      "fwd", kernel,
+      {.grid = dim3(static_cast<unsigned>(blocks)), .block = C::kThreads, .shared_bytes = C::kShared, .pdl = true},
+      stream, params, static_cast<int>(row_tiles));
 }
 
 template <class T>

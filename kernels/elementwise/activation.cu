@@ -4,6 +4,7 @@
 // multiprocessors.
 #include "kernels/base/launch.h"
 #include "kernels/device/dtype_switch.cuh"
+#include "kernels/device/pdl.cuh"
 #include "kernels/device/row_grid.cuh"
 #include "kernels/device/vec.cuh"
 #include "kernels/elementwise/activation_params.h"
@@ -39,6 +40,8 @@ template <Activation kActivation, class T, int kVec, int kRows>
 __global__ void __launch_bounds__(kRowGridThreads)
     activation_and_mul_kernel(T* __restrict__ out, const T* __restrict__ input, int64_t num_rows, int64_t dim,
                               int64_t out_stride, int64_t input_stride) {
+  wait_for_predecessor();
+  release_successors();
   const int64_t column = row_vec() * kVec;
   if (column >= dim) return;
   for (RowRange<kRows> rows(num_rows); rows.more(); rows.advance()) {
@@ -67,7 +70,7 @@ template <Activation kActivation, class T, int kVec, int kRows>
 Status launch_rows(const ActivationParams& params, Stream stream) {
   const RowGrid shape = row_grid((params.dim + kVec - 1) / kVec, params.num_rows, kRows);
   return launch(params.operator_name, activation_and_mul_kernel<kActivation, T, kVec, kRows>,
-                {.grid = shape.grid, .block = shape.block}, stream, static_cast<T*>(params.out),
+                {.grid = shape.grid, .block = shape.block, .pdl = true}, stream, static_cast<T*>(params.out),
                 static_cast<const T*>(params.input), params.num_rows, params.dim, params.out_stride,
                 params.input_stride);
 }
