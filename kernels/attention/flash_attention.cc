@@ -50,7 +50,7 @@ Status check_queries(const Arguments& a) {
   Check check("fwd");
   const int rank = a.cu_seqlens_q.has_value() ? 3 : 4;
   const bool on_cpu = a.q.device().is_cpu();
-  check.rank("q", a.q, rank).rank("out", a.out, rank);
+  check.rank("q", a.q, rank);
   if (a.cu_seqlens_q.has_value()) check.rank("cu_seqlens_q", *a.cu_seqlens_q, 1);
   if (on_cpu) {
     check.dtype("q", a.q, {DType::kF16, DType::kBF16, DType::kF32});
@@ -62,57 +62,47 @@ Status check_queries(const Arguments& a) {
     check.that(a.cu_seqlens_q->size(0) > 0, "cu_seqlens_q.shape[0]", a.cu_seqlens_q->size(0), "the batch plus 1");
     SGL_RETURN_IF_ERROR(check.status());
   }
-  const int64_t batch = batch_of(a), num_heads = a.q.size(-2), head_dim_v = a.out.size(-1);
+  const int64_t batch = batch_of(a), num_heads = a.q.size(-2);
   check_indices(check, "cu_seqlens_q", a.cu_seqlens_q, batch + 1, a.q);
   check_indices(check, "seqused_q", a.seqused_q, batch, a.q);
   check.that(a.q.size(-1) % 8 == 0 && a.q.size(-1) > 0 && a.q.size(-1) <= kMaxHeadDim, "q.shape[-1]", a.q.size(-1),
              "a multiple of 8, from 8 to 256");
   check.that(num_heads > 0, "q.shape[-2]", num_heads, "at least 1");
-  check.dense_last_dim("q", a.q)
-      .same_dtype("out", a.out, "q", a.q)
-      .dense_last_dim("out", a.out)
-      .dtype("softmax_lse", a.softmax_lse, {DType::kF32})
-      .contiguous("softmax_lse", a.softmax_lse)
-      .same_device({{"q", a.q}, {"out", a.out}, {"softmax_lse", a.softmax_lse}, {"k", a.k}, {"v", a.v}})
-      .no_internal_overlap("out", a.out);
-  if (rank == 4) {
-    check.shape("out", a.out, {batch, a.q.size(1), num_heads, head_dim_v}, "q.shape[:-1]")
-        .shape("softmax_lse", a.softmax_lse, {batch, num_heads, a.q.size(1)}, "q.shape, heads before rows");
-  } else {
-    check.shape("out", a.out, {a.q.size(0), num_heads, head_dim_v}, "q.shape[:-1]")
-        .shape("softmax_lse", a.softmax_lse, {num_heads, a.q.size(0)}, "q.shape, heads before rows");
-  }
-  if (!on_cpu) check.aligned("q", a.q, kAlignment).aligned("out", a.out, kAlignment);
-  check.no_overlap("out", a.out, "q", a.q)
-      .no_overlap("out", a.out, "k", a.k)
-      .no_overlap("out", a.out, "v", a.v)
-      .no_overlap("softmax_lse", a.softmax_lse, "out", a.out);
+  check.dense_last_dim("q", a.q);
+  if (!on_cpu) check.aligned("q", a.q, kAlignment);
   return check.status();
 }
 
 Status check_keys(const Arguments& a) {
   Check check("fwd");
   const bool paged = a.page_table.has_value(), ragged = a.cu_seqlens_k.has_value();
-  const int64_t batch = batch_of(a), head_dim = a.q.size(-1), head_dim_v = a.out.size(-1);
+  const bool on_cpu = a.q.device().is_cpu();
+  const int64_t batch = batch_of(a), head_dim = a.q.size(-1);
   check.that(!(paged && ragged), "cu_seqlens_k", "is given with page_table", "one of them at most");
   check.rank("k", a.k, ragged ? 3 : 4).rank("v", a.v, ragged ? 3 : 4);
   if (paged) check.rank("page_table", *a.page_table, 2);
   SGL_RETURN_IF_ERROR(check.status());
   const int64_t num_heads_k = a.k.size(-2);
-  check.same_dtype("k", a.k, "q", a.q).same_dtype("v", a.v, "q", a.q);
-  check.dense_last_dim("k", a.k).dense_last_dim("v", a.v);
-  if (!a.q.device().is_cpu()) check.aligned("k", a.k, kAlignment).aligned("v", a.v, kAlignment);
+  check.same_dtype("k", a.k, "q", a.q).dense_last_dim("k", a.k);
   check.that(num_heads_k > 0 && a.q.size(-2) % std::max<int64_t>(num_heads_k, 1) == 0, "k.shape[-2]", num_heads_k,
              "a divisor of q.shape[-2]");
+  if (ragged) {
+    check.shape("k", a.k, {Check::kAny, num_heads_k, head_dim}, "q.shape[-1]");
+  } else {
+    check.shape("k", a.k, {Check::kAny, Check::kAny, num_heads_k, head_dim}, "q.shape[-1]");
+  }
+  if (!on_cpu) check.aligned("k", a.k, kAlignment);
+  const int64_t head_dim_v = a.v.size(-1);
+  check.same_dtype("v", a.v, "q", a.q).dense_last_dim("v", a.v);
+  if (ragged) {
+    check.shape("v", a.v, {a.k.size(0), num_heads_k, head_dim_v}, "k.shape[:-1]");
+  } else {
+    check.shape("v", a.v, {a.k.size(0), a.k.size(1), num_heads_k, head_dim_v}, "k.shape[:-1]");
+  }
   check.that(head_dim_v % 8 == 0 && head_dim_v > 0 && head_dim_v <= kMaxHeadDim, "v.shape[-1]", head_dim_v,
              "a multiple of 8, from 8 to 256");
-  if (ragged) {
-    check.shape("k", a.k, {Check::kAny, num_heads_k, head_dim}, "q.shape[-1]")
-        .shape("v", a.v, {a.k.size(0), num_heads_k, head_dim_v}, "k.shape[:-1] and out.shape[-1]");
-  } else {
-    check.shape("k", a.k, {Check::kAny, Check::kAny, num_heads_k, head_dim}, "q.shape[-1]")
-        .shape("v", a.v, {a.k.size(0), a.k.size(1), num_heads_k, head_dim_v}, "k.shape[:-1] and out.shape[-1]");
-  }
+  if (!on_cpu) check.aligned("v", a.v, kAlignment);
+  check.same_device({{"q", a.q}, {"k", a.k}, {"v", a.v}});
   check_indices(check, "cu_seqlens_k", a.cu_seqlens_k, batch + 1, a.q);
   check_indices(check, "seqused_k", a.seqused_k, batch, a.q);
   check_indices(check, "leftpad_k", a.leftpad_k, batch, a.q);
@@ -158,7 +148,7 @@ Status check_new_keys(const Arguments& a) {
   const bool ragged = a.cu_seqlens_k_new.has_value();
   check.rank("k_new", *a.k_new, ragged ? 3 : 4).rank("v_new", *a.v_new, ragged ? 3 : 4);
   SGL_RETURN_IF_ERROR(check.status());
-  const int64_t head_dim = a.q.size(-1), head_dim_v = a.out.size(-1);
+  const int64_t head_dim = a.q.size(-1), head_dim_v = a.v.size(-1);
   if (ragged) {
     check.shape("k_new", *a.k_new, {Check::kAny, num_heads_k, head_dim}, "k.shape[-2:]")
         .shape("v_new", *a.v_new, {a.k_new->size(0), num_heads_k, head_dim_v}, "k_new.shape[:-1], v.shape[-1]");
@@ -201,6 +191,34 @@ Status check_new_keys(const Arguments& a) {
     if (!a.q.device().is_cpu()) check.aligned("rotated_q", a.rotated_q, kAlignment);
     check_indices(check, "seqlens_rotary", a.seqlens_rotary, batch, a.q);
   }
+  return check.status();
+}
+
+// After the inputs: the caller gives those, and most often out's shape follows from them.
+Status check_results(const Arguments& a) {
+  Check check("fwd");
+  const bool ragged = a.cu_seqlens_q.has_value();
+  const int64_t batch = batch_of(a), num_heads = a.q.size(-2), head_dim_v = a.v.size(-1);
+  check.rank("out", a.out, ragged ? 3 : 4);
+  SGL_RETURN_IF_ERROR(check.status());
+  if (ragged) {
+    check.shape("out", a.out, {a.q.size(0), num_heads, head_dim_v}, "q.shape[:-1], v.shape[-1]")
+        .shape("softmax_lse", a.softmax_lse, {num_heads, a.q.size(0)}, "q.shape, heads before rows");
+  } else {
+    check.shape("out", a.out, {batch, a.q.size(1), num_heads, head_dim_v}, "q.shape[:-1], v.shape[-1]")
+        .shape("softmax_lse", a.softmax_lse, {batch, num_heads, a.q.size(1)}, "q.shape, heads before rows");
+  }
+  check.same_dtype("out", a.out, "q", a.q)
+      .dense_last_dim("out", a.out)
+      .dtype("softmax_lse", a.softmax_lse, {DType::kF32})
+      .contiguous("softmax_lse", a.softmax_lse)
+      .same_device({{"q", a.q}, {"out", a.out}, {"softmax_lse", a.softmax_lse}});
+  if (!a.q.device().is_cpu()) check.aligned("out", a.out, kAlignment);
+  check.no_internal_overlap("out", a.out)
+      .no_overlap("out", a.out, "q", a.q)
+      .no_overlap("out", a.out, "k", a.k)
+      .no_overlap("out", a.out, "v", a.v)
+      .no_overlap("softmax_lse", a.softmax_lse, "out", a.out);
   return check.status();
 }
 
@@ -339,6 +357,7 @@ Status fwd(TensorView out, TensorView softmax_lse, TensorView out_accum, TensorV
   SGL_RETURN_IF_ERROR(check_queries(arguments));
   SGL_RETURN_IF_ERROR(check_keys(arguments));
   SGL_RETURN_IF_ERROR(check_new_keys(arguments));
+  SGL_RETURN_IF_ERROR(check_results(arguments));
   SGL_RETURN_IF_ERROR(check_splits(arguments, num_splits));
 
   const int64_t seqlen_q = cu_seqlens_q.has_value() ? max_seqlen_q.value_or(q.size(0)) : q.size(1);

@@ -222,16 +222,17 @@ struct Consumer {
     apply_mask<kTileN>(s, columns);
   }
 
-  // The rows of V behind the end of the sequence may hold anything, NaN too, and 0 * NaN is NaN. Both consumers write
+  // The rows of V that no query of the sequence sees, behind its last key and before the first one that a window
+  // leaves, may hold anything, NaN too, and 0 * NaN is NaN. Clears rows [begin, end) of the tile. Both consumers write
   // the same zeros; each waits for its own.
-  __device__ __forceinline__ void clear_values_from(int row) const {
+  __device__ __forceinline__ void clear_values(int begin, int end) const {
     shared.v_full[v_at.index].wait(v_at.parity);
     constexpr int kChunks = kSwizzleBytes / 16;
     uint8_t* v = shared.v[v_at.index];
 #pragma unroll 1
     for (int panel = 0; panel < C::kHeadDimV / kPanel; ++panel) {
 #pragma unroll 1
-      for (int i = row * kChunks + warp * 32 + lane; i < kTileN * kChunks; i += kWarpgroup) {
+      for (int i = begin * kChunks + warp * 32 + lane; i < end * kChunks; i += kWarpgroup) {
         *reinterpret_cast<uint4*>(v + panel * C::kPanelBytes + i * 16) = uint4{0, 0, 0, 0};
       }
     }
@@ -345,7 +346,7 @@ struct Consumer {
     softmax_step<C>(s, call.scale_log2, rows, rescale);
     pack_probabilities<C>(s, p);
     if (tile.end * kTileN > tile.sequence.k_len) {
-      clear_values_from(tile.sequence.k_len - (tile.end - 1) * kTileN);
+      clear_values(tile.sequence.k_len - (tile.end - 1) * kTileN, kTileN);
     }
 
 #pragma unroll 1
@@ -377,6 +378,7 @@ struct Consumer {
         }
       }
     }
+    if (tile.begin * kTileN < tile.first_key) clear_values(0, tile.first_key - tile.begin * kTileN);
     shared.v_full[v_at.index].wait(v_at.parity);
     issue_values(o, p);
     wait_wgmma<0>();

@@ -46,6 +46,7 @@ struct Tile {
   int group, split, kv_head;
   int first_row;                     // of the tile, in the sequence
   int begin, end;                    // key tiles [begin, end); empty: no key is visible
+  int first_key;                     // the first one that any query of the sequence sees
   KeyRange seen_by_all[kConsumers];  // the keys that all rows of a consumer see
 };
 
@@ -101,6 +102,7 @@ __device__ __forceinline__ bool find_tile(const PrefillCall& call, int index, Ti
   const KeyRange range = split_of(seen, tile.split, params.num_splits, C::kTileN);
   tile.begin = range.begin / C::kTileN;
   tile.end = range.begin < range.end ? (range.end + C::kTileN - 1) / C::kTileN : tile.begin;
+  tile.first_key = visible_keys(params, q_len, k_len, 0).begin;
   for (int consumer = 0; consumer < kConsumers; ++consumer) {
     const int first = tile.first_row + consumer * kRowsPerConsumer, last = first + kRowsPerConsumer - 1;
     tile.seen_by_all[consumer] = {visible_keys(params, q_len, k_len, last / schedule.pack).begin,
