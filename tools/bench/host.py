@@ -1,4 +1,4 @@
-"""The caller's time for one eager call of a small operator."""
+"""The caller's time for one eager call of a small operator, with each library's defaults."""
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,9 @@ def benchmarks(of: Libraries):
         small.make,
         mode="host",
         implementations=of.implementations(
-            kernels=lambda s: of.kernels.rmsnorm(s.x, s.weight, 1e-6, out=s.out, enable_pdl=False),
-            kernels_ops=lambda s: torch.ops.sgl_kernel.rmsnorm(s.out, s.x, s.weight, 1e-6, False),
-            flashinfer=lambda s: of.flashinfer.rmsnorm(s.x, s.weight, 1e-6, out=s.out, enable_pdl=False),
+            kernels=lambda s: of.kernels.rmsnorm(s.x, s.weight, out=s.out),
+            kernels_ops=lambda s: torch.ops.sgl_kernel.rmsnorm(s.out, s.x, s.weight, 1e-6, True),
+            flashinfer=lambda s: of.flashinfer.rmsnorm(s.x, s.weight, out=s.out),
             torch=lambda s: F.rms_norm(s.x, (128,), s.weight, 1e-6),
         ),
     )
