@@ -43,7 +43,7 @@ SGL_HOST_DEVICE float float_of_bits(uint32_t bits) {
 
 // Probabilities: 0 … the highest float, NaN is 0. Their keys, 31 bits, are in the order of their values.
 struct ProbKey {
-  static constexpr int kBits = 31;
+  static constexpr int kLeadingShift = 18, kLeadingBins = 1024;  // 32 of each power of two
   static constexpr float kLowest = 0.0f;
   static SGL_HOST_DEVICE float clean(float value) {
     value = value > 0.0f ? value : 0.0f;  // NaN is not above
@@ -55,7 +55,7 @@ struct ProbKey {
 
 // Logits: any float, NaN is -infinity. Their keys have 32 bits.
 struct LogitKey {
-  static constexpr int kBits = 32;
+  static constexpr int kLeadingShift = 20, kLeadingBins = 4096;
   static constexpr float kLowest = -INFINITY;
   static SGL_HOST_DEVICE float clean(float value) { return value == value ? value + 0.0f : kLowest; }  // -0 is 0
   static SGL_HOST_DEVICE uint32_t key(float clean_value) {
@@ -90,12 +90,35 @@ SGL_HOST_DEVICE uint64_t mass_share(float p, uint64_t total) {
   return share >= 1.0 ? static_cast<uint64_t>(share) : 1;
 }
 
-// Where the radix search splits a key: the leading bits, then two digits of ten.
-inline constexpr int kDigitBits = 10;
+// Where the radix search splits a key: the leading bits, then digits of nine.
+inline constexpr int kDigitBits = 9;
 inline constexpr int kDigits = 1 << kDigitBits;
-inline constexpr int kLeadingShift = 2 * kDigitBits;
+
+// The bins of a row's leading bits. The row's highest key lies in the last bin or below; where the keys have more
+// leading bits than there are bins, the lowest ones share bin 0.
 template <class Key>
-inline constexpr int kLeadingBins = 1 << (Key::kBits - kLeadingShift);
+struct LeadingBins {
+  uint32_t base = 0;  // leading bits of bin 0
+
+  static SGL_HOST_DEVICE LeadingBins of(uint32_t highest_key) {
+    const uint32_t leading = highest_key >> Key::kLeadingShift, last = Key::kLeadingBins - 1;
+    return {leading > last ? leading - last : 0};
+  }
+  SGL_HOST_DEVICE uint32_t bin(uint32_t key) const {
+    const uint32_t leading = key >> Key::kLeadingShift;
+    return leading > base ? leading - base : 0;
+  }
+  SGL_HOST_DEVICE uint32_t lowest_key(uint32_t bin) const { return bin == 0 ? 0 : (bin + base) << Key::kLeadingShift; }
+  // Of the highest digit in which keys of the bin differ. In bin 0 that is all of them.
+  static SGL_HOST_DEVICE int first_shift(uint32_t bin) {
+    return bin == 0 ? 3 * kDigitBits : (Key::kLeadingShift - 1) / kDigitBits * kDigitBits;
+  }
+};
+
+// The bits of a key above a digit.
+SGL_HOST_DEVICE uint32_t above_digit(uint32_t key, int shift) {
+  return shift + kDigitBits < 32 ? key >> (shift + kDigitBits) : 0;
+}
 
 // The bin of a row's histogram in which a count or a mass, added up from the highest values down, reaches its target.
 struct Bin {

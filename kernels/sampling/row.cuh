@@ -3,14 +3,18 @@
 //
 // Each rank of the group (one block, or the blocks of a Hopper cluster) holds a contiguous slice of the row, in shared
 // memory where kResident, else where it lies. A search is a radix selection over the bits of the floats: a histogram of
-// the leading bits says in which bin the target lies, then two digits of ten bits find the value in it. Histograms hold
+// the leading bits says in which bin the target lies, then digits of nine bits find the value in it. Histograms hold
 // counts and integer masses, so their sums do not depend on the order of the additions. Each rank adds up its own; then
 // rank r sums bins [r * width, (r + 1) * width) over all ranks, in place.
 //
+// A bin of the leading bits holds few of a row's values (of 152000 normal logits, 1900). They are gathered: every rank
+// gets a list of them all, and searches it alone, without a barrier of the group. Where they do not fit (many equal
+// values), the digits' histograms are summed over the ranks, too.
+//
 // Most of a row never matters to a short prefix. `floor_` is a key such that the prefix lies at or above it: found from
 // the highest values of the threads, which are values of the row (k of them at or above a key mean that the k-th
-// highest value is, too). Values below the floor are in no histogram; those above it, where they are few, are kept in a
-// list, and later passes read the list alone.
+// highest value is, too). Values below the floor are in no histogram; those above it, where they are few, are gathered
+// in the same pass.
 #pragma once
 
 #include <cstdint>
@@ -22,12 +26,16 @@
 namespace sgl_kernel::SGL_TARGET {
 
 inline constexpr int kMaxRanks = 8;           // the largest cluster that every Hopper GPU can place
-inline constexpr int kListCapacity = 256;     // of a rank
+inline constexpr int kListCapacity = 2432;    // of all ranks together: an equal part for each
 inline constexpr int kLoadsInFlight = 5;      // vectors that a thread loads before it uses the first
 inline constexpr uint64_t kNoTarget = ~0ull;  // no histogram reaches it
 
 struct Tally {
   uint64_t count, mass;
+};
+
+struct alignas(8) Candidate {
+  uint32_t key, place;
 };
 
 // A block's view of its part of the row.
@@ -45,14 +53,15 @@ struct RowShared {
   Tally warp_tallies[kWarpSize];
   float floats[kWarpSize];
   Bin found;
-  uint32_t list_size;
-  uint32_t list[kListCapacity];
+  uint32_t list_size;              // of this rank
+  uint32_t list_sizes[kMaxRanks];  // of all
+  Candidate list[kListCapacity];
 };
 
 // Dynamic shared memory: the slice (if resident), then two histograms, of the leading bits and of a digit.
 template <class Key>
 constexpr size_t histogram_bytes(bool with_count, bool with_mass) {
-  return size_t{kLeadingBins<Key> + kDigits} * ((with_count ? 4 : 0) + (with_mass ? 8 : 0));
+  return size_t{Key::kLeadingBins + kDigits} * ((with_count ? 4 : 0) + (with_mass ? 8 : 0));
 }
 
 // The size of a rank's slice in elements: a multiple of a vector.
@@ -80,7 +89,7 @@ class Row {
     for (int which = 0; which < 2; ++which) {
       Histogram& histogram = which == 0 ? leading_ : digit_;
       histogram.which = which;
-      histogram.bins = which == 0 ? kLeadingBins<Key> : kDigits;
+      histogram.bins = which == 0 ? Key::kLeadingBins : kDigits;
       if (kCount) histogram.count = words, words += histogram.bins;
       if (kMass) histogram.low = words, histogram.high = words + histogram.bins, words += 2 * histogram.bins;
     }
@@ -117,6 +126,7 @@ class Row {
       sum_ += shared_.sums[rank];
       sum_of_peaks_ += shared_.sums_of_peaks[rank];
     }
+    bins_ = LeadingBins<Key>::of(Key::key(kMass ? peak_ : 0.0f));
     if (kMass && peak_ >= kLowestPeak) scale_ = mass_scale(peak_);
   }
 
@@ -145,7 +155,7 @@ class Row {
 
     clear(leading_);
     __syncthreads();
-    add(leading_, Key::key(thread_peak_) >> kLeadingShift, thread_peak_);  // without values: the lowest key
+    add(leading_, bins_.bin(Key::key(thread_peak_)), thread_peak_);  // without values: the lowest key
     merge(leading_);
     Bin lowest;
     if (by_count) lowest = find(leading_, count, kNoTarget);
@@ -155,7 +165,7 @@ class Row {
       const Bin bin = find(leading_, kNoTarget, mass_bound);
       if (bin.found && (!lowest.found || bin.index > lowest.index)) lowest = bin;
     }
-    if (lowest.found) floor_ = lowest.index << kLeadingShift;
+    if (lowest.found) floor_ = bins_.lowest_key(lowest.index);
     group_.sync();  // nobody reads the histogram any more
     tally(/*make_list=*/floor_ > 0);
   }
@@ -173,6 +183,21 @@ class Row {
   template <class Found>
   __device__ void with_last_of(const Prefix& prefix, Found found) {
     const uint32_t nth = static_cast<uint32_t>(prefix.equals - 1);
+    if (fits_) {
+      if (group_.rank() != 0) return;
+      for_each_candidate([&](const Candidate& candidate) {
+        if (candidate.key != prefix.key) return;
+        uint32_t lower = 0;
+        for (int rank = 0; !prefix.alone && rank < group_.size(); ++rank) {
+          for (uint32_t j = 0; j < shared_.list_sizes[rank]; ++j) {
+            const Candidate& other = shared_.list[rank * list_capacity() + j];
+            lower += other.key == prefix.key && other.place < candidate.place;
+          }
+        }
+        if (lower == nth) found(candidate.place);
+      });
+      return;
+    }
     if (prefix.alone) {
       for_each([&](int i, float value) {
         if (Key::key(value) == prefix.key) found(begin_ + i);
@@ -220,6 +245,8 @@ class Row {
   __device__ void finish() { group_.sync(); }
 
  private:
+  static constexpr uint32_t kNoBin = ~0u, kAllBins = kNoBin - 1;
+
   struct Histogram {
     uint32_t* count = nullptr;
     uint32_t* low = nullptr;   // of the mass
@@ -257,13 +284,9 @@ class Row {
     }
   }
 
-  // body(i, value) for the values at or above the floor, and some below it; in any order.
+  // body(i, value) for the values of this rank, in any order.
   template <class Body>
   __device__ void for_each(Body body) {
-    if (listed_) {
-      for (int j = threadIdx.x; j < shared_.list_size; j += kThreads) body(shared_.list[j], at(shared_.list[j]));
-      return;
-    }
     const int num_vectors = slice_.vectors ? slice_.size / 4 : 0;
 #pragma unroll 2
     for (int v = threadIdx.x; v < num_vectors; v += kThreads) {
@@ -333,10 +356,12 @@ class Row {
   }
 
   // The bin, from the highest down, in which the count or the mass reaches its target (of which one is kNoTarget).
+  // kLocal: this rank's histogram alone, in which it does.
+  template <bool kLocal = false>
   __device__ Bin find(const Histogram& histogram, uint64_t count, uint64_t mass) {
     Tally above = {0, 0};
-    int owner = group_.size() - 1;
-    for (; owner >= 0; --owner) {
+    int owner = kLocal ? 0 : group_.size() - 1;
+    for (; !kLocal && owner >= 0; --owner) {
       const Tally share = shared_.share_totals[histogram.which][owner];
       if (above.count + share.count >= count || above.mass + share.mass >= mass) break;
       accumulate(above, share);
@@ -344,18 +369,19 @@ class Row {
     if (owner < 0) return Bin();
 
     // Thread t takes the t-th `each` bins from the top of the owner's.
-    const int width = histogram.bins / group_.size();
+    const int width = kLocal ? histogram.bins : histogram.bins / group_.size();
+    const int holder = kLocal ? group_.rank() : owner;
     const int each = (width + kThreads - 1) / kThreads;
     const int top = (owner + 1) * width - 1 - static_cast<int>(threadIdx.x) * each;
     const int bottom = max(top - each, owner * width - 1);
     Tally mine = {0, 0};
     for (int bin = top; bin > bottom; --bin) {
-      const Tally part = read(histogram, bin, owner);
+      const Tally part = read(histogram, bin, holder);
       accumulate(mine, part);
     }
     accumulate(above, sum_of_lower_threads(mine));
     for (int bin = top; bin > bottom && above.count < count && above.mass < mass; --bin) {
-      const Tally part = read(histogram, bin, owner);
+      const Tally part = read(histogram, bin, holder);
       if (above.count + part.count >= count || above.mass + part.mass >= mass) {
         shared_.found = Bin{true, static_cast<uint32_t>(bin), above.count, above.mass, part.mass};
       }
@@ -365,7 +391,62 @@ class Row {
     return shared_.found;  // overwritten only after another __syncthreads()
   }
 
-  // The leading histogram, total_mass_ and the list.
+  __device__ int list_capacity() const { return kListCapacity / group_.size(); }
+
+  // Appends to this rank's part of every rank's list.
+  __device__ void keep(uint32_t key, int i) {
+    const uint32_t j = atomicAdd(&shared_.list_size, 1u);
+    if (j >= list_capacity()) return;
+    const Candidate candidate = {key, static_cast<uint32_t>(begin_ + i)};
+    for (int rank = 0; rank < group_.size(); ++rank) {
+      *group_.remote(&shared_.list[group_.rank() * list_capacity() + j], rank) = candidate;
+    }
+  }
+
+  // After a __syncthreads(); the lists can be read after a sync().
+  __device__ void publish_list_size() {
+    if (threadIdx.x < group_.size()) {
+      group_.remote(&shared_, threadIdx.x)->list_sizes[group_.rank()] = shared_.list_size;
+    }
+    list_used_ = true;
+  }
+
+  __device__ bool list_fits() {
+    bool fits = true;
+    for (int rank = 0; rank < group_.size(); ++rank) fits = fits && shared_.list_sizes[rank] <= list_capacity();
+    return fits;
+  }
+
+  // body(candidate) for those in the list.
+  template <class Body>
+  __device__ void for_each_candidate(Body body) {
+    for (int rank = 0; rank < group_.size(); ++rank) {
+      for (uint32_t j = threadIdx.x; j < shared_.list_sizes[rank]; j += kThreads) {
+        body(shared_.list[rank * list_capacity() + j]);
+      }
+    }
+  }
+
+  // Sees to it that the list holds the values of a leading bin; fits_ says whether it could.
+  __device__ void gather(uint32_t bin) {
+    if (gathered_ == kAllBins || gathered_ == bin) return;
+    if (list_used_) {
+      group_.sync();  // nobody reads the last list any more
+      if (threadIdx.x == 0) shared_.list_size = 0;
+      __syncthreads();
+    }
+    for_each([&](int i, float value) {
+      const uint32_t key = Key::key(value);
+      if (bins_.bin(key) == bin && key >= floor_) keep(key, i);
+    });
+    __syncthreads();
+    publish_list_size();
+    group_.sync();
+    fits_ = list_fits();
+    gathered_ = bin;
+  }
+
+  // The leading histogram, total_mass_ and, with make_list, the list.
   __device__ void tally(bool make_list) {
     clear(leading_);
     __syncthreads();
@@ -377,46 +458,60 @@ class Row {
         below += units;
         return;
       }
-      if (kCount && counting_) atomicAdd(&leading_.count[key >> kLeadingShift], 1u);
-      if (kMass) add_mass(leading_, key >> kLeadingShift, units);
-      if (make_list) {
-        const uint32_t j = atomicAdd(&shared_.list_size, 1u);
-        if (j < kListCapacity) shared_.list[j] = i;
-      }
+      const uint32_t bin = bins_.bin(key);
+      if (kCount && counting_) atomicAdd(&leading_.count[bin], 1u);
+      if (kMass) add_mass(leading_, bin, units);
+      if (make_list) keep(key, i);
     });
     if (kMass) {
       below = sum_over_block({0, below}).mass;
       if (threadIdx.x < group_.size()) group_.remote(&shared_, threadIdx.x)->below_floor[group_.rank()] = below;
     }
+    if (make_list) {
+      __syncthreads();
+      publish_list_size();
+    }
     merge(leading_);
-    listed_ = make_list && shared_.list_size <= kListCapacity;
+    if (make_list && list_fits()) fits_ = true, gathered_ = kAllBins;
     for (int rank = 0; rank < group_.size(); ++rank) {
       total_mass_ += shared_.share_totals[0][rank].mass;
       if (!forget_below_floor_) total_mass_ += shared_.below_floor[rank];
     }
   }
 
-  // The digits below `prefix`, the bits of a key above shift + kDigitBits.
-  __device__ void tally_digits(uint32_t prefix, int shift) {
-    group_.sync();  // nobody reads the histogram's last state any more
+  // The digits of the values in a leading bin that have `prefix` above the digit.
+  __device__ void tally_digits(uint32_t bin, uint32_t prefix, int shift) {
+    const auto add_key = [&](uint32_t key) {
+      if (above_digit(key, shift) == prefix && bins_.bin(key) == bin) {
+        add(digit_, (key >> shift) % kDigits, Key::value(key));
+      }
+    };
+    fits_ ? __syncthreads() : group_.sync();  // nobody reads the histogram's last state any more
     clear(digit_);
     __syncthreads();
-    for_each([&](int, float value) {
-      const uint32_t key = Key::key(value);
-      if (key >> (shift + kDigitBits) == prefix && key >= floor_) add(digit_, (key >> shift) % kDigits, value);
-    });
-    merge(digit_);
+    if (fits_) {
+      for_each_candidate([&](const Candidate& candidate) { add_key(candidate.key); });
+      __syncthreads();
+    } else {
+      for_each([&](int, float value) {
+        if (Key::key(value) >= floor_) add_key(Key::key(value));
+      });
+      merge(digit_);
+    }
   }
 
   __device__ Prefix search(const Bin& leading, uint64_t count, uint64_t mass_target) {
     Bin bin = leading;
     uint64_t count_above = bin.count_above, mass_above = bin.mass_above;
     Prefix prefix;
-    prefix.key = bin.index;
-    for (int shift = kLeadingShift - kDigitBits; shift >= 0; shift -= kDigitBits) {
-      tally_digits(prefix.key, shift);
-      bin = find(digit_, count == kNoTarget ? count : count - count_above,
-                 mass_target == kNoTarget ? mass_target : mass_target - mass_above);
+    const int first_shift = bins_.first_shift(leading.index);
+    prefix.key = above_digit(bins_.lowest_key(leading.index), first_shift);
+    gather(leading.index);
+    for (int shift = first_shift; shift >= 0; shift -= kDigitBits) {
+      tally_digits(leading.index, prefix.key, shift);
+      const uint64_t count_left = count == kNoTarget ? count : count - count_above;
+      const uint64_t mass_left = mass_target == kNoTarget ? mass_target : mass_target - mass_above;
+      bin = fits_ ? find<true>(digit_, count_left, mass_left) : find(digit_, count_left, mass_left);
       prefix.key = prefix.key << kDigitBits | bin.index;
       count_above += bin.count_above;
       mass_above += bin.mass_above;
@@ -479,7 +574,11 @@ class Row {
   float thread_peak_ = 0.0f, peak_ = 0.0f, sum_ = 0.0f, sum_of_peaks_ = 0.0f, scale_ = 0.0f;
   uint32_t floor_ = 0;
   uint64_t total_mass_ = 0;
-  bool counting_ = kCount, listed_ = false, forget_below_floor_ = false;
+  LeadingBins<Key> bins_;
+  uint32_t gathered_ = kNoBin;  // the leading bin in the list
+  bool fits_ = false;           // the list is whole
+  bool list_used_ = false;
+  bool counting_ = kCount, forget_below_floor_ = false;
 };
 
 }  // namespace sgl_kernel::SGL_TARGET

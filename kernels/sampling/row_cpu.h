@@ -15,8 +15,8 @@ class Row {
  public:
   // Histograms, made once for many rows.
   struct Scratch {
-    std::vector<uint32_t> counts = std::vector<uint32_t>(std::max(kLeadingBins<Key>, kDigits));
-    std::vector<uint64_t> masses = std::vector<uint64_t>(std::max(kLeadingBins<Key>, kDigits));
+    std::vector<uint32_t> counts = std::vector<uint32_t>(Key::kLeadingBins);
+    std::vector<uint64_t> masses = std::vector<uint64_t>(Key::kLeadingBins);
     std::vector<uint32_t> digit_counts = std::vector<uint32_t>(kDigits);
     std::vector<uint64_t> digit_masses = std::vector<uint64_t>(kDigits);
     std::vector<float> block_peaks;  // the highest value of each kBlock
@@ -48,6 +48,7 @@ class Row {
       peak = block_peak > peak ? block_peak : peak;
     }
     peak_ = Key::clean(peak);
+    leading_ = LeadingBins<Key>::of(Key::key(peak_));
     if (kMass && peak_ >= kLowestPeak) scale_ = mass_scale(peak_);
   }
 
@@ -60,7 +61,7 @@ class Row {
     std::fill(scratch_.counts.begin(), scratch_.counts.end(), 0);
     std::fill(scratch_.masses.begin(), scratch_.masses.end(), 0);
     for_each_from(lowest, [&](int64_t, float value) {
-      const uint32_t bin = Key::key(value) >> kLeadingShift;
+      const uint32_t bin = leading_.bin(Key::key(value));
       ++scratch_.counts[bin];
       if (kMass) scratch_.masses[bin] += mass(value, scale_);
     });
@@ -124,23 +125,24 @@ class Row {
 
   Prefix search(const Bin& leading, uint64_t count, uint64_t mass_target) {
     Prefix prefix;
-    prefix.key = leading.index;
+    const int first_shift = leading_.first_shift(leading.index);
+    prefix.key = above_digit(leading_.lowest_key(leading.index), first_shift);
     uint64_t count_above = leading.count_above, mass_above = leading.mass_above;
     Bin bin = leading;
     scratch_.candidates.resize(size_);
     size_t num_candidates = 0;
     // A key below -infinity's has no value but NaN, which max() passes over in this order.
-    for_each_from(std::max(lowest_, Key::value(leading.index << kLeadingShift)), [&](int64_t, float value) {
+    for_each_from(std::max(lowest_, Key::value(leading_.lowest_key(leading.index))), [&](int64_t, float value) {
       scratch_.candidates[num_candidates] = value;  // without a branch, which would be taken at random
-      num_candidates += Key::key(value) >> kLeadingShift == leading.index;
+      num_candidates += leading_.bin(Key::key(value)) == leading.index;
     });
-    for (int shift = kLeadingShift - kDigitBits; shift >= 0; shift -= kDigitBits) {
+    for (int shift = first_shift; shift >= 0; shift -= kDigitBits) {
       std::fill(scratch_.digit_counts.begin(), scratch_.digit_counts.end(), 0);
       std::fill(scratch_.digit_masses.begin(), scratch_.digit_masses.end(), 0);
       for (size_t i = 0; i < num_candidates; ++i) {
         const float value = scratch_.candidates[i];
         const uint32_t key = Key::key(value);
-        if (key >> (shift + kDigitBits) != prefix.key) continue;
+        if (above_digit(key, shift) != prefix.key) continue;
         const uint32_t digit = (key >> shift) % kDigits;
         ++scratch_.digit_counts[digit];
         if (kMass) scratch_.digit_masses[digit] += mass(value, scale_);
@@ -164,6 +166,7 @@ class Row {
   const float* values_;
   int64_t size_;
   Scratch& scratch_;
+  LeadingBins<Key> leading_;
   float peak_ = 0.0f, scale_ = 0.0f, lowest_ = Key::kLowest;
   uint64_t total_mass_ = 0;
 };
