@@ -39,6 +39,8 @@ __all__ = [
 
 def _draw_seed(probs: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
     """(seed, offset) of the kernel's counter-based generator: int64, on the device of probs."""
+    if probs.numel() == 0:  # nothing is drawn: a call without rows launches nothing
+        return torch.empty(2, dtype=torch.int64, device=probs.device)
     device = probs.device if generator is None else generator.device
     seed = torch.empty(2, dtype=torch.int64, device=device).random_(generator=generator)
     return seed if device == probs.device else seed.to(probs.device)

@@ -98,4 +98,4 @@ def picture(rows: list[dict], path: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(y=0.01)
     figure.tight_layout()
-    figure.savefig(path, dpi=140)
+    figure.savefig(path, dpi=85)
