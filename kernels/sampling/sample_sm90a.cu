@@ -1,7 +1,8 @@
 // Token sampling on Hopper: a cluster of up to 8 blocks holds a row in its shared memory, reads it from global memory
 // once, and searches there; six to eight cluster barriers, and more where a bin's values do not fit a list.
 // H200, 2026-11-22, vocabulary 151936, tools/bench, in µs at a batch of 1 / 16 / 128: top-k-top-p joint 35 / 42 / 196,
-// top-k first 44 / 53 / 249, top-p 29 / 36 / 153, min-p 25 / 30 / 133. A batch of 128 takes four waves of clusters.
+// top-k first 44 / 53 / 249, top-p 29 / 36 / 153, min-p 25 / 30 / 133. Reckoned,
+// not measured: 33 clusters of 8 fit 132 multiprocessors at once, so a batch of 128 takes four waves of them.
 #include "kernels/base/launch.h"
 #include "kernels/sampling/cluster_sm90.cuh"
 #include "kernels/sampling/sample_row.cuh"

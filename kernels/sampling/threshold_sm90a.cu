@@ -1,6 +1,7 @@
 // Rows cut at a threshold on Hopper: a cluster of up to 8 blocks holds a row in its shared memory, reads it once, finds
 // the threshold there and writes the row once. H200, 2026-11-22, vocabulary 151936, tools/bench, in µs at a batch of
-// 1 / 16 / 128: top-k renormalization 26 / 33 / 169, top-p 27 / 34 / 168. A batch of 128 takes four waves of clusters.
+// 1 / 16 / 128: top-k renormalization 26 / 33 / 169, top-p 27 / 34 / 168. Reckoned,
+// not measured: 33 clusters of 8 fit 132 multiprocessors at once, so a batch of 128 takes four waves of them.
 #include "kernels/base/launch.h"
 #include "kernels/sampling/cluster_sm90.cuh"
 #include "kernels/sampling/threshold_row.cuh"
