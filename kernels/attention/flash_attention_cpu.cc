@@ -3,6 +3,7 @@
 // A piece of work is a tile of query rows that share a KV head (rows are numbered token * group + head). Each block of
 // keys and values is converted to f32 once for the tile and stays in the L1 and L2 caches. Blocks begin at multiples of
 // 32 keys and masked keys add exactly 0, so a row's bits depend on its own sequence alone. num_splits is not used.
+// With queries over v, queries are [q, q_v] and keys are [k, v]: one product.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -20,14 +21,18 @@ namespace {
 constexpr int kTileRows = 16;   // query rows that share a conversion
 constexpr int kBlockKeys = 32;  // 32 keys of 256 dimensions are 32 KiB of f32
 constexpr int kMaxHeadDim = 256;
+constexpr int kMaxQueryDim = kMostHeadDimWithWide + kMostWideValues;
 constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
 
-// One block of keys and values, and the rows of one tile. Columns behind head_dim are not used.
+// One block of keys and values, and the rows of one tile. Columns behind the tensors' are not used. An odd number of
+// cache lines a row spreads the rows over all sets of the cache.
 struct Workspace {
-  alignas(32) float keys[kBlockKeys][kMaxHeadDim];
-  alignas(32) float values[kBlockKeys][kMaxHeadDim];
-  alignas(32) float queries[kTileRows][kMaxHeadDim];
-  alignas(32) float output[kTileRows][kMaxHeadDim];
+  static constexpr int kLine = 16, kQueryStride = kMaxQueryDim + kLine, kValueStride = kMostWideValues + kLine;
+  static_assert(kMaxQueryDim >= kMaxHeadDim && kQueryStride / kLine % 2 == 1 && kValueStride / kLine % 2 == 1);
+  alignas(64) float keys[kBlockKeys][kQueryStride];
+  alignas(64) float values[kBlockKeys][kValueStride];
+  alignas(64) float queries[kTileRows][kQueryStride];
+  alignas(64) float output[kTileRows][kValueStride];
   alignas(32) float scores[kBlockKeys];
   float max[kTileRows], sum[kTileRows];
 };
@@ -169,7 +174,7 @@ int64_t row_offset(const AttentionSequence& sequence, int batch, int token, int 
 }
 
 // Rows [first_row, first_row + count) of KV head kv_head.
-template <class T, class Loops>
+template <class T, class Out, class Loops>
 void attend_tile(const AttentionParams& params, int batch, int kv_head, int first_row, int count, Workspace& work) {
   const AttentionSequence sequence = sequence_of(params, batch);
   const int group = params.group();
@@ -186,11 +191,20 @@ void attend_tile(const AttentionParams& params, int batch, int kv_head, int firs
         static_cast<const T*>(params.q) + row_offset(sequence, batch, token_of(i), head_of(i), params.q_batch_stride,
                                                      params.q_row_stride, params.q_head_stride),
         params.head_dim);
+    if (params.q_v != nullptr) {
+      Loops::to_float(work.queries[i] + params.head_dim,
+                      static_cast<const T*>(params.q_v) + row_offset(sequence, batch, token_of(i), head_of(i),
+                                                                     params.q_v_batch_stride, params.q_v_row_stride,
+                                                                     params.q_v_head_stride),
+                      params.head_dim_v);
+    }
     std::fill_n(work.output[i], params.head_dim_v, 0.0f);
     work.max[i] = kNegativeInfinity;
     work.sum[i] = 0.0f;
   }
 
+  const int query_dim = params.head_dim + (params.q_v != nullptr ? params.head_dim_v : 0);
+  const float scale = params.score_scale(batch, kv_head);
   const int begin = visible[0].begin, end = visible[count - 1].end;
   const T* keys = static_cast<const T*>(params.k) + kv_head * params.k_head_stride;
   const T* values = static_cast<const T*>(params.v) + kv_head * params.v_head_stride;
@@ -207,10 +221,11 @@ void attend_tile(const AttentionParams& params, int batch, int kv_head, int firs
         std::fill_n(work.keys[j], params.head_dim, 0.0f);
         std::fill_n(work.values[j], params.head_dim_v, 0.0f);
       }
+      if (params.q_v != nullptr) std::copy_n(work.values[j], params.head_dim_v, work.keys[j] + params.head_dim);
     }
     for (int i = 0; i < count; ++i) {
       if (visible[i].begin >= block + kBlockKeys || visible[i].end <= block) continue;
-      Loops::scores(work, i, params.softmax_scale, params.head_dim);
+      Loops::scores(work, i, scale, query_dim);
       if (params.softcap > 0.0f) {
         for (float& score : work.scores) score = params.softcap * std::tanh(score / params.softcap);
       }
@@ -237,13 +252,13 @@ void attend_tile(const AttentionParams& params, int batch, int kv_head, int firs
       lse = top + std::log(total);
     }
     params.lse[batch * params.lse_batch_stride + head * params.lse_head_stride + sequence.q_start + token] = lse;
-    Loops::from_float(static_cast<T*>(params.out) + row_offset(sequence, batch, token, head, params.out_batch_stride,
-                                                               params.out_row_stride, params.out_head_stride),
-                      work.output[i], factor, params.head_dim_v);
+    Loops::from_float(static_cast<Out*>(params.out) + row_offset(sequence, batch, token, head, params.out_batch_stride,
+                                                                 params.out_row_stride, params.out_head_stride),
+                      work.output[i], factor * params.v_descale.at(batch, kv_head), params.head_dim_v);
   }
 }
 
-template <class T, class Loops>
+template <class T, class Out, class Loops>
 void attend(const AttentionParams& params) {
   // Tiles small enough that every thread gets several: sequences differ in length.
   const int64_t rows = static_cast<int64_t>(params.seqlen_q) * params.group();
@@ -260,9 +275,9 @@ void attend(const AttentionParams& params) {
       const int64_t place = i % heads;
       int64_t row_tile = i / heads;
       row_tile = row_tile % 2 == 0 ? row_tile / 2 : tiles - 1 - row_tile / 2;
-      attend_tile<T, Loops>(params, static_cast<int>(place / params.num_heads_k),
-                            static_cast<int>(place % params.num_heads_k), static_cast<int>(row_tile * tile), tile,
-                            work);
+      attend_tile<T, Out, Loops>(params, static_cast<int>(place / params.num_heads_k),
+                                 static_cast<int>(place % params.num_heads_k), static_cast<int>(row_tile * tile), tile,
+                                 work);
     }
   });
 }
@@ -320,20 +335,24 @@ void append_new_keys(const AttentionParams& params) {
   }
 }
 
-template <class T>
+template <class T, class Out>
 void run(const AttentionParams& params) {
   if (params.k_new != nullptr) append_new_keys<T>(params);
   const AttentionParams attended = with_rotated_queries(params);
 #if defined(__x86_64__)
-  if (has_avx2()) return attend<T, Avx2Loops>(attended);
+  if (has_avx2()) return attend<T, Out, Avx2Loops>(attended);
 #endif
-  attend<T, PlainLoops>(attended);
+  attend<T, Out, PlainLoops>(attended);
 }
 
 }  // namespace
 
 Status flash_attention_forward(const AttentionParams& params, Stream) {
-  SGL_CPU_SWITCH_FLOAT(params.dtype, T, run<T>(params));
+  if (params.dtype == DType::kF8E4M3) {
+    run<Float8E4M3, BFloat16>(params);
+  } else {
+    SGL_CPU_SWITCH_FLOAT(params.dtype, T, run<T, T>(params));
+  }
   return OkStatus();
 }
 

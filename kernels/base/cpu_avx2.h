@@ -35,8 +35,8 @@ SGL_AVX2 inline __m256 load8(const Float8E4M3* from) {
   const __m128i magnitude = _mm_and_si128(words, _mm_set1_epi16(0x7f));
   const __m128i sign = _mm_slli_epi16(_mm_xor_si128(words, magnitude), 8);
   const __m128i is_nan = _mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7f));
-  const __m128i half = _mm_or_si128(_mm_or_si128(sign, _mm_slli_epi16(magnitude, 7)),
-                                    _mm_and_si128(is_nan, _mm_set1_epi16(0x7e00)));
+  const __m128i half =
+      _mm_or_si128(_mm_or_si128(sign, _mm_slli_epi16(magnitude, 7)), _mm_and_si128(is_nan, _mm_set1_epi16(0x7e00)));
   return _mm256_mul_ps(_mm256_cvtph_ps(half), _mm256_set1_ps(256.0f));
 }
 

@@ -88,7 +88,8 @@ def _attention_results(
     rows = q.shape[:-2]
     num_heads, head_dim_v = q.shape[-2], v.shape[-1]
     if out is None:
-        out = q.new_empty((*rows, num_heads, head_dim_v))
+        dtype = torch.bfloat16 if q.dtype == torch.float8_e4m3fn else q.dtype
+        out = q.new_empty((*rows, num_heads, head_dim_v), dtype=dtype)
     if cu_seqlens_q is None:
         batch, seqlen_q = rows[0], rows[-1]
         lse_shape = (batch, num_heads, seqlen_q)

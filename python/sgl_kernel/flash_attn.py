@@ -32,6 +32,12 @@ def _dense(tensor: torch.Tensor | None) -> torch.Tensor | None:
     return tensor.contiguous() if tensor is not None and tensor.stride(-1) != 1 else tensor
 
 
+def _softmax_scale(softmax_scale: float | None, q: torch.Tensor, qv: torch.Tensor | None) -> float:
+    if softmax_scale is not None:
+        return softmax_scale
+    return (q.shape[-1] + (qv.shape[-1] if qv is not None else 0)) ** -0.5
+
+
 def _refuse(function: str, score_mod, aux_tensors, ver: int) -> None:
     if score_mod is not None or aux_tensors is not None:
         raise NotImplementedError(f"{function}: score_mod or aux_tensors is given, expected None (not built yet)")
@@ -128,10 +134,10 @@ def flash_attn_with_kvcache(
     if (k is not None) and (k_cache.stride(-1) != 1 or v_cache.stride(-1) != 1):
         raise ValueError("flash_attn_with_kvcache: the cache has no last stride of 1, expected one (it is written)")
     results = _fwd(
-        _dense(q), _dense(k_cache), _dense(v_cache), _dense(k), _dense(v), qv, None, _dense(cu_seqlens_q), None,
+        _dense(q), _dense(k_cache), _dense(v_cache), _dense(k), _dense(v), _dense(qv), None, _dense(cu_seqlens_q), None,
         _dense(cu_seqlens_k_new), None, _dense(cache_seqlens), max_seqlen_q, None, _dense(page_table),
         _dense(cache_batch_idx), _dense(cache_leftpad), _dense(rotary_cos), _dense(rotary_sin), _dense(rotary_seqlens),
-        q_descale, k_descale, v_descale, softmax_scale, causal, window_size[0], window_size[1], attention_chunk or 0,
+        q_descale, k_descale, v_descale, _softmax_scale(softmax_scale, q, qv), causal, window_size[0], window_size[1], attention_chunk or 0,
         softcap, rotary_interleaved, scheduler_metadata, num_splits, pack_gqa, sm_margin, sinks,
     )  # fmt: skip
     return results if return_softmax_lse else results[0]
@@ -188,9 +194,9 @@ def flash_attn_varlen_func(
     """
     _refuse("flash_attn_varlen_func", score_mod, aux_tensors, ver)
     results = _fwd(
-        _dense(q), _dense(k), _dense(v), None, None, qv, None, _dense(cu_seqlens_q), _dense(cu_seqlens_k), None,
+        _dense(q), _dense(k), _dense(v), None, None, _dense(qv), None, _dense(cu_seqlens_q), _dense(cu_seqlens_k), None,
         seqused_q, seqused_k, max_seqlen_q, max_seqlen_k, _dense(page_table), None, None, None, None, None, q_descale,
-        k_descale, v_descale, softmax_scale, causal, window_size[0], window_size[1], attention_chunk or 0, softcap,
+        k_descale, v_descale, _softmax_scale(softmax_scale, q, qv), causal, window_size[0], window_size[1], attention_chunk or 0, softcap,
         False, None, num_splits, pack_gqa, sm_margin, sinks,
     )  # fmt: skip
     return results if return_softmax_lse else results[0]
