@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(C::kThreads)
 
   uint32_t queries[C::kHeadDim / kMmaRows][4];
   load_queries<C>(queries, params, sequence, batch, kv_head, first_row, num_rows, lane);
-  const ScoreScale scale = score_scale_of(params);
+  const ScoreScale scale = score_scale_of(params, batch, kv_head);
   KeyRange visible[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {

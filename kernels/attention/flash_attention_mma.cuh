@@ -113,13 +113,14 @@ __device__ __forceinline__ void mma<__nv_bfloat16>(float (&d)[4], const uint32_t
 // How raw products of q and k become exponents of 2. With a softcap the scores are capped first.
 struct ScoreScale {
   float softcap;        // 0: none
-  float before_cap;     // softmax_scale / softcap
-  float log2_per_unit;  // what a score is multiplied by under exp2: kLog2E, times softmax_scale if nothing is capped
+  float before_cap;     // score_scale() / softcap
+  float log2_per_unit;  // what a score is multiplied by under exp2: kLog2E, times score_scale() if nothing is capped
 };
 
-__device__ __forceinline__ ScoreScale score_scale_of(const AttentionParams& params) {
-  if (params.softcap > 0.0f) return {params.softcap, params.softmax_scale / params.softcap, kLog2E};
-  return {0.0f, 0.0f, params.softmax_scale * kLog2E};
+__device__ __forceinline__ ScoreScale score_scale_of(const AttentionParams& params, int batch, int kv_head) {
+  const float scale = params.score_scale(batch, kv_head);
+  if (params.softcap > 0.0f) return {params.softcap, scale / params.softcap, kLog2E};
+  return {0.0f, 0.0f, scale * kLog2E};
 }
 
 // softcap * tanh(score * before_cap), by tanh(x) = 1 - 2 / (e^2x + 1).
