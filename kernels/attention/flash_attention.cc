@@ -10,6 +10,7 @@
 namespace sgl_kernel {
 
 SGL_DECLARE_TARGETS(flash_attention_forward);
+SGL_DECLARE_TARGETS(flash_attention_most_merged_splits);
 
 namespace {
 
@@ -273,21 +274,30 @@ Status check_results(const Arguments& a) {
   return check.status();
 }
 
-Status check_splits(const Arguments& a, int64_t num_splits) {
+int64_t num_partials_of(const Arguments& a) {
+  return a.out_accum.rank() > 0 ? std::max<int64_t>(a.out_accum.size(0), 1) : 1;
+}
+
+// Without num_splits each partial result is of one split. `most_merged` is of the call: 1 where it has many rows.
+Status check_splits(const Arguments& a, int64_t num_splits, int64_t most_merged) {
   Check check("fwd");
-  const int64_t splits = a.out_accum.rank() > 0 ? std::max<int64_t>(a.out_accum.size(0), 1) : 1;
+  const int64_t partials = num_partials_of(a);
   check.that(num_splits >= 0 && num_splits <= kMaxSplits, "num_splits", num_splits, "from 0 to 256");
-  check.that(splits <= kMaxSplits, "out_accum.shape[0]", splits, "at most 256");
+  check.that(partials <= kMaxSplits, "out_accum.shape[0]", partials, "at most 256");
   if (a.q.device().is_cpu()) return check.status();  // which does not split
-  check.that(num_splits == 0 || num_splits == splits, "out_accum.shape[0]", splits, "num_splits");
-  if (!check.ok() || splits <= 1) return check.status();
+  check.that(num_splits == 0 || num_splits == partials || partials_of(num_splits, most_merged) == partials,
+             "out_accum.shape[0]", partials, "fwd_num_partials() of num_splits");
+  if (!check.ok() || partials <= 1) return check.status();
   const int64_t batch = batch_of(a), num_heads = a.q.size(-2), head_dim_v = a.out.size(-1);
   if (a.cu_seqlens_q.has_value()) {
-    check.shape("out_accum", a.out_accum, {splits, num_heads, a.q.size(0), head_dim_v}, "of the splits")
-        .shape("softmax_lse_accum", a.softmax_lse_accum, {splits, num_heads, a.q.size(0)}, "of the splits");
+    check.shape("out_accum", a.out_accum, {partials, num_heads, a.q.size(0), head_dim_v}, "of the partial results")
+        .shape("softmax_lse_accum", a.softmax_lse_accum, {partials, num_heads, a.q.size(0)}, "of the partial results");
   } else {
-    check.shape("out_accum", a.out_accum, {splits, batch, num_heads, a.q.size(1), head_dim_v}, "of the splits")
-        .shape("softmax_lse_accum", a.softmax_lse_accum, {splits, batch, num_heads, a.q.size(1)}, "of the splits");
+    check
+        .shape("out_accum", a.out_accum, {partials, batch, num_heads, a.q.size(1), head_dim_v},
+               "of the partial results")
+        .shape("softmax_lse_accum", a.softmax_lse_accum, {partials, batch, num_heads, a.q.size(1)},
+               "of the partial results");
   }
   check.dtype("out_accum", a.out_accum, {DType::kF32})
       .dtype("softmax_lse_accum", a.softmax_lse_accum, {DType::kF32})
@@ -369,8 +379,8 @@ AttentionParams pointers_of(const Arguments& a) {
   params.lse = a.softmax_lse.data<float>();
   params.lse_head_stride = a.softmax_lse.size(-1);
   params.lse_batch_stride = a.softmax_lse.rank() == 3 ? a.softmax_lse.size(1) * a.softmax_lse.size(2) : 0;
-  if (!a.q.device().is_cpu() && a.out_accum.rank() > 0 && a.out_accum.size(0) > 1) {
-    params.num_splits = static_cast<int>(a.out_accum.size(0));
+  if (!a.q.device().is_cpu() && num_partials_of(a) > 1) {
+    params.num_partials = static_cast<int>(num_partials_of(a));
     params.out_accum = a.out_accum.data<float>();
     params.lse_accum = a.softmax_lse_accum.data<float>();
     params.lse_accum_head_stride = params.lse_head_stride;
@@ -436,12 +446,17 @@ Status fwd(TensorView out, TensorView softmax_lse, TensorView out_accum, TensorV
   SGL_RETURN_IF_ERROR(check_scales(arguments));
   SGL_RETURN_IF_ERROR(check_new_keys(arguments));
   SGL_RETURN_IF_ERROR(check_results(arguments));
-  SGL_RETURN_IF_ERROR(check_splits(arguments, num_splits));
 
   const int64_t seqlen_q = cu_seqlens_q.has_value() ? max_seqlen_q.value_or(q.size(0)) : q.size(1);
   const int64_t seqlen_k = page_table.has_value()     ? page_table->size(1) * k.size(1)
                            : cu_seqlens_k.has_value() ? max_seqlen_k.value_or(k.size(0))
                                                       : k.size(1);
+  int most_merged = 1;
+  if (merges_splits(seqlen_q, q.size(-2) / k.size(-2), v.size(-1), q_v.has_value())) {
+    SGL_RETURN_IF_ERROR(
+        internal::dispatch("fwd", flash_attention_most_merged_splits_targets, q.device(), &most_merged));
+  }
+  SGL_RETURN_IF_ERROR(check_splits(arguments, num_splits, most_merged));
   const double scale = softmax_scale.value_or(1.0 / std::sqrt(static_cast<double>(q.size(-1))));
   Check check("fwd");
   check.that(!given_out.has_value() || given_out->data() == out.data(), "out", "is not the result tensor",
@@ -463,6 +478,7 @@ Status fwd(TensorView out, TensorView softmax_lse, TensorView out_accum, TensorV
   if (softmax_lse.empty()) return OkStatus();
 
   AttentionParams params = pointers_of(arguments);
+  params.num_splits = !q.device().is_cpu() && num_splits > 0 ? static_cast<int>(num_splits) : params.num_partials;
   params.batch = static_cast<int>(batch_of(arguments));
   params.seqlen_q = static_cast<int>(seqlen_q);
   params.total_q = q.rank() == 3 ? q.size(0) : q.size(0) * q.size(1);
@@ -482,14 +498,24 @@ Status fwd(TensorView out, TensorView softmax_lse, TensorView out_accum, TensorV
   if (is_causal) params.window_right = 0;
   params.rotate_q_by_row = params.window_left >= 0 || params.window_right >= 0 || params.attention_chunk > 0;
   if (params.batch == 0 || params.seqlen_q == 0) return OkStatus();
-  if (!q.device().is_cpu() && (arguments.is_fp8() || has_wide_values(params))) {
-    return Unsupported("fwd: fp8, q_v and wide values are not built yet on a GPU");
-  }
   return internal::dispatch("fwd", flash_attention_forward_targets, q.device(), params, stream);
 }
 
+int64_t fwd_most_merged_splits(Device device) {
+  int most = 1;
+  return internal::dispatch("fwd", flash_attention_most_merged_splits_targets, device, &most).ok() ? most : 1;
+}
+
+int64_t fwd_num_partials(int64_t num_splits, int64_t num_heads, int64_t num_heads_k, int64_t seqlen_q,
+                         int64_t head_dim_v, bool has_q_v, int64_t most_merged) {
+  if (num_splits <= 1 || num_heads_k <= 0) return 1;
+  const bool merges = merges_splits(seqlen_q, num_heads / num_heads_k, head_dim_v, has_q_v);
+  return partials_of(num_splits, merges ? most_merged : 1);
+}
+
 int64_t fwd_num_splits(int64_t batch, int64_t num_heads, int64_t num_heads_k, int64_t seqlen_q, int64_t seqlen_k,
-                       int64_t window_left, int64_t window_right, int64_t num_sms) {
+                       int64_t window_left, int64_t window_right, int64_t num_sms, int64_t most_merged) {
+  (void)most_merged;
   constexpr double kGoodShare = 0.9;  // of the multiprocessors' time: splitting further would cost more than it gives
   if (batch <= 0 || num_heads <= 0 || num_heads_k <= 0 || seqlen_q <= 0 || seqlen_k <= 0 || num_sms <= 0) return 1;
   const int64_t group = num_heads / num_heads_k;

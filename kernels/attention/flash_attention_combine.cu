@@ -1,9 +1,10 @@
-// Step 3 of attention with split keys: bound by the reads of the partial outputs, which come from the L2.
+// Step 3 of attention with split keys, whose partial results are called splits here: bound by the reads of the partial
+// outputs, which come from the L2.
 //
 //   lse = log(sum_s exp(lse_s) + exp(sink)),   out = sum_s exp(lse_s - lse) out_s
 //
 // One block a query row of one head. Warp w sums the splits w, w + 8, …; then the warps are added in order, so the bits
-// depend on num_splits alone.
+// depend on num_partials alone.
 #include "kernels/attention/flash_attention_mma.cuh"
 #include "kernels/attention/flash_attention_portable.h"
 #include "kernels/base/launch.h"
@@ -16,14 +17,15 @@ namespace {
 constexpr int kWarps = 8;
 constexpr int kAtOnce = 4;  // splits whose loads a warp has under way
 constexpr int kMaxSplits = 256;
-constexpr int kMaxHeadDim = 256;
-constexpr int kLaneColumns = kMaxHeadDim / kWarp;  // a lane holds columns 4 lane … 4 lane + 3, and those 128 further on
 
-template <class T>
+// A lane holds columns 4 lane … 4 lane + 3, and those 128 further on, up to kMaxHeadDim.
+template <class T, int kMaxHeadDim>
 __global__ void __launch_bounds__(kWarps* kWarp) combine_splits_kernel(const __grid_constant__ AttentionParams params) {
   __shared__ float weights[kMaxSplits];
   __shared__ float sums[kWarps][kMaxHeadDim];
+  constexpr int kLaneColumns = kMaxHeadDim / kWarp;
   wait_for_predecessor();
+  release_successors();
   int index = blockIdx.x;
   const int token = index % params.seqlen_q;
   index /= params.seqlen_q;
@@ -40,7 +42,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) combine_splits_kernel(const __g
 #pragma unroll
   for (int i = 0; i < kMaxSplits / kWarp; ++i) {
     const int split = i * kWarp + lane;
-    lse[i] = split < params.num_splits ? lse_accum[split * params.lse_accum_split_stride] : negative_infinity();
+    lse[i] = split < params.num_partials ? lse_accum[split * params.lse_accum_split_stride] : negative_infinity();
     top = fmaxf(top, lse[i]);
   }
   const float sink = sink_of(params, row.head);
@@ -67,13 +69,13 @@ __global__ void __launch_bounds__(kWarps* kWarp) combine_splits_kernel(const __g
 
   const float* out_accum = params.out_accum + out_accum_index(params, sequence, batch, 0, row);
   float output[kLaneColumns] = {};
-  for (int first = warp; first < params.num_splits; first += kWarps * kAtOnce) {
+  for (int first = warp; first < params.num_partials; first += kWarps * kAtOnce) {
     float weight[kAtOnce];
     float4 parts[kAtOnce][kLaneColumns / 4] = {};
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       const int split = first + i * kWarps;
-      weight[i] = split < params.num_splits ? weights[split] : 0.0f;
+      weight[i] = split < params.num_partials ? weights[split] : 0.0f;
 #pragma unroll
       for (int part = 0; part < kLaneColumns / 4; ++part) {
         const int column = part * 4 * kWarp + lane * 4;
@@ -111,13 +113,19 @@ __global__ void __launch_bounds__(kWarps* kWarp) combine_splits_kernel(const __g
   }
 }
 
+template <int kMaxHeadDim>
+auto kernel_of(const AttentionParams& params) {
+  return params.dtype == DType::kF16 ? combine_splits_kernel<__half, kMaxHeadDim>
+                                     : combine_splits_kernel<__nv_bfloat16, kMaxHeadDim>;
+}
+
 }  // namespace
 
 Status combine_splits(const AttentionParams& params, Stream stream) {
   const int64_t blocks = static_cast<int64_t>(params.seqlen_q) * params.num_heads * params.batch;
   if (blocks > INT32_MAX) return Unsupported("fwd: batch * heads * queries is above 2^31 blocks");
-  const auto kernel =
-      params.dtype == DType::kF16 ? combine_splits_kernel<__half> : combine_splits_kernel<__nv_bfloat16>;
+  const auto kernel = params.head_dim_v <= kMostNarrowValues ? kernel_of<kMostNarrowValues>(params)
+                                                             : kernel_of<kMostWideValues>(params);
   return launch("fwd", kernel, {.grid = dim3(static_cast<unsigned>(blocks)), .block = kWarps * kWarp, .pdl = true},
                 stream, params);
 }

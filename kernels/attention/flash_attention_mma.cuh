@@ -43,12 +43,22 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// The byte offset of a chunk of a row of kDim elements. The exclusive or spreads eight neighbouring rows' chunks over
-// all banks; it stays within groups of eight chunks, so kDim is a multiple of 64.
+// How the chunks of a row of kDim 16-bit elements are permuted, by an exclusive or with swizzle_of_row(), so that one
+// chunk of eight neighbouring rows is spread over all banks: in groups of eight, or, where two rows make up a multiple
+// of all banks, of four. A tile of fp8 is one of half as many 16-bit elements a row.
+template <int kDim>
+inline constexpr int kSwizzledChunks = kDim % (8 * kChunk) == 0 ? 8 : 4;
+
+template <int kDim>
+__device__ __forceinline__ int swizzle_of_row(int row) {
+  static_assert(kDim % (4 * kChunk) == 0);
+  return kSwizzledChunks<kDim> == 8 ? row & 7 : row >> 1 & 3;
+}
+
+// The byte offset of a chunk of a row.
 template <int kDim>
 __device__ __forceinline__ uint32_t swizzled(int row, int chunk) {
-  static_assert(kDim % (8 * kChunk) == 0);
-  return row * (kDim * 2) + ((chunk ^ (row & 7)) * 16);
+  return row * (kDim * 2) + ((chunk ^ swizzle_of_row<kDim>(row)) * 16);
 }
 
 __device__ __forceinline__ void load_matrices(uint32_t (&fragment)[4], uint32_t address) {
@@ -69,7 +79,8 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&fragment)[4]
 // this is inlined; tiles begin at multiples of 128 bytes.
 template <int kDim>
 __device__ __forceinline__ uint32_t chunk_address(uint32_t tile, int row, int odd, int step) {
-  return ((tile + swizzled<kDim>(row, odd)) ^ (2 * step % 8 * 16)) + 2 * step / 8 * 128;
+  constexpr int kChunks = kSwizzledChunks<kDim>;
+  return ((tile + swizzled<kDim>(row, odd)) ^ (2 * step % kChunks * 16)) + 2 * step / kChunks * (kChunks * 16);
 }
 
 // The A fragment of rows [row, row + 16) and columns [16 step, 16 step + 16) of a tile in shared memory.

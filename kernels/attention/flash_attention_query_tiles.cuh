@@ -10,12 +10,9 @@
 // copied into the one f16 tile of each. The copies of the next K and V run during all of a step.
 #pragma once
 
-#include <type_traits>
-
-#include "kernels/attention/flash_attention_mma.cuh"
+#include "kernels/attention/flash_attention_fragments.cuh"
 #include "kernels/attention/flash_attention_portable.h"
 #include "kernels/base/launch.h"
-#include "kernels/device/fp8.cuh"
 #include "kernels/device/pdl.cuh"
 
 namespace sgl_kernel::SGL_TARGET {
@@ -26,11 +23,8 @@ constexpr int kThreads = kWarps * kWarp;
 
 // T: the dtype of q, k and v; kRowTiles: A fragments of 16 rows that a warp holds; kTileN: keys of a step.
 template <class T, int kHeadDim_, int kHeadDimV_, int kRowTiles_, int kTileN_>
-struct Config {
-  static constexpr bool kIsFp8 = std::is_same_v<T, __nv_fp8_e4m3>;
-  using Source = T;
-  using Element = std::conditional_t<kIsFp8, __half, T>;  // what is multiplied
-  using Out = std::conditional_t<kIsFp8, __nv_bfloat16, T>;
+struct Config : AttentionTypes<T> {
+  static constexpr bool kIsFp8 = AttentionTypes<T>::kIsFp8;
   static constexpr int kHeadDim = kHeadDim_, kHeadDimV = kHeadDimV_, kRowTiles = kRowTiles_, kTileN = kTileN_;
   static constexpr int kWarpRows = kRowTiles * kMmaRows, kTileM = kWarps * kWarpRows;
   static constexpr int kQueryBytes = kTileM * kHeadDim * 2;
