@@ -67,7 +67,8 @@ Status fwd(TensorView out, TensorView softmax_lse, TensorView out_accum, TensorV
            bool is_rotary_interleaved, const std::optional<TensorView>& scheduler_metadata, int64_t num_splits,
            std::optional<bool> pack_gqa, int64_t sm_margin, const std::optional<TensorView>& sinks, Stream stream);
 
-// How many splits fwd() merges before it leaves partial results, on that device and for calls of few queries: 1 if none.
+// How many splits fwd() merges before it leaves partial results, on that device and for calls of few queries: 1 if
+// none.
 int64_t fwd_most_merged_splits(Device device);
 
 // How many partial results num_splits <= 256 splits leave, with fwd_most_merged_splits() of the device. The extents are
@@ -75,9 +76,9 @@ int64_t fwd_most_merged_splits(Device device);
 int64_t fwd_num_partials(int64_t num_splits, int64_t num_heads, int64_t num_heads_k, int64_t seqlen_q,
                          int64_t most_merged);
 
-// How many ways to split the keys so that a GPU of `num_sms` multiprocessors is busy: between 1 and 256. From the
-// shapes alone: seqlen_q and seqlen_k are the extents or bounds that fwd() goes by, appended keys included; the windows
-// are -1 where there are none.
+// How many ways to split the keys so that a GPU of `num_sms` multiprocessors is done soonest: between 1 and 256. From
+// the shapes alone: seqlen_q and seqlen_k are the extents or bounds that fwd() goes by, appended keys included; the
+// windows are -1 where there are none, most_merged is fwd_most_merged_splits().
 int64_t fwd_num_splits(int64_t batch, int64_t num_heads, int64_t num_heads_k, int64_t seqlen_q, int64_t seqlen_k,
                        int64_t window_left, int64_t window_right, int64_t num_sms, int64_t most_merged);
 

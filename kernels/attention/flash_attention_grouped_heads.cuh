@@ -3,12 +3,14 @@
 // One block a (split of the keys, tile of 16 packed rows and KV head, sequence). The query heads that share a KV head
 // are rows of one tile, so every key is read once for all of them. Each warp walks its own keys, 16 at a time, through
 // its own ring in shared memory: no barrier of the block until the end, where the warps' softmaxes are merged in order.
-// The rings hold 48 to 96 KiB a block, of which all but one slot is under way while a slot is used; two blocks fit a
+// The rings hold up to 96 KiB, of which all but one slot is under way while a slot is used; two blocks fit a
 // multiprocessor of 228 KiB, which is several times the bandwidth-delay product of its share of the memory.
 //
 // Where the target has clusters, the splits of one cluster are merged as well, in order and through shared memory:
-// each block takes every so many rows. Short calls are a chain of latencies (lengths, page table, keys, merge), so what
-// stands before and after the loop is kept short: numbers that need a division come from the host.
+// each block takes every so many rows. There a split's block is twice as wide and has a multiprocessor to itself: one
+// warp's step is a chain of dependent instructions that leaves its part of a multiprocessor idle most of the time.
+// Short calls are a chain of latencies (lengths, page table, keys, merge), so what stands before and after the loop is
+// kept short: numbers that need a division come from the host.
 #pragma once
 
 #include <algorithm>
@@ -24,22 +26,23 @@ namespace sgl_kernel::SGL_TARGET {
 
 inline constexpr int kWarpKeys = 16;  // keys of a warp's step: one depth of P V
 
-template <class T, int kHeadDim_, int kHeadDimV_>
+template <class T, int kHeadDim_, int kHeadDimV_, bool kWide>
 struct GroupedHeadsConfig {
   using Element = T;
   static constexpr int kHeadDim = kHeadDim_, kHeadDimV = kHeadDimV_;
   static constexpr int kKeyBytes = kWarpKeys * kHeadDim * 2, kValueBytes = kWarpKeys * kHeadDimV * 2;
   static constexpr int kSlotBytes = kKeyBytes + kValueBytes;
-  static constexpr int kWarps = kHeadDim > 192 ? 2 : 4;
-  // As deep as 96 KiB allow: what an sm_89 or sm_120 block can have, and what leaves room for two blocks on Hopper.
-  static constexpr int kStages = 96 * 1024 / (kSlotBytes * kWarps);
+  static constexpr int kWarps = (kHeadDim > 192 ? 2 : 4) * (kWide ? 2 : 1);
+  // Three deep where that leaves room for two blocks on Hopper (for one, if wide); 96 KiB is also what an sm_89 or
+  // sm_120 block can have.
+  static constexpr int kStages = std::min((kWide ? 192 : 96) * 1024 / (kSlotBytes * kWarps), 3);
   static constexpr int kRingBytes = kSlotBytes * kStages;  // of a warp
   static constexpr int kThreads = kWarps * kWarp;
   static constexpr int kBlockKeys = kWarps * kWarpKeys;
   static constexpr int kShared = kRingBytes * kWarps;
   static constexpr int kLanePairs = kHeadDimV / (2 * kWarp);  // a lane merges columns 2 lane + 64 i and the next
   static_assert(kStages >= 2 && kRingBytes >= kMmaRows * kHeadDimV * 4, "a warp's output is merged through its ring");
-  static_assert(kSplitTile % kBlockKeys == 0);
+  static_assert(kSplitTile % kWarpKeys == 0);
 };
 
 // A cache's offsets fit 32 bits in units of the largest power of two that divides its strides.
@@ -153,10 +156,9 @@ __global__ void __launch_bounds__(C::kThreads)
   const KeyRange seen_by_first = visible_keys(params, sequence.q_len, sequence.k_len, token_of(first_row));
   const KeyRange seen_by_last = visible_keys(params, sequence.q_len, sequence.k_len, token_of(last_row));
   const KeyRange range = split_of({seen_by_first.begin, seen_by_last.end}, split, params.num_splits, kSplitTile);
-  const int first_block_key = range.begin / C::kBlockKeys * C::kBlockKeys;
+  const int first_block_key = range.begin / kWarpKeys * kWarpKeys;
   const int first_key = first_block_key + warp * kWarpKeys;
-  const int steps =
-      range.end > range.begin ? (range.end - first_block_key + C::kBlockKeys - 1) / C::kBlockKeys : 0;
+  const int steps = range.end > range.begin ? (range.end - first_block_key + C::kBlockKeys - 1) / C::kBlockKeys : 0;
 
   // Lane i looks up where key i % 16 of a step lies: in k below lane 16, in v from there on.
   const CacheStrides strides = lane < kWarpKeys ? derived.k : derived.v;
@@ -208,7 +210,7 @@ __global__ void __launch_bounds__(C::kThreads)
   // Keys that every row of the tile sees need no mask.
   const KeyRange seen_by_all = {max(seen_by_last.begin, range.begin), min(seen_by_first.end, range.end)};
 
-  wait_copies<C::kStages - 1>();
+  wait_for_copies<C::kStages - 1>();
   __syncthreads();
   uint32_t queries[C::kHeadDim / kMmaRows][4];
 #pragma unroll
@@ -221,7 +223,7 @@ __global__ void __launch_bounds__(C::kThreads)
   float output[C::kHeadDimV / kMmaColumns][4] = {};
   int read_slot = 0, write_slot = C::kStages - 1;
   for (int step = 0; step < steps; ++step) {
-    wait_copies<C::kStages - 2>();
+    wait_for_copies<C::kStages - 2>();
     __syncwarp();  // every lane's copies have landed, and the slot that is filled next has been read
     if (step + C::kStages - 1 < steps) copy_step(ring + write_slot * C::kSlotBytes, next_slot);
     commit_copies();
@@ -271,7 +273,7 @@ __global__ void __launch_bounds__(C::kThreads)
   }
 
   // Each warp leaves its maxima, sums and output.
-  wait_copies<0>();
+  wait_for_copies<0>();
   __syncwarp();
   rows.finish();
   auto* outputs = reinterpret_cast<float*>(shared);
@@ -297,14 +299,13 @@ __global__ void __launch_bounds__(C::kThreads)
     for (int w = 0; w < C::kWarps; ++w) merged.max = fmaxf(merged.max, warp_max[w][row]);
 #pragma unroll
     for (int w = 0; w < C::kWarps; ++w) {
-      const float weight = merged.max == negative_infinity()
-                               ? 0.0f
-                               : exp2_approx((warp_max[w][row] - merged.max) * scale.log2_per_unit);
+      const float weight =
+          merged.max == negative_infinity() ? 0.0f : exp2_approx((warp_max[w][row] - merged.max) * scale.log2_per_unit);
       merged.sum += warp_sum[w][row] * weight;
 #pragma unroll
       for (int i = 0; i < C::kLanePairs; ++i) {
-        const float2 part = *reinterpret_cast<const float2*>(outputs + w * kWarpFloats + row * C::kHeadDimV +
-                                                             (i * kWarp + lane) * 2);
+        const float2 part =
+            *reinterpret_cast<const float2*>(outputs + w * kWarpFloats + row * C::kHeadDimV + (i * kWarp + lane) * 2);
         merged.output[i].x += part.x * weight;
         merged.output[i].y += part.y * weight;
       }
@@ -370,15 +371,14 @@ __global__ void __launch_bounds__(C::kThreads)
           for (int i = 0; i < C::kLanePairs; ++i) {
             parts[b][i] = make_float2(0.0f, 0.0f);
             if (b < blocks.count()) {
-              parts[b][i] = *blocks.of(
-                  reinterpret_cast<const float2*>(outputs + row * C::kHeadDimV + (i * kWarp + lane) * 2), b);
+              parts[b][i] =
+                  *blocks.of(reinterpret_cast<const float2*>(outputs + row * C::kHeadDimV + (i * kWarp + lane) * 2), b);
             }
           }
         }
         MergedRow<C> merged = {warp_reduce<Max>(max), 0.0f, {}};
-        const float weight = merged.max == negative_infinity()
-                                 ? 0.0f
-                                 : exp2_approx((max - merged.max) * scale.log2_per_unit);
+        const float weight =
+            merged.max == negative_infinity() ? 0.0f : exp2_approx((max - merged.max) * scale.log2_per_unit);
         merged.sum = warp_reduce<Sum>(sum * weight);
 #pragma unroll
         for (int b = 0; b < Blocks::kMostBlocks; ++b) {
@@ -414,17 +414,16 @@ inline bool set_strides(CacheStrides& strides, int64_t blocks, int64_t rows, int
   const int64_t batch_bytes = batch_stride * kElementBytes, row_bytes = row_stride * kElementBytes;
   int64_t unit = (batch_bytes | row_bytes) & -(batch_bytes | row_bytes);
   unit = unit == 0 ? kChunkBytes : std::min(unit, kMostUnitBytes);
-  const int64_t last = std::max<int64_t>(blocks - 1, 0) * (batch_bytes / unit) +
-                       std::max<int64_t>(rows - 1, 0) * (row_bytes / unit);
+  const int64_t last =
+      std::max<int64_t>(blocks - 1, 0) * (batch_bytes / unit) + std::max<int64_t>(rows - 1, 0) * (row_bytes / unit);
   if (last > UINT32_MAX) return false;
   strides = {static_cast<uint32_t>(batch_bytes / unit), static_cast<uint32_t>(row_bytes / unit),
              static_cast<uint32_t>(unit)};
   return true;
 }
 
-template <class Blocks, class T, int kHeadDim, int kHeadDimV>
-Status run_grouped_heads(const AttentionParams& params, Stream stream) {
-  using C = GroupedHeadsConfig<T, kHeadDim, kHeadDimV>;
+template <class Blocks, class C>
+Status launch_grouped_heads(const AttentionParams& params, Stream stream) {
   constexpr int kMostGridZ = 65535;
   GroupedHeadsParams derived;
   const bool paged = params.page_table != nullptr, ragged = params.cu_seqlens_k != nullptr;
@@ -450,12 +449,22 @@ Status run_grouped_heads(const AttentionParams& params, Stream stream) {
   for (; derived.first_batch < params.batch; derived.first_batch += kMostGridZ) {
     const int batches = std::min(params.batch - derived.first_batch, kMostGridZ);
     const dim3 grid(params.num_splits, params.num_heads_k << derived.row_tiles_log2, batches);
-    SGL_RETURN_IF_ERROR(launch(
-        "fwd", kernel,
-        {.grid = grid, .block = C::kThreads, .shared_bytes = C::kShared, .pdl = true, .cluster = cluster}, stream,
-        params, derived));
+    SGL_RETURN_IF_ERROR(
+        launch("fwd", kernel,
+               {.grid = grid, .block = C::kThreads, .shared_bytes = C::kShared, .pdl = true, .cluster = cluster},
+               stream, params, derived));
   }
   return OkStatus();
+}
+
+template <class Blocks, class T, int kHeadDim, int kHeadDimV>
+Status run_grouped_heads(const AttentionParams& params, Stream stream) {
+  if constexpr (Blocks::kMostBlocks > 1) {
+    if (params.num_splits > 1) {
+      return launch_grouped_heads<Blocks, GroupedHeadsConfig<T, kHeadDim, kHeadDimV, true>>(params, stream);
+    }
+  }
+  return launch_grouped_heads<SingleBlocks, GroupedHeadsConfig<T, kHeadDim, kHeadDimV, false>>(params, stream);
 }
 
 template <class Blocks, class T>
