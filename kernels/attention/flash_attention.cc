@@ -400,6 +400,67 @@ AttentionParams pointers_of(const Arguments& a) {
   return params;
 }
 
+// What a call of few_packed_rows() takes, in the time in which a multiprocessor's share of the memory bandwidth brings
+// one tile of keys. Blocks come in waves; a wave takes as long as the memory needs for it, or as its blocks' chains of
+// steps.
+double few_rows_cost(int64_t blocks, int64_t tiles, int64_t splits, int64_t num_sms, int64_t most_merged) {
+  constexpr double kStepCost = 0.65, kWideStepCost = 0.33;  // of a tile, for a block alone
+  constexpr double kMergeCost = 0.8, kCombineCost = 2.5, kPartialCost = 0.05, kWaveCost = 3.0;
+  const bool wide = most_merged > 1 && splits > 1;  // one block a multiprocessor, which takes two tiles at a time
+  const int64_t partials = partials_of(splits, most_merged), merged = splits / partials;
+  const int64_t slots = wide ? num_sms / merged * merged : 2 * num_sms;
+  const int64_t tiles_each = (tiles + splits - 1) / splits;
+  const double chain = wide ? static_cast<double>((tiles_each + 1) / 2 * 2) * kWideStepCost
+                            : static_cast<double>(tiles_each) * kStepCost;
+  const auto wave = [&](int64_t count) {
+    return std::max(static_cast<double>(tiles_each * count) / static_cast<double>(num_sms), chain);
+  };
+  if (slots == 0) return HUGE_VAL;
+  const int64_t full = blocks * splits / slots, rest = blocks * splits % slots;
+  double cost = static_cast<double>(full) * wave(slots) + (rest > 0 ? wave(rest) : 0.0);
+  cost += kWaveCost * static_cast<double>(full - (rest > 0 ? 0 : 1));
+  if (merged > 1) cost += kMergeCost;
+  if (partials > 1) cost += kCombineCost + kPartialCost * static_cast<double>(partials);
+  return cost;
+}
+
+int64_t splits_of_few_rows(int64_t blocks, int64_t tiles, int64_t num_sms, int64_t most_merged) {
+  constexpr double kGain = 0.97;  // more splits must give more than this
+  int64_t best = 1;
+  double best_cost = few_rows_cost(blocks, tiles, 1, num_sms, most_merged);
+  for (int64_t splits = 2; splits <= std::min(kMaxSplits, tiles); ++splits) {
+    const int64_t tiles_each = (tiles + splits - 1) / splits;
+    if ((tiles + tiles_each - 1) / tiles_each != splits) continue;  // a split takes whole tiles: one would get none
+    const double cost = few_rows_cost(blocks, tiles, splits, num_sms, most_merged);
+    if (cost < best_cost * kGain) {
+      best_cost = cost;
+      best = splits;
+    }
+  }
+  return best;
+}
+
+// Just enough that all `slots` for a block are taken.
+int64_t splits_of_many_rows(int64_t blocks, int64_t tiles, int64_t slots) {
+  constexpr double kGoodShare = 0.9;  // of the slots' time: splitting further would cost more than it gives
+  constexpr int64_t kLeastTiles = 8;  // of a split
+  if (blocks >= slots) return 1;
+  const int64_t most = std::min(kMaxSplits, (tiles + kLeastTiles - 1) / kLeastTiles);
+  int64_t best = 1;
+  double best_share = 0.0;
+  for (int64_t splits = 1; splits <= most && best_share < kGoodShare; ++splits) {
+    const int64_t tiles_each = (tiles + splits - 1) / splits;
+    if ((tiles + tiles_each - 1) / tiles_each != splits) continue;
+    const int64_t waves = (blocks * splits + slots - 1) / slots;
+    const double share = static_cast<double>(blocks * splits) / static_cast<double>(waves * slots);
+    if (share > best_share) {
+      best_share = share;
+      best = splits;
+    }
+  }
+  return best;
+}
+
 }  // namespace
 
 Status fwd(TensorView out, TensorView softmax_lse, TensorView out_accum, TensorView softmax_lse_accum,
@@ -514,34 +575,17 @@ int64_t fwd_num_partials(int64_t num_splits, int64_t num_heads, int64_t num_head
 }
 
 int64_t fwd_num_splits(int64_t batch, int64_t num_heads, int64_t num_heads_k, int64_t seqlen_q, int64_t seqlen_k,
-                       int64_t window_left, int64_t window_right, int64_t num_sms, int64_t most_merged) {
-  (void)most_merged;
-  constexpr double kGoodShare = 0.9;  // of the multiprocessors' time: splitting further would cost more than it gives
+                       int64_t head_dim_v, bool has_q_v, int64_t window_left, int64_t window_right, int64_t num_sms,
+                       int64_t most_merged) {
   if (batch <= 0 || num_heads <= 0 || num_heads_k <= 0 || seqlen_q <= 0 || seqlen_k <= 0 || num_sms <= 0) return 1;
   const int64_t group = num_heads / num_heads_k;
-  const bool few = few_packed_rows(seqlen_q, group);
-  const int64_t blocks_per_sm = few ? 2 : 1;
-  const int64_t tile_rows = few ? 16 : 128, least_keys = few ? 256 : 512;  // of a split
+  const bool wide = has_wide_values(head_dim_v, has_q_v), few = few_packed_rows(seqlen_q, group) && !wide;
+  const int64_t tile_rows = wide ? 32 : few ? 16 : 128;
   if (window_left >= 0 && window_right >= 0) seqlen_k = std::min(seqlen_k, window_left + window_right + seqlen_q);
   const int64_t blocks = batch * num_heads_k * ((seqlen_q * group + tile_rows - 1) / tile_rows);
-  const int64_t slots = num_sms * blocks_per_sm;
-  int64_t most = std::min(kMaxSplits, (seqlen_k + least_keys - 1) / least_keys);
-  // Where the blocks fill the GPU already, splitting only evens out the last wave.
-  if (blocks >= slots) most = std::min<int64_t>(most, few ? 8 : 1);
   const int64_t tiles = (seqlen_k + kSplitTile - 1) / kSplitTile;
-  int64_t best = 1;
-  double best_share = 0.0;
-  for (int64_t splits = 1; splits <= most && best_share < kGoodShare; ++splits) {
-    const int64_t tiles_each = (tiles + splits - 1) / splits;
-    if ((tiles + tiles_each - 1) / tiles_each != splits) continue;  // a split takes whole tiles: one would get none
-    const int64_t waves = (blocks * splits + slots - 1) / slots;
-    const double share = static_cast<double>(blocks * splits) / static_cast<double>(waves * slots);
-    if (share > best_share) {
-      best_share = share;
-      best = splits;
-    }
-  }
-  return best;
+  return few ? splits_of_few_rows(blocks, tiles, num_sms, std::max<int64_t>(most_merged, 1))
+             : splits_of_many_rows(blocks, tiles, wide ? 2 * num_sms : num_sms);
 }
 
 }  // namespace sgl_kernel

@@ -3,12 +3,14 @@
 // One block a (split of the keys, tile of 16 packed rows and KV head, sequence). The query heads that share a KV head
 // are rows of one tile, so every key is read once for all of them. Each warp walks its own keys, 16 at a time, through
 // its own ring in shared memory: no barrier of the block until the end, where the warps' softmaxes are merged in order.
-// The rings hold 48 to 96 KiB a block, of which all but one slot is under way while a slot is used; two blocks fit a
+// The rings hold up to 96 KiB, of which all but one slot is under way while a slot is used; two blocks fit a
 // multiprocessor of 228 KiB, which is several times the bandwidth-delay product of its share of the memory.
 //
 // Where the target has clusters, the splits of one cluster are merged as well, in order and through shared memory:
-// each block takes every so many rows. Short calls are a chain of latencies (lengths, page table, keys, merge), so what
-// stands before and after the loop is kept short: numbers that need a division come from the host.
+// each block takes every so many rows. There a split's block is twice as wide and has a multiprocessor to itself: one
+// warp's step is a chain of dependent instructions that leaves its part of a multiprocessor idle most of the time.
+// Short calls are a chain of latencies (lengths, page table, keys, merge), so what stands before and after the loop is
+// kept short: numbers that need a division come from the host.
 #pragma once
 
 #include <algorithm>
@@ -24,25 +26,26 @@ namespace sgl_kernel::SGL_TARGET {
 
 inline constexpr int kWarpKeys = 16;  // keys of a warp's step: one depth of P V
 
-template <class T, int kHeadDim_, int kHeadDimV_>
+template <class T, int kHeadDim_, int kHeadDimV_, bool kWide>
 struct GroupedHeadsConfig : AttentionTypes<T> {
   static constexpr int kHeadDim = kHeadDim_, kHeadDimV = kHeadDimV_;
   static constexpr int kHeadWords = AttentionTypes<T>::words(kHeadDim);
   static constexpr int kHeadWordsV = AttentionTypes<T>::words(kHeadDimV);
   static constexpr int kKeyBytes = kWarpKeys * kHeadWords * 2, kValueBytes = kWarpKeys * kHeadWordsV * 2;
   static constexpr int kSlotBytes = kKeyBytes + kValueBytes;
-  static constexpr int kWarps = kHeadDim > 192 ? 2 : 4;
-  // As deep as 96 KiB allow: what an sm_89 or sm_120 block can have, and what leaves room for two blocks on Hopper. The
-  // half of fp8 has more work for its bytes: three blocks.
-  static constexpr int kMostShared = (AttentionTypes<T>::kIsFp8 ? 64 : 96) * 1024;
-  static constexpr int kStages = kMostShared / (kSlotBytes * kWarps);
+  static constexpr int kWarps = (kHeadDim > 192 ? 2 : 4) * (kWide ? 2 : 1);
+  // Three deep where that leaves room for two blocks on Hopper (for one, if wide); 96 KiB is also what an sm_89 or
+  // sm_120 block can have. Half as wide, fp8 is twice as deep, or leaves room for three blocks.
+  static constexpr bool kIsFp8 = AttentionTypes<T>::kIsFp8;
+  static constexpr int kMostShared = (kWide ? 192 : kIsFp8 ? 64 : 96) * 1024;
+  static constexpr int kStages = std::min(kMostShared / (kSlotBytes * kWarps), kIsFp8 ? 6 : 3);
   static constexpr int kRingBytes = kSlotBytes * kStages;  // of a warp
   static constexpr int kThreads = kWarps * kWarp;
   static constexpr int kBlockKeys = kWarps * kWarpKeys;
   static constexpr int kShared = kRingBytes * kWarps;
   static constexpr int kLanePairs = kHeadDimV / (2 * kWarp);  // a lane merges columns 2 lane + 64 i and the next
   static_assert(kStages >= 2 && kRingBytes >= kMmaRows * kHeadDimV * 4, "a warp's output is merged through its ring");
-  static_assert(kSplitTile % kBlockKeys == 0);
+  static_assert(kSplitTile % kWarpKeys == 0);
 };
 
 // A cache's offsets fit 32 bits in units of the largest power of two that divides its strides.
@@ -160,7 +163,7 @@ __global__ void __launch_bounds__(C::kThreads)
   const KeyRange seen_by_first = visible_keys(params, sequence.q_len, sequence.k_len, token_of(first_row));
   const KeyRange seen_by_last = visible_keys(params, sequence.q_len, sequence.k_len, token_of(last_row));
   const KeyRange range = split_of({seen_by_first.begin, seen_by_last.end}, split, params.num_splits, kSplitTile);
-  const int first_block_key = range.begin / C::kBlockKeys * C::kBlockKeys;
+  const int first_block_key = range.begin / kWarpKeys * kWarpKeys;
   const int first_key = first_block_key + warp * kWarpKeys;
   const int steps = range.end > range.begin ? (range.end - first_block_key + C::kBlockKeys - 1) / C::kBlockKeys : 0;
 
@@ -214,7 +217,7 @@ __global__ void __launch_bounds__(C::kThreads)
   // Keys that every row of the tile sees need no mask.
   const KeyRange seen_by_all = {max(seen_by_last.begin, range.begin), min(seen_by_first.end, range.end)};
 
-  wait_copies<C::kStages - 1>();
+  wait_for_copies<C::kStages - 1>();
   __syncthreads();
   uint32_t queries[C::kHeadDim / kMmaRows][4];
   load_queries<T, C::kHeadDim>(queries, query_tile, lane);
@@ -224,7 +227,7 @@ __global__ void __launch_bounds__(C::kThreads)
   float output[C::kHeadDimV / kMmaColumns][4] = {};
   int read_slot = 0, write_slot = C::kStages - 1;
   for (int step = 0; step < steps; ++step) {
-    wait_copies<C::kStages - 2>();
+    wait_for_copies<C::kStages - 2>();
     __syncwarp();  // every lane's copies have landed, and the slot that is filled next has been read
     if (step + C::kStages - 1 < steps) copy_step(ring + write_slot * C::kSlotBytes, next_slot);
     commit_copies();
@@ -260,7 +263,7 @@ __global__ void __launch_bounds__(C::kThreads)
   }
 
   // Each warp leaves its maxima, sums and output.
-  wait_copies<0>();
+  wait_for_copies<0>();
   __syncwarp();
   rows.finish();
   auto* outputs = reinterpret_cast<float*>(shared);
@@ -408,16 +411,17 @@ inline bool set_strides(CacheStrides& strides, int64_t blocks, int64_t rows, int
   return true;
 }
 
-template <class Blocks, class T, int kHeadDim, int kHeadDimV>
-Status run_grouped_heads(const AttentionParams& params, Stream stream) {
-  using C = GroupedHeadsConfig<T, kHeadDim, kHeadDimV>;
+template <class Blocks, class C>
+Status launch_grouped_heads(const AttentionParams& params, Stream stream) {
   constexpr int kMostGridZ = 65535;
   GroupedHeadsParams derived;
   const bool paged = params.page_table != nullptr, ragged = params.cu_seqlens_k != nullptr;
   const int64_t rows = paged ? params.page_size : ragged ? params.k_extent : params.seqlen_k;
   const int64_t cache_blocks = ragged ? 1 : params.k_extent;
-  if (!set_strides(derived.k, cache_blocks, rows, params.k_batch_stride, params.k_row_stride, sizeof(T)) ||
-      !set_strides(derived.v, cache_blocks, rows, params.v_batch_stride, params.v_row_stride, sizeof(T))) {
+  if (!set_strides(derived.k, cache_blocks, rows, params.k_batch_stride, params.k_row_stride,
+                   sizeof(typename C::Source)) ||
+      !set_strides(derived.v, cache_blocks, rows, params.v_batch_stride, params.v_row_stride,
+                   sizeof(typename C::Source))) {
     return Unsupported("fwd: k or v is too large for its strides, expected offsets below 2^32 common divisors of them");
   }
   set_page_division(derived, paged ? params.page_size : 0);
@@ -442,6 +446,16 @@ Status run_grouped_heads(const AttentionParams& params, Stream stream) {
                stream, params, derived));
   }
   return OkStatus();
+}
+
+template <class Blocks, class T, int kHeadDim, int kHeadDimV>
+Status run_grouped_heads(const AttentionParams& params, Stream stream) {
+  if constexpr (Blocks::kMostBlocks > 1) {
+    if (params.num_splits > 1) {
+      return launch_grouped_heads<Blocks, GroupedHeadsConfig<T, kHeadDim, kHeadDimV, true>>(params, stream);
+    }
+  }
+  return launch_grouped_heads<SingleBlocks, GroupedHeadsConfig<T, kHeadDim, kHeadDimV, false>>(params, stream);
 }
 
 template <class Blocks, class T>

@@ -23,7 +23,10 @@ class ClusterBlocks {
   // Keeps a block until the others have read what they want of it. Orders no memory: a plain sync() would wait for this
   // block's writes to global memory too.
   __device__ __forceinline__ void wait_for_readers() const {
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+    asm volatile(
+        "barrier.cluster.arrive.relaxed.aligned;\n"
+        "barrier.cluster.wait.aligned;" ::
+            : "memory");
   }
   // Where block `rank` has what is `mine` here.
   template <class T>

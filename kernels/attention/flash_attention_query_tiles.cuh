@@ -217,15 +217,15 @@ __global__ void __launch_bounds__(kThreads)
   float output[C::kRowTiles][C::kHeadDimV / kMmaColumns][4] = {};
   for (int step = 0; step < steps; ++step) {
     if constexpr (C::kIsFp8) {
-      wait_copies<0>();  // of this thread, which converts no others
-      __syncthreads();   // nobody reads the tiles of the last step any more
+      wait_for_copies<0>();  // of this thread, which converts no others
+      __syncthreads();       // nobody reads the tiles of the last step any more
       convert_fp8_rows<C::kHeadDim, C::kTileN>(key_tiles, fp8_keys);
       convert_fp8_rows<C::kHeadDimV, C::kTileN>(value_tiles, fp8_values);
       __syncthreads();  // the tiles are there for all
       if (step + 1 < steps) copy_value_tile(step + 1);
     } else {
-      wait_copies<1>();  // all but this step's V
-      __syncthreads();   // K is there for all, and nobody reads the other K buffer any more
+      wait_for_copies<1>();  // all but this step's V
+      __syncthreads();       // K is there for all, and nobody reads the other K buffer any more
     }
     if (step + 1 < steps) copy_key_tile(step + 1);
     commit_copies();
@@ -281,8 +281,8 @@ __global__ void __launch_bounds__(kThreads)
     store_offset(step + 2, ahead);  // this tile's own offsets have been used
 
     if constexpr (!C::kIsFp8) {
-      wait_copies<1>();  // all but the next K
-      __syncthreads();   // V is there for all, and nobody reads the other V buffer any more
+      wait_for_copies<1>();  // all but the next K
+      __syncthreads();       // V is there for all, and nobody reads the other V buffer any more
       if (step + 1 < steps) copy_value_tile(step + 1);
       commit_copies();
     }
@@ -311,7 +311,7 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
-  wait_copies<0>();
+  wait_for_copies<0>();
 
   const bool partial = params.num_splits > 1;
   const float value_scale = C::kIsFp8 ? params.v_descale.at(batch, kv_head) : 1.0f;

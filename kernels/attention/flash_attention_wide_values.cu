@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   float output[kRowTiles][kWarpColumns / kMmaColumns][4] = {};
   for (int step = 0; step < steps; ++step) {
     const KeySlot ahead = slot_of_step(step + 1);
-    wait_copies<0>();
+    wait_for_copies<0>();
     __syncthreads();  // the tiles are there for all, and so are the offsets used
     store_offset(ahead);
 
