@@ -7,10 +7,8 @@
 // multiprocessor of 228 KiB, which is several times the bandwidth-delay product of its share of the memory.
 //
 // Where the target has clusters, the splits of one cluster are merged as well, in order and through shared memory:
-// each block takes every so many rows. There a split's block is twice as wide and has a multiprocessor to itself: one
-// warp's step is a chain of dependent instructions that leaves its part of a multiprocessor idle most of the time.
-// Short calls are a chain of latencies (lengths, page table, keys, merge), so what stands before and after the loop is
-// kept short: numbers that need a division come from the host.
+// each block takes every so many rows. Short calls are a chain of latencies (lengths, page table, keys, merge), so what
+// stands before and after the loop is kept short: numbers that need a division come from the host.
 #pragma once
 
 #include <algorithm>
@@ -26,16 +24,15 @@ namespace sgl_kernel::SGL_TARGET {
 
 inline constexpr int kWarpKeys = 16;  // keys of a warp's step: one depth of P V
 
-template <class T, int kHeadDim_, int kHeadDimV_, bool kWide>
+template <class T, int kHeadDim_, int kHeadDimV_>
 struct GroupedHeadsConfig {
   using Element = T;
   static constexpr int kHeadDim = kHeadDim_, kHeadDimV = kHeadDimV_;
   static constexpr int kKeyBytes = kWarpKeys * kHeadDim * 2, kValueBytes = kWarpKeys * kHeadDimV * 2;
   static constexpr int kSlotBytes = kKeyBytes + kValueBytes;
-  static constexpr int kWarps = (kHeadDim > 192 ? 2 : 4) * (kWide ? 2 : 1);
-  // Three deep where that leaves room for two blocks on Hopper (for one, if wide); 96 KiB is also what an sm_89 or
-  // sm_120 block can have.
-  static constexpr int kStages = std::min((kWide ? 192 : 96) * 1024 / (kSlotBytes * kWarps), 3);
+  static constexpr int kWarps = (kHeadDim > 192 ? 2 : 4);
+  // As deep as 96 KiB allow (what an sm_89 or sm_120 block can have), but not deeper than 3: then two blocks fit.
+  static constexpr int kStages = std::min(96 * 1024 / (kSlotBytes * kWarps), 3);
   static constexpr int kRingBytes = kSlotBytes * kStages;  // of a warp
   static constexpr int kThreads = kWarps * kWarp;
   static constexpr int kBlockKeys = kWarps * kWarpKeys;
@@ -343,60 +340,62 @@ __global__ void __launch_bounds__(C::kThreads)
   };
 
   const int tile_rows = last_row - first_row + 1;
-  if constexpr (Blocks::kMostBlocks > 1) {
+  if constexpr (Blocks::kMostBlocks == 1) {
+    for (int row = warp; row < tile_rows; row += C::kWarps) write_row(row, split, merge_warps(row));
+  } else {
     const Blocks blocks;
-    if (blocks.count() > 1) {
-      // A block's rows take the place of its warp 0's, and of its statistics.
-      for (int row = warp; row < tile_rows; row += C::kWarps) {
-        const MergedRow<C> merged = merge_warps(row);
-        __syncwarp();
-        if (lane == 0) {
-          warp_max[0][row] = merged.max;
-          warp_sum[0][row] = merged.sum;
-        }
+    // A block's rows take the place of its warp 0's, and of its statistics.
+    for (int row = warp; row < tile_rows; row += C::kWarps) {
+      const MergedRow<C> merged = merge_warps(row);
+      __syncwarp();
+      if (lane == 0) {
+        warp_max[0][row] = merged.max;
+        warp_sum[0][row] = merged.sum;
+      }
+#pragma unroll
+      for (int i = 0; i < C::kLanePairs; ++i) {
+        *reinterpret_cast<float2*>(outputs + row * C::kHeadDimV + (i * kWarp + lane) * 2) = merged.output[i];
+      }
+    }
+    blocks.sync();
+    for (int row = blocks.rank() + warp * blocks.count(); row < tile_rows; row += C::kWarps * blocks.count()) {
+      float2 parts[Blocks::kMostBlocks][C::kLanePairs];
+      const bool has_block = lane < blocks.count();
+      const float max = has_block ? *blocks.of(&warp_max[0][row], lane) : negative_infinity();
+      const float sum = has_block ? *blocks.of(&warp_sum[0][row], lane) : 0.0f;
+#pragma unroll
+      for (int b = 0; b < Blocks::kMostBlocks; ++b) {
 #pragma unroll
         for (int i = 0; i < C::kLanePairs; ++i) {
-          *reinterpret_cast<float2*>(outputs + row * C::kHeadDimV + (i * kWarp + lane) * 2) = merged.output[i];
-        }
-      }
-      blocks.sync();
-      for (int row = blocks.rank() + warp * blocks.count(); row < tile_rows; row += C::kWarps * blocks.count()) {
-        float2 parts[Blocks::kMostBlocks][C::kLanePairs];
-        const bool has_block = lane < blocks.count();
-        const float max = has_block ? *blocks.of(&warp_max[0][row], lane) : negative_infinity();
-        const float sum = has_block ? *blocks.of(&warp_sum[0][row], lane) : 0.0f;
-#pragma unroll
-        for (int b = 0; b < Blocks::kMostBlocks; ++b) {
-#pragma unroll
-          for (int i = 0; i < C::kLanePairs; ++i) {
-            parts[b][i] = make_float2(0.0f, 0.0f);
-            if (b < blocks.count()) {
-              parts[b][i] =
-                  *blocks.of(reinterpret_cast<const float2*>(outputs + row * C::kHeadDimV + (i * kWarp + lane) * 2), b);
-            }
+          parts[b][i] = make_float2(0.0f, 0.0f);
+          if (b < blocks.count()) {
+            parts[b][i] =
+                *blocks.of(reinterpret_cast<const float2*>(outputs + row * C::kHeadDimV + (i * kWarp + lane) * 2), b);
           }
         }
-        MergedRow<C> merged = {warp_reduce<Max>(max), 0.0f, {}};
-        const float weight =
-            merged.max == negative_infinity() ? 0.0f : exp2_approx((max - merged.max) * scale.log2_per_unit);
-        merged.sum = warp_reduce<Sum>(sum * weight);
-#pragma unroll
-        for (int b = 0; b < Blocks::kMostBlocks; ++b) {
-          const float block_weight = __shfl_sync(0xffffffffu, weight, b);
-#pragma unroll
-          for (int i = 0; i < C::kLanePairs; ++i) {
-            merged.output[i].x += parts[b][i].x * block_weight;
-            merged.output[i].y += parts[b][i].y * block_weight;
-          }
-        }
-        write_row(row, split / blocks.count(), merged);
       }
-      __syncwarp();
-      blocks.wait_for_readers();
-      return;
+      MergedRow<C> merged = {warp_reduce<Max>(max), 0.0f, {}};
+      const float weight =
+          merged.max == negative_infinity() ? 0.0f : exp2_approx((max - merged.max) * scale.log2_per_unit);
+      merged.sum = warp_reduce<Sum>(sum * weight);
+#pragma unroll
+      for (int b = 0; b < Blocks::kMostBlocks; ++b) {
+        const float block_weight = __shfl_sync(0xffffffffu, weight, b);
+#pragma unroll
+        for (int i = 0; i < C::kLanePairs; ++i) {
+          merged.output[i].x += parts[b][i].x * block_weight;
+          merged.output[i].y += parts[b][i].y * block_weight;
+        }
+      }
+      // A sum is done before the barrier below, and with it the reads of other blocks' memory: also those of columns
+      // that are not written.
+#pragma unroll
+      for (int i = 0; i < C::kLanePairs; ++i) asm volatile("" ::"f"(merged.output[i].x), "f"(merged.output[i].y));
+      write_row(row, split / blocks.count(), merged);
     }
+    __syncwarp();
+    blocks.wait_for_readers();
   }
-  for (int row = warp; row < tile_rows; row += C::kWarps) write_row(row, split, merge_warps(row));
 }
 
 // position / page_size by a product: the multiplier is 2^shift / page_size, rounded up.
@@ -459,12 +458,11 @@ Status launch_grouped_heads(const AttentionParams& params, Stream stream) {
 
 template <class Blocks, class T, int kHeadDim, int kHeadDimV>
 Status run_grouped_heads(const AttentionParams& params, Stream stream) {
+  using C = GroupedHeadsConfig<T, kHeadDim, kHeadDimV>;
   if constexpr (Blocks::kMostBlocks > 1) {
-    if (params.num_splits > 1) {
-      return launch_grouped_heads<Blocks, GroupedHeadsConfig<T, kHeadDim, kHeadDimV, true>>(params, stream);
-    }
+    if (params.num_splits > params.num_partials) return launch_grouped_heads<Blocks, C>(params, stream);
   }
-  return launch_grouped_heads<SingleBlocks, GroupedHeadsConfig<T, kHeadDim, kHeadDimV, false>>(params, stream);
+  return launch_grouped_heads<SingleBlocks, C>(params, stream);
 }
 
 template <class Blocks, class T>
