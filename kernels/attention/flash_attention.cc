@@ -350,20 +350,21 @@ Status check_unsupported(const TensorView& q, const OptionalTensor& q_v, const O
 // tiles if it were alone. The constants fit an H200's times.
 double few_rows_cost(int64_t blocks, int64_t tiles, int64_t splits, int64_t num_sms, int64_t most_merged) {
   constexpr int64_t kBlocksPerSm = 2;
-  constexpr double kTileCost = 0.7;  // of a block alone
+  constexpr double kTileCost = 0.68;  // of a block alone
   constexpr double kMergeCost = 0.8, kCombineCost = 4.0, kPartialCost = 0.03, kWaveCost = 3.0;
-  // Clusters of more than two blocks do not spread evenly: they lie within one part of the GPU.
+  // Clusters of more than two blocks do not spread evenly: each lies within one part of the GPU.
   constexpr int64_t kMostEvenCluster = 2;
-  constexpr double kUnevenness = 1.3;
+  constexpr double kUnevenShare = 1.6, kUnevenTile = 1.2;
   const int64_t partials = partials_of(splits, most_merged), merged = splits / partials;
   const int64_t tiles_each = (tiles + splits - 1) / splits;
+  const bool even = merged <= kMostEvenCluster;
   const auto wave = [&](int64_t count) {
     const double share = static_cast<double>(count) / static_cast<double>(num_sms);
-    return static_cast<double>(tiles_each) * std::max(share, kTileCost);
+    return static_cast<double>(tiles_each) *
+           std::max(share * (even ? 1.0 : kUnevenShare), std::ceil(share) * kTileCost * (even ? 1.0 : kUnevenTile));
   };
   const int64_t slots = kBlocksPerSm * num_sms, full = blocks * splits / slots, rest = blocks * splits % slots;
   double cost = static_cast<double>(full) * wave(slots) + (rest > 0 ? wave(rest) : 0.0);
-  if (merged > kMostEvenCluster) cost *= kUnevenness;
   cost += kWaveCost * static_cast<double>(full - (rest > 0 ? 0 : 1));
   if (merged > 1) cost += kMergeCost;
   if (partials > 1) cost += kCombineCost + kPartialCost * static_cast<double>(partials);
