@@ -401,22 +401,24 @@ AttentionParams pointers_of(const Arguments& a) {
 }
 
 // What a call of few_packed_rows() takes, in the time in which a multiprocessor's share of the memory bandwidth brings
-// one tile of keys. Blocks come in waves; a wave takes as long as the memory needs for it, or as its blocks' chains of
-// steps.
+// one tile of keys. Blocks come in waves; a wave takes as long as the memory needs for it, or as a block needs for its
+// tiles if it were alone. The constants fit an H200's times.
 double few_rows_cost(int64_t blocks, int64_t tiles, int64_t splits, int64_t num_sms, int64_t most_merged) {
-  constexpr double kStepCost = 0.65, kWideStepCost = 0.33;  // of a tile, for a block alone
-  constexpr double kMergeCost = 0.8, kCombineCost = 2.5, kPartialCost = 0.05, kWaveCost = 3.0;
-  const bool wide = most_merged > 1 && splits > 1;  // one block a multiprocessor, which takes two tiles at a time
+  constexpr int64_t kBlocksPerSm = 2;
+  constexpr double kTileCost = 0.68;  // of a block alone
+  constexpr double kMergeCost = 0.8, kCombineCost = 4.0, kPartialCost = 0.03, kWaveCost = 3.0;
+  // Clusters of more than two blocks do not spread evenly: each lies within one part of the GPU.
+  constexpr int64_t kMostEvenCluster = 2;
+  constexpr double kUnevenShare = 1.6, kUnevenTile = 1.2;
   const int64_t partials = partials_of(splits, most_merged), merged = splits / partials;
-  const int64_t slots = wide ? num_sms / merged * merged : 2 * num_sms;
   const int64_t tiles_each = (tiles + splits - 1) / splits;
-  const double chain = wide ? static_cast<double>((tiles_each + 1) / 2 * 2) * kWideStepCost
-                            : static_cast<double>(tiles_each) * kStepCost;
+  const bool even = merged <= kMostEvenCluster;
   const auto wave = [&](int64_t count) {
-    return std::max(static_cast<double>(tiles_each * count) / static_cast<double>(num_sms), chain);
+    const double share = static_cast<double>(count) / static_cast<double>(num_sms);
+    return static_cast<double>(tiles_each) *
+           std::max(share * (even ? 1.0 : kUnevenShare), std::ceil(share) * kTileCost * (even ? 1.0 : kUnevenTile));
   };
-  if (slots == 0) return HUGE_VAL;
-  const int64_t full = blocks * splits / slots, rest = blocks * splits % slots;
+  const int64_t slots = kBlocksPerSm * num_sms, full = blocks * splits / slots, rest = blocks * splits % slots;
   double cost = static_cast<double>(full) * wave(slots) + (rest > 0 ? wave(rest) : 0.0);
   cost += kWaveCost * static_cast<double>(full - (rest > 0 ? 0 : 1));
   if (merged > 1) cost += kMergeCost;
@@ -425,12 +427,10 @@ double few_rows_cost(int64_t blocks, int64_t tiles, int64_t splits, int64_t num_
 }
 
 int64_t splits_of_few_rows(int64_t blocks, int64_t tiles, int64_t num_sms, int64_t most_merged) {
-  constexpr double kGain = 0.97;  // more splits must give more than this
+  constexpr double kGain = 0.98;  // more splits must give more than this
   int64_t best = 1;
   double best_cost = few_rows_cost(blocks, tiles, 1, num_sms, most_merged);
   for (int64_t splits = 2; splits <= std::min(kMaxSplits, tiles); ++splits) {
-    const int64_t tiles_each = (tiles + splits - 1) / splits;
-    if ((tiles + tiles_each - 1) / tiles_each != splits) continue;  // a split takes whole tiles: one would get none
     const double cost = few_rows_cost(blocks, tiles, splits, num_sms, most_merged);
     if (cost < best_cost * kGain) {
       best_cost = cost;

@@ -46,57 +46,66 @@ __device__ __forceinline__ void load_queries(uint32_t (&queries)[kHeadDim / kMma
   }
 }
 
-// S = Q K^T of 16 rows and 16 keys. Even and odd depths are summed apart: half the chain of dependent products.
-template <class T, int kHeadDim>
-__device__ __forceinline__ void multiply_keys(float (&scores)[2][4], const uint32_t (&queries)[kHeadDim / kMmaRows][4],
-                                              uint32_t key_tile, int lane) {
+// S = Q K^T of 16 rows and kTiles * 8 keys. Even and odd depths are summed apart: half the chain of dependent products.
+template <class T, int kHeadDim, int kTiles>
+__device__ __forceinline__ void multiply_keys(float (&scores)[kTiles][4],
+                                              const uint32_t (&queries)[kHeadDim / kMmaRows][4], uint32_t key_tile,
+                                              int lane) {
   using Element = typename AttentionTypes<T>::Element;
   constexpr int kWords = AttentionTypes<T>::words(kHeadDim);
-  float odd_scores[2][4] = {};
 #pragma unroll
-  for (int i = 0; i < 8; ++i) scores[i / 4][i % 4] = 0.0f;
+  for (int keys = 0; keys < kTiles; keys += 2) {
+    float sums[2][2][4] = {};  // by depth parity
 #pragma unroll
-  for (int step = 0; step < kWords / kMmaRows; ++step) {
-    uint32_t b[4];
-    load_b_of_keys<kWords>(b, key_tile, 0, step, lane);
-    if constexpr (AttentionTypes<T>::kIsFp8) {
+    for (int step = 0; step < kWords / kMmaRows; ++step) {
+      uint32_t b[4];
+      load_b_of_keys<kWords>(b, key_tile, keys * kMmaColumns, step, lane);
 #pragma unroll
-      for (int keys = 0; keys < 2; ++keys) {
-        const HalfPairs even = half_of_e4m3(b[2 * keys]), odd = half_of_e4m3(b[2 * keys + 1]);
-        mma<Element>(scores[keys], queries[2 * step], even.first, even.second);
-        mma<Element>(odd_scores[keys], queries[2 * step + 1], odd.first, odd.second);
+      for (int i = 0; i < 2; ++i) {
+        if constexpr (AttentionTypes<T>::kIsFp8) {
+          const HalfPairs even = half_of_e4m3(b[2 * i]), odd = half_of_e4m3(b[2 * i + 1]);
+          mma<Element>(sums[0][i], queries[2 * step], even.first, even.second);
+          mma<Element>(sums[1][i], queries[2 * step + 1], odd.first, odd.second);
+        } else {
+          mma<Element>(sums[step % 2][i], queries[step], b[2 * i], b[2 * i + 1]);
+        }
       }
-    } else {
-      mma<Element>(step % 2 == 0 ? scores[0] : odd_scores[0], queries[step], b[0], b[1]);
-      mma<Element>(step % 2 == 0 ? scores[1] : odd_scores[1], queries[step], b[2], b[3]);
     }
-  }
 #pragma unroll
-  for (int i = 0; i < 8; ++i) scores[i / 4][i % 4] += odd_scores[i / 4][i % 4];
+    for (int i = 0; i < 8; ++i) scores[keys + i / 4][i % 4] = sums[0][i / 4][i % 4] + sums[1][i / 4][i % 4];
+  }
 }
 
-// O += P V of 16 rows and 16 keys.
-template <class T, int kHeadDimV>
+// O += P V of 16 rows and kTiles * 8 keys.
+template <class T, int kHeadDimV, int kTiles>
 __device__ __forceinline__ void multiply_values(float (&output)[kHeadDimV / kMmaColumns][4],
-                                                const uint32_t (&probabilities)[4], uint32_t value_tile, int lane) {
+                                                const float (&probabilities)[kTiles][4], uint32_t value_tile,
+                                                int lane) {
   using Element = typename AttentionTypes<T>::Element;
   constexpr int kWords = AttentionTypes<T>::words(kHeadDimV);
 #pragma unroll
-  for (int column = 0; column < kWords / kMmaRows; ++column) {
-    uint32_t b[4];
-    load_b_of_values<kWords>(b, value_tile, 0, column, lane);
-    if constexpr (AttentionTypes<T>::kIsFp8) {
-      constexpr uint32_t kEvenThenOdd = 0x3120;  // two keys' even dimension, then their odd one
+  for (int keys = 0; keys < kTiles; keys += 2) {
+    const float (&left)[4] = probabilities[keys];
+    const float (&right)[4] = probabilities[keys + 1];
+    const uint32_t p[4] = {pack<Element>(left[0], left[1]), pack<Element>(left[2], left[3]),
+                           pack<Element>(right[0], right[1]), pack<Element>(right[2], right[3])};
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {  // 16 dimensions each
-        const HalfPairs low = half_of_e4m3(__byte_perm(b[2 * i], 0, kEvenThenOdd));
-        const HalfPairs high = half_of_e4m3(__byte_perm(b[2 * i + 1], 0, kEvenThenOdd));
-        mma<Element>(output[4 * column + 2 * i], probabilities, low.first, high.first);
-        mma<Element>(output[4 * column + 2 * i + 1], probabilities, low.second, high.second);
+    for (int column = 0; column < kWords / kMmaRows; ++column) {
+      uint32_t b[4];
+      load_b_of_values<kWords>(b, value_tile, keys * kMmaColumns, column, lane);
+      if constexpr (AttentionTypes<T>::kIsFp8) {
+        constexpr uint32_t kEvenThenOdd = 0x3120;  // two keys' even dimension, then their odd one
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {  // 16 dimensions each
+          const HalfPairs low = half_of_e4m3(__byte_perm(b[2 * i], 0, kEvenThenOdd));
+          const HalfPairs high = half_of_e4m3(__byte_perm(b[2 * i + 1], 0, kEvenThenOdd));
+          mma<Element>(output[4 * column + 2 * i], p, low.first, high.first);
+          mma<Element>(output[4 * column + 2 * i + 1], p, low.second, high.second);
+        }
+      } else {
+        mma<Element>(output[2 * column], p, b[0], b[1]);
+        mma<Element>(output[2 * column + 1], p, b[2], b[3]);
       }
-    } else {
-      mma<Element>(output[2 * column], probabilities, b[0], b[1]);
-      mma<Element>(output[2 * column + 1], probabilities, b[2], b[3]);
     }
   }
 }

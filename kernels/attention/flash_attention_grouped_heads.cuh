@@ -1,16 +1,14 @@
 // Attention of few queries over long caches (decoding): bound by the bandwidth at which keys and values are read.
 //
 // One block a (split of the keys, tile of 16 packed rows and KV head, sequence). The query heads that share a KV head
-// are rows of one tile, so every key is read once for all of them. Each warp walks its own keys, 16 at a time, through
-// its own ring in shared memory: no barrier of the block until the end, where the warps' softmaxes are merged in order.
-// The rings hold up to 96 KiB, of which all but one slot is under way while a slot is used; two blocks fit a
+// are rows of one tile, so every key is read once for all of them. Each warp walks its own keys, 16 at a time (32 of
+// fp8), through its own ring in shared memory: no barrier of the block until the end, where the warps' softmaxes are
+// merged in order. The rings hold up to 96 KiB, of which all but one slot is under way while a slot is used; two blocks fit a
 // multiprocessor of 228 KiB, which is several times the bandwidth-delay product of its share of the memory.
 //
 // Where the target has clusters, the splits of one cluster are merged as well, in order and through shared memory:
-// each block takes every so many rows. There a split's block is twice as wide and has a multiprocessor to itself: one
-// warp's step is a chain of dependent instructions that leaves its part of a multiprocessor idle most of the time.
-// Short calls are a chain of latencies (lengths, page table, keys, merge), so what stands before and after the loop is
-// kept short: numbers that need a division come from the host.
+// each block takes every so many rows. Short calls are a chain of latencies (lengths, page table, keys, merge), so what
+// stands before and after the loop is kept short: numbers that need a division come from the host.
 #pragma once
 
 #include <algorithm>
@@ -24,21 +22,20 @@
 
 namespace sgl_kernel::SGL_TARGET {
 
-inline constexpr int kWarpKeys = 16;  // keys of a warp's step: one depth of P V
-
-template <class T, int kHeadDim_, int kHeadDimV_, bool kWide>
+template <class T, int kHeadDim_, int kHeadDimV_>
 struct GroupedHeadsConfig : AttentionTypes<T> {
   static constexpr int kHeadDim = kHeadDim_, kHeadDimV = kHeadDimV_;
   static constexpr int kHeadWords = AttentionTypes<T>::words(kHeadDim);
   static constexpr int kHeadWordsV = AttentionTypes<T>::words(kHeadDimV);
+  // Keys of a warp's step: one depth of P V. Of fp8 two, as many bytes; 256 dimensions leave no registers for that.
+  static constexpr int kWarpKeys = AttentionTypes<T>::kIsFp8 && kHeadDim <= 192 ? 32 : 16;
   static constexpr int kKeyBytes = kWarpKeys * kHeadWords * 2, kValueBytes = kWarpKeys * kHeadWordsV * 2;
   static constexpr int kSlotBytes = kKeyBytes + kValueBytes;
-  static constexpr int kWarps = (kHeadDim > 192 ? 2 : 4) * (kWide ? 2 : 1);
-  // Three deep where that leaves room for two blocks on Hopper (for one, if wide); 96 KiB is also what an sm_89 or
-  // sm_120 block can have. Half as wide, fp8 is twice as deep, or leaves room for three blocks.
-  static constexpr bool kIsFp8 = AttentionTypes<T>::kIsFp8;
-  static constexpr int kMostShared = (kWide ? 192 : kIsFp8 ? 64 : 96) * 1024;
-  static constexpr int kStages = std::min(kMostShared / (kSlotBytes * kWarps), kIsFp8 ? 6 : 3);
+  // As deep as 96 KiB allow (what an sm_89 or sm_120 block can have), but not deeper than 3: then two blocks fit. Four
+  // warps, unless they could not have two slots each.
+  static constexpr int kMostShared = 96 * 1024;
+  static constexpr int kWarps = kSlotBytes * 4 * 2 <= kMostShared ? 4 : 2;
+  static constexpr int kStages = std::min(kMostShared / (kSlotBytes * kWarps), 3);
   static constexpr int kRingBytes = kSlotBytes * kStages;  // of a warp
   static constexpr int kThreads = kWarps * kWarp;
   static constexpr int kBlockKeys = kWarps * kWarpKeys;
@@ -66,15 +63,14 @@ struct GroupedHeadsParams {
   int first_batch = 0;
 };
 
-// Copies the keys [first_key, first_key + 16) of one KV head, or their values, into a slot. Dimensions are 16-bit
-// words. Lane kFirstLane + i brings the offset of row i, and bit kFirstLane + i of `valid` says whether it is one; the
-// other rows become zeros.
-template <int kDim, int kFirstLane>
+// Copies kRows keys of one KV head, or their values, into a slot. Lane i brings the offset of row i, and bit i of
+// `valid` says whether it is one; the other rows become zeros. Dimensions are 16-bit words.
+template <int kDim, int kRows>
 __device__ __forceinline__ void copy_rows(uint32_t tile, const uint8_t* head, uint32_t unit_bytes, uint32_t offset,
                                           uint32_t valid, int head_dim, int lane) {
   constexpr int kChunks = kDim / kChunk, kBytes = 16;
   if constexpr (kWarp % kChunks == 0) {  // a lane has one column, and rows that are a power of two apart
-    constexpr int kRows = kWarp / kChunks;
+    constexpr int kRowsAtOnce = kWarp / kChunks;
     const int first_row = lane / kChunks, chunk = lane % kChunks;
     const uint32_t lane_tile = tile + swizzled<kDim>(first_row, chunk);
     const uint8_t* column = head + chunk * kBytes;
@@ -84,20 +80,20 @@ __device__ __forceinline__ void copy_rows(uint32_t tile, const uint8_t* head, ui
     }
     valid >>= first_row;
 #pragma unroll
-    for (int row = 0; row < kWarpKeys; row += kRows) {
-      const uint32_t from = __shfl_sync(0xffffffffu, offset, kFirstLane + row + first_row);
+    for (int row = 0; row < kRows; row += kRowsAtOnce) {
+      const uint32_t from = __shfl_sync(0xffffffffu, offset, row + first_row);
       copy_chunk_async((lane_tile ^ (swizzle_of_row<kDim>(row) * kBytes)) + row * kDim * 2,
-                       column + static_cast<uint64_t>(from) * unit_bytes, (valid >> (kFirstLane + row)) & 1);
+                       column + static_cast<uint64_t>(from) * unit_bytes, (valid >> row) & 1);
     }
   } else {
 #pragma unroll
-    for (int i = 0; i < kWarpKeys * kChunks / kWarp; ++i) {
+    for (int i = 0; i < kRows * kChunks / kWarp; ++i) {
       const int row = (i * kWarp + lane) / kChunks, chunk = (i * kWarp + lane) % kChunks;
-      const uint32_t from = __shfl_sync(0xffffffffu, offset, kFirstLane + row);
+      const uint32_t from = __shfl_sync(0xffffffffu, offset, row);
       const bool in_head = chunk * kChunk < head_dim;
       copy_chunk_async(tile + swizzled<kDim>(row, chunk),
                        head + static_cast<uint64_t>(from) * unit_bytes + (in_head ? chunk * kBytes : 0),
-                       in_head && ((valid >> (kFirstLane + row)) & 1) != 0);
+                       in_head && ((valid >> row) & 1) != 0);
     }
   }
 }
@@ -123,7 +119,6 @@ __global__ void __launch_bounds__(C::kThreads)
     attend_grouped_heads_kernel(const __grid_constant__ AttentionParams params,
                                 const __grid_constant__ GroupedHeadsParams derived) {
   using T = typename C::Source;
-  using Element = typename C::Element;
   using Out = typename C::Out;
   extern __shared__ __align__(128) uint8_t shared[];
   __shared__ float warp_max[C::kWarps][kMmaRows], warp_sum[C::kWarps][kMmaRows];
@@ -163,19 +158,18 @@ __global__ void __launch_bounds__(C::kThreads)
   const KeyRange seen_by_first = visible_keys(params, sequence.q_len, sequence.k_len, token_of(first_row));
   const KeyRange seen_by_last = visible_keys(params, sequence.q_len, sequence.k_len, token_of(last_row));
   const KeyRange range = split_of({seen_by_first.begin, seen_by_last.end}, split, params.num_splits, kSplitTile);
-  const int first_block_key = range.begin / kWarpKeys * kWarpKeys;
-  const int first_key = first_block_key + warp * kWarpKeys;
+  const int first_block_key = range.begin / C::kWarpKeys * C::kWarpKeys;
+  const int first_key = first_block_key + warp * C::kWarpKeys;
   const int steps = range.end > range.begin ? (range.end - first_block_key + C::kBlockKeys - 1) / C::kBlockKeys : 0;
 
-  // Lane i looks up where key i % 16 of a step lies: in k below lane 16, in v from there on.
-  const CacheStrides strides = lane < kWarpKeys ? derived.k : derived.v;
+  // Lane i looks up where key i of a step lies (i % 16 if it has so many).
   const auto* keys = static_cast<const uint8_t*>(params.k) + kv_head * params.k_head_stride * sizeof(T);
   const auto* values = static_cast<const uint8_t*>(params.v) + kv_head * params.v_head_stride * sizeof(T);
   const int32_t* pages =
       params.page_table == nullptr ? nullptr : params.page_table + sequence.kv_batch * params.page_table_stride;
   const int whole_block = params.cu_seqlens_k != nullptr ? 0 : static_cast<int>(sequence.kv_batch);
   const auto slot_of_step = [&](int step) {
-    const int key = first_key + step * C::kBlockKeys + lane % kWarpKeys;
+    const int key = first_key + step * C::kBlockKeys + lane % C::kWarpKeys;
     if (key < range.begin || key >= range.end) return KeySlot{-1, 0};
     const int position = static_cast<int>(sequence.k_start) + key;
     if (pages == nullptr) return KeySlot{whole_block, position};
@@ -185,11 +179,14 @@ __global__ void __launch_bounds__(C::kThreads)
   };
   const uint32_t ring = shared_address(shared) + warp * C::kRingBytes;
   const auto copy_step = [&](uint32_t tile, KeySlot slot) {
-    const uint32_t offset = slot.block < 0 ? 0 : slot.block * strides.batch + slot.row * strides.row;
+    const auto offset_by = [&](const CacheStrides& strides) {
+      return slot.block < 0 ? 0 : slot.block * strides.batch + slot.row * strides.row;
+    };
     const uint32_t valid = __ballot_sync(0xffffffffu, slot.block >= 0);
-    copy_rows<C::kHeadWords, 0>(tile, keys, derived.k.unit_bytes, offset, valid, C::words(params.head_dim), lane);
-    copy_rows<C::kHeadWordsV, kWarpKeys>(tile + C::kKeyBytes, values, derived.v.unit_bytes, offset, valid,
-                                         C::words(params.head_dim_v), lane);
+    copy_rows<C::kHeadWords, C::kWarpKeys>(tile, keys, derived.k.unit_bytes, offset_by(derived.k), valid,
+                                           C::words(params.head_dim), lane);
+    copy_rows<C::kHeadWordsV, C::kWarpKeys>(tile + C::kKeyBytes, values, derived.v.unit_bytes, offset_by(derived.v),
+                                            valid, C::words(params.head_dim_v), lane);
   };
 
   // All first slots are looked up before the first copy, and each later one a step before its copies start, so that the
@@ -236,14 +233,14 @@ __global__ void __launch_bounds__(C::kThreads)
     write_slot = read_slot;
     read_slot = read_slot + 1 == C::kStages ? 0 : read_slot + 1;
 
-    float scores[2][4];
+    float scores[C::kWarpKeys / kMmaColumns][4];
     multiply_keys<T, C::kHeadDim>(scores, queries, key_tile, lane);
     if (scale.softcap > 0.0f) {
 #pragma unroll
-      for (int i = 0; i < 8; ++i) scores[i / 4][i % 4] = cap(scores[i / 4][i % 4], scale);
+      for (int i = 0; i < C::kWarpKeys / 2; ++i) scores[i / 4][i % 4] = cap(scores[i / 4][i % 4], scale);
     }
     const int step_key = first_key + step * C::kBlockKeys;
-    if (step_key < seen_by_all.begin || step_key + kWarpKeys > seen_by_all.end) {
+    if (step_key < seen_by_all.begin || step_key + C::kWarpKeys > seen_by_all.end) {
       mask_scores(scores, visible, step_key, lane);
     }
     float correction[2];
@@ -256,10 +253,7 @@ __global__ void __launch_bounds__(C::kThreads)
         for (int e = 0; e < 4; ++e) output[i][e] *= correction[e / 2];
       }
     }
-    const uint32_t probabilities[4] = {
-        pack<Element>(scores[0][0], scores[0][1]), pack<Element>(scores[0][2], scores[0][3]),
-        pack<Element>(scores[1][0], scores[1][1]), pack<Element>(scores[1][2], scores[1][3])};
-    multiply_values<T, C::kHeadDimV>(output, probabilities, value_tile, lane);
+    multiply_values<T, C::kHeadDimV>(output, scores, value_tile, lane);
   }
 
   // Each warp leaves its maxima, sums and output.
@@ -331,60 +325,62 @@ __global__ void __launch_bounds__(C::kThreads)
   };
 
   const int tile_rows = last_row - first_row + 1;
-  if constexpr (Blocks::kMostBlocks > 1) {
+  if constexpr (Blocks::kMostBlocks == 1) {
+    for (int row = warp; row < tile_rows; row += C::kWarps) write_row(row, split, merge_warps(row));
+  } else {
     const Blocks blocks;
-    if (blocks.count() > 1) {
-      // A block's rows take the place of its warp 0's, and of its statistics.
-      for (int row = warp; row < tile_rows; row += C::kWarps) {
-        const MergedRow<C> merged = merge_warps(row);
-        __syncwarp();
-        if (lane == 0) {
-          warp_max[0][row] = merged.max;
-          warp_sum[0][row] = merged.sum;
-        }
+    // A block's rows take the place of its warp 0's, and of its statistics.
+    for (int row = warp; row < tile_rows; row += C::kWarps) {
+      const MergedRow<C> merged = merge_warps(row);
+      __syncwarp();
+      if (lane == 0) {
+        warp_max[0][row] = merged.max;
+        warp_sum[0][row] = merged.sum;
+      }
+#pragma unroll
+      for (int i = 0; i < C::kLanePairs; ++i) {
+        *reinterpret_cast<float2*>(outputs + row * C::kHeadDimV + (i * kWarp + lane) * 2) = merged.output[i];
+      }
+    }
+    blocks.sync();
+    for (int row = blocks.rank() + warp * blocks.count(); row < tile_rows; row += C::kWarps * blocks.count()) {
+      float2 parts[Blocks::kMostBlocks][C::kLanePairs];
+      const bool has_block = lane < blocks.count();
+      const float max = has_block ? *blocks.of(&warp_max[0][row], lane) : negative_infinity();
+      const float sum = has_block ? *blocks.of(&warp_sum[0][row], lane) : 0.0f;
+#pragma unroll
+      for (int b = 0; b < Blocks::kMostBlocks; ++b) {
 #pragma unroll
         for (int i = 0; i < C::kLanePairs; ++i) {
-          *reinterpret_cast<float2*>(outputs + row * C::kHeadDimV + (i * kWarp + lane) * 2) = merged.output[i];
-        }
-      }
-      blocks.sync();
-      for (int row = blocks.rank() + warp * blocks.count(); row < tile_rows; row += C::kWarps * blocks.count()) {
-        float2 parts[Blocks::kMostBlocks][C::kLanePairs];
-        const bool has_block = lane < blocks.count();
-        const float max = has_block ? *blocks.of(&warp_max[0][row], lane) : negative_infinity();
-        const float sum = has_block ? *blocks.of(&warp_sum[0][row], lane) : 0.0f;
-#pragma unroll
-        for (int b = 0; b < Blocks::kMostBlocks; ++b) {
-#pragma unroll
-          for (int i = 0; i < C::kLanePairs; ++i) {
-            parts[b][i] = make_float2(0.0f, 0.0f);
-            if (b < blocks.count()) {
-              parts[b][i] =
-                  *blocks.of(reinterpret_cast<const float2*>(outputs + row * C::kHeadDimV + (i * kWarp + lane) * 2), b);
-            }
+          parts[b][i] = make_float2(0.0f, 0.0f);
+          if (b < blocks.count()) {
+            parts[b][i] =
+                *blocks.of(reinterpret_cast<const float2*>(outputs + row * C::kHeadDimV + (i * kWarp + lane) * 2), b);
           }
         }
-        MergedRow<C> merged = {warp_reduce<Max>(max), 0.0f, {}};
-        const float weight =
-            merged.max == negative_infinity() ? 0.0f : exp2_approx((max - merged.max) * scale.log2_per_unit);
-        merged.sum = warp_reduce<Sum>(sum * weight);
-#pragma unroll
-        for (int b = 0; b < Blocks::kMostBlocks; ++b) {
-          const float block_weight = __shfl_sync(0xffffffffu, weight, b);
-#pragma unroll
-          for (int i = 0; i < C::kLanePairs; ++i) {
-            merged.output[i].x += parts[b][i].x * block_weight;
-            merged.output[i].y += parts[b][i].y * block_weight;
-          }
-        }
-        write_row(row, split / blocks.count(), merged);
       }
-      __syncwarp();
-      blocks.wait_for_readers();
-      return;
+      MergedRow<C> merged = {warp_reduce<Max>(max), 0.0f, {}};
+      const float weight =
+          merged.max == negative_infinity() ? 0.0f : exp2_approx((max - merged.max) * scale.log2_per_unit);
+      merged.sum = warp_reduce<Sum>(sum * weight);
+#pragma unroll
+      for (int b = 0; b < Blocks::kMostBlocks; ++b) {
+        const float block_weight = __shfl_sync(0xffffffffu, weight, b);
+#pragma unroll
+        for (int i = 0; i < C::kLanePairs; ++i) {
+          merged.output[i].x += parts[b][i].x * block_weight;
+          merged.output[i].y += parts[b][i].y * block_weight;
+        }
+      }
+      // A sum is done before the barrier below, and with it the reads of other blocks' memory: also those of columns
+      // that are not written.
+#pragma unroll
+      for (int i = 0; i < C::kLanePairs; ++i) asm volatile("" ::"f"(merged.output[i].x), "f"(merged.output[i].y));
+      write_row(row, split / blocks.count(), merged);
     }
+    __syncwarp();
+    blocks.wait_for_readers();
   }
-  for (int row = warp; row < tile_rows; row += C::kWarps) write_row(row, split, merge_warps(row));
 }
 
 // position / page_size by a product: the multiplier is 2^shift / page_size, rounded up.
@@ -450,12 +446,11 @@ Status launch_grouped_heads(const AttentionParams& params, Stream stream) {
 
 template <class Blocks, class T, int kHeadDim, int kHeadDimV>
 Status run_grouped_heads(const AttentionParams& params, Stream stream) {
+  using C = GroupedHeadsConfig<T, kHeadDim, kHeadDimV>;
   if constexpr (Blocks::kMostBlocks > 1) {
-    if (params.num_splits > 1) {
-      return launch_grouped_heads<Blocks, GroupedHeadsConfig<T, kHeadDim, kHeadDimV, true>>(params, stream);
-    }
+    if (params.num_splits > params.num_partials) return launch_grouped_heads<Blocks, C>(params, stream);
   }
-  return launch_grouped_heads<SingleBlocks, GroupedHeadsConfig<T, kHeadDim, kHeadDimV, false>>(params, stream);
+  return launch_grouped_heads<SingleBlocks, C>(params, stream);
 }
 
 template <class Blocks, class T>
