@@ -345,12 +345,13 @@ Status check_unsupported(const TensorView& q, const OptionalTensor& q_v, const O
   return OkStatus();
 }
 
+constexpr int64_t kBlocksPerSm = 2;  // of few_packed_rows()
+
 // What a call of few_packed_rows() takes, in the time in which a multiprocessor's share of the memory bandwidth brings
 // one tile of keys. Blocks come in waves; a wave takes as long as the memory needs for it, or as a block needs for its
 // tiles if it were alone. The constants fit an H200's times.
 double few_rows_cost(int64_t blocks, int64_t tiles, int64_t splits, int64_t num_sms, int64_t most_merged) {
-  constexpr int64_t kBlocksPerSm = 2;
-  constexpr double kTileCost = 0.68;  // of a block alone
+  constexpr double kTileCost = 0.7;  // of a block alone
   constexpr double kMergeCost = 0.8, kCombineCost = 4.0, kPartialCost = 0.03, kWaveCost = 3.0;
   // Clusters of more than two blocks do not spread evenly: each lies within one part of the GPU.
   constexpr int64_t kMostEvenCluster = 2;
@@ -372,12 +373,13 @@ double few_rows_cost(int64_t blocks, int64_t tiles, int64_t splits, int64_t num_
 }
 
 int64_t splits_of_few_rows(int64_t blocks, int64_t tiles, int64_t num_sms, int64_t most_merged) {
-  constexpr double kGain = 0.98;  // more splits must give more than this
   int64_t best = 1;
   double best_cost = few_rows_cost(blocks, tiles, 1, num_sms, most_merged);
-  for (int64_t splits = 2; splits <= std::min(kMaxSplits, tiles); ++splits) {
+  // Beyond one wave of blocks only those that leave no partial results can pay.
+  const int64_t most = std::max(most_merged, kBlocksPerSm * num_sms / blocks);
+  for (int64_t splits = 2; splits <= std::min({kMaxSplits, tiles, most}); ++splits) {
     const double cost = few_rows_cost(blocks, tiles, splits, num_sms, most_merged);
-    if (cost < best_cost * kGain) {
+    if (cost < best_cost) {
       best_cost = cost;
       best = splits;
     }
