@@ -400,12 +400,13 @@ AttentionParams pointers_of(const Arguments& a) {
   return params;
 }
 
+constexpr int64_t kBlocksPerSm = 2;  // of few_packed_rows()
+
 // What a call of few_packed_rows() takes, in the time in which a multiprocessor's share of the memory bandwidth brings
 // one tile of keys. Blocks come in waves; a wave takes as long as the memory needs for it, or as a block needs for its
 // tiles if it were alone. The constants fit an H200's times.
 double few_rows_cost(int64_t blocks, int64_t tiles, int64_t splits, int64_t num_sms, int64_t most_merged) {
-  constexpr int64_t kBlocksPerSm = 2;
-  constexpr double kTileCost = 0.68;  // of a block alone
+  constexpr double kTileCost = 0.7;  // of a block alone
   constexpr double kMergeCost = 0.8, kCombineCost = 4.0, kPartialCost = 0.03, kWaveCost = 3.0;
   // Clusters of more than two blocks do not spread evenly: each lies within one part of the GPU.
   constexpr int64_t kMostEvenCluster = 2;
@@ -427,12 +428,13 @@ double few_rows_cost(int64_t blocks, int64_t tiles, int64_t splits, int64_t num_
 }
 
 int64_t splits_of_few_rows(int64_t blocks, int64_t tiles, int64_t num_sms, int64_t most_merged) {
-  constexpr double kGain = 0.98;  // more splits must give more than this
   int64_t best = 1;
   double best_cost = few_rows_cost(blocks, tiles, 1, num_sms, most_merged);
-  for (int64_t splits = 2; splits <= std::min(kMaxSplits, tiles); ++splits) {
+  // Beyond one wave of blocks only those that leave no partial results can pay.
+  const int64_t most = std::max(most_merged, kBlocksPerSm * num_sms / blocks);
+  for (int64_t splits = 2; splits <= std::min({kMaxSplits, tiles, most}); ++splits) {
     const double cost = few_rows_cost(blocks, tiles, splits, num_sms, most_merged);
-    if (cost < best_cost * kGain) {
+    if (cost < best_cost) {
       best_cost = cost;
       best = splits;
     }
@@ -575,15 +577,17 @@ int64_t fwd_num_partials(int64_t num_splits, int64_t num_heads, int64_t num_head
 }
 
 int64_t fwd_num_splits(int64_t batch, int64_t num_heads, int64_t num_heads_k, int64_t seqlen_q, int64_t seqlen_k,
-                       int64_t head_dim_v, bool has_q_v, int64_t window_left, int64_t window_right, int64_t num_sms,
-                       int64_t most_merged) {
+                       int64_t head_dim_v, bool has_q_v, bool is_fp8, int64_t window_left, int64_t window_right,
+                       int64_t num_sms, int64_t most_merged) {
   if (batch <= 0 || num_heads <= 0 || num_heads_k <= 0 || seqlen_q <= 0 || seqlen_k <= 0 || num_sms <= 0) return 1;
   const int64_t group = num_heads / num_heads_k;
   const bool wide = has_wide_values(head_dim_v, has_q_v), few = few_packed_rows(seqlen_q, group) && !wide;
   const int64_t tile_rows = wide ? 32 : few ? 16 : 128;
   if (window_left >= 0 && window_right >= 0) seqlen_k = std::min(seqlen_k, window_left + window_right + seqlen_q);
   const int64_t blocks = batch * num_heads_k * ((seqlen_q * group + tile_rows - 1) / tile_rows);
-  const int64_t tiles = (seqlen_k + kSplitTile - 1) / kSplitTile;
+  // A tile of twice as many keys of fp8 takes as long.
+  const int64_t tile_keys = few && is_fp8 ? 2 * kSplitTile : kSplitTile;
+  const int64_t tiles = (seqlen_k + tile_keys - 1) / tile_keys;
   return few ? splits_of_few_rows(blocks, tiles, num_sms, std::max<int64_t>(most_merged, 1))
              : splits_of_many_rows(blocks, tiles, wide ? 2 * num_sms : num_sms);
 }

@@ -85,7 +85,7 @@ int64_t fwd_num_partials(int64_t num_splits, int64_t num_heads, int64_t num_head
 // the shapes alone: seqlen_q and seqlen_k are the extents or bounds that fwd() goes by, appended keys included; the
 // windows are -1 where there are none, most_merged is fwd_most_merged_splits().
 int64_t fwd_num_splits(int64_t batch, int64_t num_heads, int64_t num_heads_k, int64_t seqlen_q, int64_t seqlen_k,
-                       int64_t head_dim_v, bool has_q_v, int64_t window_left, int64_t window_right, int64_t num_sms,
-                       int64_t most_merged);
+                       int64_t head_dim_v, bool has_q_v, bool is_fp8, int64_t window_left, int64_t window_right,
+                       int64_t num_sms, int64_t most_merged);
 
 }  // namespace sgl_kernel

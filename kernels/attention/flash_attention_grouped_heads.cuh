@@ -3,12 +3,15 @@
 // One block a (split of the keys, tile of 16 packed rows and KV head, sequence). The query heads that share a KV head
 // are rows of one tile, so every key is read once for all of them. Each warp walks its own keys, 16 at a time (32 of
 // fp8), through its own ring in shared memory: no barrier of the block until the end, where the warps' softmaxes are
-// merged in order. The rings hold up to 96 KiB, of which all but one slot is under way while a slot is used; two blocks fit a
-// multiprocessor of 228 KiB, which is several times the bandwidth-delay product of its share of the memory.
+// merged in order. The rings hold up to 96 KiB, of which all but one slot is under way while a slot is used; two blocks
+// fit a multiprocessor of 228 KiB, which is several times the bandwidth-delay product of its share of the memory.
 //
 // Where the target has clusters, the splits of one cluster are merged as well, in order and through shared memory:
 // each block takes every so many rows. Short calls are a chain of latencies (lengths, page table, keys, merge), so what
 // stands before and after the loop is kept short: numbers that need a division come from the host.
+//
+// bf16, 64 query and 4 KV heads of 128, pages of 64, on an H200 (2026-11-23): 245 us = 4402 GB/s for 128 sequences of
+// 4096 keys, 67 us = 4019 GB/s for 16 of 8192, 12 us for one of 8192.
 #pragma once
 
 #include <algorithm>

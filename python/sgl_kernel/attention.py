@@ -72,9 +72,6 @@ def merge_state_v2(
     return _merge(_merge_state_v2, v_a, s_a, v_b, s_b, v_merged, s_merged)
 
 
-_num_splits = functools.lru_cache(maxsize=1024)(_native.fwd_num_splits)
-
-
 @functools.cache
 def _num_sms(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
@@ -115,12 +112,14 @@ def _attention_results(
                 seqlen_k = k.shape[0] if max_seqlen_k is None else max_seqlen_k
             else:
                 seqlen_k = k.shape[1]
-            num_splits = _num_splits(
-                batch, num_heads, k.shape[-2], seqlen_q, seqlen_k, head_dim_v, q_v is not None, window_left,
-                0 if is_causal else window_right, max(_num_sms(q.device) - sm_margin, 1), _most_merged_splits(q.device),
+            num_splits = _native.fwd_num_splits(
+                batch, num_heads, k.shape[-2], seqlen_q, seqlen_k, head_dim_v, q_v is not None,
+                q.dtype == torch.float8_e4m3fn, window_left, 0 if is_causal else window_right,
+                max(_num_sms(q.device) - sm_margin, 1), _most_merged_splits(q.device),
             )  # fmt: skip
+        merged = _most_merged_splits(q.device)
         partials = _native.fwd_num_partials(
-            num_splits, num_heads, k.shape[-2], seqlen_q, head_dim_v, q_v is not None, _most_merged_splits(q.device)
+            num_splits, num_heads, k.shape[-2], seqlen_q, head_dim_v, q_v is not None, merged
         )
     softmax_lse = q.new_empty(lse_shape, dtype=torch.float32)
     accum_shape = (partials if partials > 1 else 0, *lse_shape)
