@@ -1,7 +1,7 @@
 """torch.ops.sgl_kernel.*, and what the family modules share.
 
 Every operator of every native module is registered when the package is imported, from the copy of their schemas that
-the build made; a family's module is loaded at the first call of one of its operators. From then on torch (2.10 or later)
+the build made; a family's module is loaded at the first call of one of its operators. From then on torch (>= 2.10)
 calls an operator's native function without Python, where the schema's arguments are all that it takes; its errors are
 then ValueError and RuntimeError.
 """

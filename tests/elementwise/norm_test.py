@@ -10,8 +10,8 @@ F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
 class Norm(Operator):
     gemma = False
-    # Every path: one vector, a tail, less than a vector, a row per warp, per block, and in pieces; many short rows, many
-    # long ones.
+    # Every path: one vector, a tail, less than a vector, a row per warp, per block, and in pieces; many short rows,
+    # many long ones.
     cases = [
         case(dtype=BF16, rows=5, hidden=4096, eps=1e-6),
         case(dtype=F16, rows=3, hidden=576, eps=1e-5),
