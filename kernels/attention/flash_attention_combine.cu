@@ -16,7 +16,6 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int kAtOnce = 4;  // splits whose loads a warp has under way
-constexpr int kMaxSplits = 256;
 
 // A lane holds columns 4 lane … 4 lane + 3, and those 128 further on, up to kMaxHeadDim.
 template <class T, int kMaxHeadDim>

@@ -204,6 +204,7 @@ SGL_HOST_DEVICE inline KeyRange visible_keys(const AttentionParams& params, int 
   return {static_cast<int>(begin < k_len ? begin : k_len), static_cast<int>(end > 0 ? end : 0)};
 }
 
+inline constexpr int kMaxSplits = 256;
 inline constexpr int kSplitTile = 64;  // keys: where the portable kernels split a range
 
 // The part of `range` that split `split` of num_splits takes. It is cut at multiples of `tile`. The bounds
