@@ -135,6 +135,8 @@ void attend_block(const AttentionParams& params, const Tile& tile, int block, fl
     const KeySlot slot = key_slot(params, tile.sequence, std::clamp(block + j, tile.begin, tile.end - 1));
     work.keys[j] = keys + slot_offset(slot, params.k_batch_stride, params.k_row_stride);
     work.values[j] = values + slot_offset(slot, params.v_batch_stride, params.v_row_stride);
+    Loops::prefetch_row(work.keys[j], params.head_dim);
+    Loops::prefetch_row(work.values[j], params.head_dim_v);
   }
   for (int i = 0; i < tile.count; i += kRowsAtOnce) {
     float* rows = states + i * state_size(params);
@@ -256,11 +258,12 @@ void attend_tile_blocks(const AttentionParams& params, const Tiling& tiling, int
     const int64_t grain = (kProductsPerThread + products - 1) / products;
     parallel_for(tiling.count() * count, grain, [&](int64_t begin, int64_t end) {
       Workspace<T> work;
-      for (int64_t i = begin; i < end; ++i) {
-        const Tile tile = tiling.tile(params, i / count);
-        const int slot = static_cast<int>(i % count);
-        if (i == begin || slot == 0) load_queries<T, Loops>(params, tile, work);
-        attend_block<T, Loops>(params, tile, (block + slot) * kBlockKeys, states_of(i / count, 1 + slot), work);
+      for (int64_t i = begin; i < end; ++i) {  // KV heads run fastest: a key's heads lie side by side
+        const int64_t place = i % tiling.count();
+        const int slot = static_cast<int>(i / tiling.count());
+        const Tile tile = tiling.tile(params, place);
+        load_queries<T, Loops>(params, tile, work);
+        attend_block<T, Loops>(params, tile, (block + slot) * kBlockKeys, states_of(place, 1 + slot), work);
       }
     });
     for (int64_t i = 0; i < tiling.count(); ++i) {

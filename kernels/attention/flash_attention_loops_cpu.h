@@ -32,6 +32,9 @@ struct PlainLoops {
     for (int i = 0; i < n; ++i) sum[i] = sum[i] * factor + next[i] * next_factor;
   }
 
+  template <class T>
+  static void prefetch_row(const T*, int) {}
+
   // scores[r][j] = scale * queries[r] · keys[j]
   template <int kRows, class T>
   static void scores(float (*scores)[kBlockKeys], const float (*queries)[kMaxHeadDim], const T* const* keys, int begin,
@@ -89,6 +92,13 @@ struct Avx2Loops {
       const __m256 scaled = _mm256_mul_ps(load8(sum + i), _mm256_set1_ps(factor));
       store8(sum + i, _mm256_fmadd_ps(load8(next + i), _mm256_set1_ps(next_factor), scaled));
     }
+  }
+
+  // Begins to fetch `dim` elements. Rows of one head lie apart, which the hardware's prefetching makes little of.
+  template <class T>
+  static void prefetch_row(const T* row, int dim) {
+    constexpr int kLine = 64 / sizeof(T);  // elements of a cache line
+    for (int d = 0; d < dim; d += kLine) __builtin_prefetch(row + d);
   }
 
   template <int kRows, class T>
