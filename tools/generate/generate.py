@@ -208,6 +208,8 @@ def main(argv: list[str]) -> None:
         prompts = [codec.encode(codec.chat(prompt) if _CHAT.value else prompt) for prompt in _PROMPT.value]
         if not all(prompts):
             raise GgufError("a prompt has no tokens")
+        if device.type == "cpu" and file.is_quantized:
+            torch.set_num_threads(1)  # the others would wait, spinning, on the processors that sgl_kernel's need
         with torch.inference_mode():
             model = Model(file, device)
             sampler = Sampler(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _SEED.value, device)
