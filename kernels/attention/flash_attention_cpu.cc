@@ -139,7 +139,7 @@ void attend_rows(const AttentionParams& params, const Tile& tile, int first, int
 // The states of the tile's rows over the keys of the block that begins at key `block`.
 template <class T, class Loops>
 void attend_block(const AttentionParams& params, const Tile& tile, int block, float* states, Workspace<T>& work) {
-  if (block >= tile.end || block + kBlockKeys <= tile.begin) {
+  if (block >= tile.end || block + kBlockKeys <= tile.begin || tile.begin >= tile.end) {
     for (int i = 0; i < tile.count; ++i) clear_state(states + i * state_size(params), params.head_dim_v);
     return;
   }
