@@ -7,8 +7,8 @@
 //   S = Q K^T + Q_v V^T   a warp has 16 rows, 16 keys and every other depth of 16; the two halves meet in shared memory
 //   softmax               a warp has 4 rows, a lane one key
 //   O += P V              a warp has all rows and 64 columns
-// V lies in shared memory once for both products. There is one buffer of keys and values: two blocks of a
-// multiprocessor of 228 KiB take turns at the memory and at the tensor cores.
+// V lies in shared memory once for both products. There is one buffer of keys and values: the next ones are called to
+// the L2 cache meanwhile, and two blocks of a multiprocessor of 228 KiB take turns at the tensor cores.
 #include "kernels/attention/flash_attention_mma.cuh"
 #include "kernels/attention/flash_attention_portable.h"
 #include "kernels/base/launch.h"
@@ -127,6 +127,17 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     commit_copies();
   };
 
+  // Threads 8 i … 8 i + 7 call row i.
+  const auto prefetch_step = [&] {
+    constexpr int kLine = 64, kLines = kHeadDimV / kLine;  // elements of 128 bytes
+    static_assert(kThreads == kTileN * kLines);
+    const int row = threadIdx.x / kLines, line = threadIdx.x % kLines;
+    const int64_t in_k = key_offsets[0][row], in_v = key_offsets[1][row];
+    if (in_k == kNoRow) return;
+    if (line * kLine < params.head_dim_v) prefetch_to_l2(values + in_v + line * kLine);
+    if (line == 0) prefetch_to_l2(keys + in_k);
+  };
+
   if (threadIdx.x < kTileM) {
     const int row = first_row + threadIdx.x;
     const PackedRow packed = unpack_row(row, group, kv_head);
@@ -182,6 +193,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
           make_float2(part[i][2], part[i][3]);
     }
     __syncthreads();
+    prefetch_step();  // the next one: its offsets are stored
 
 #pragma unroll
     for (int i = 0; i < kWarpRows; ++i) {
