@@ -16,9 +16,10 @@
 #include "kernels/base/launch.h"
 #include "kernels/device/pdl.cuh"
 #include "kernels/quantization/ggml.h"
-#include "kernels/quantization/ggml_activations.cuh"
 #include "kernels/quantization/ggml_decode.cuh"
+#include "kernels/quantization/ggml_params.h"
 #include "kernels/quantization/ggml_stage.cuh"
+#include "kernels/quantization/ggml_vec_input.cuh"
 
 namespace sgl_kernel::SGL_TARGET {
 namespace {
@@ -36,7 +37,7 @@ struct MatVecParams {
   void* result;
   int64_t result_stride;
   const uint8_t* W;
-  Activations X;
+  VecInputParams input;
   int64_t rows;
   int num_groups;          // k / 32
   int num_tokens;          // from the first of this launch
@@ -76,12 +77,16 @@ struct ChunkTask {
 #pragma unroll
     for (int i = 0; i < 8; ++i) x[i] = 0.0f;
     if (present && token < params.num_tokens) {
-      load_eight(params.X, token, (int64_t{first_group} + group) * kGroupSize + quarter * 8, x);
+      load_input(params.input, token, (first_group + group) * kGroupSize + quarter * 8, x);
     }
   }
 
   // The whole warp calls it.
-  __device__ __forceinline__ void store(const MatVecParams& params, uint8_t* quants, ActivationScale* scales) const {
+  __device__ __forceinline__ void store(const MatVecParams& params, const float (*squares)[kWarps], uint8_t* quants,
+                                        ActivationScale* scales) {
+    if (params.input.input == VecInput::kAddRmsnorm) {
+      scale_input(params.input, present ? rms_scale(params.input, squares[token]) : 0.0f, x);
+    }
     ActivationScale scale;
     const uint2 bytes = quantize_group(x, scale);
     if (!present) return;
@@ -149,6 +154,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, resident_blocks(kTokens, kR
   const int last_step_bytes = static_cast<int>(row_bytes - int64_t{steps - 1} * step_bytes);
   const uint8_t* const W_end = params.W + params.rows * row_bytes;
 
+  __shared__ float squares[kTokens][kWarps];  // of X + residual, where there is one
   extern __shared__ uint4 shared[];
   uint8_t* const quants = reinterpret_cast<uint8_t*>(shared);
   ActivationScale* const scales =
@@ -162,6 +168,14 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, resident_blocks(kTokens, kR
   for (int64_t at = lane * kCacheLine; at < min(int64_t{warp_rows}, params.rows - first_row) * row_bytes;
        at += kWarpSize * kCacheLine) {
     prefetch_to_l2(copy_run + at);
+  }
+  if (params.input.input == VecInput::kAddRmsnorm) {
+    const char* weight = static_cast<const char*>(params.input.norm_weight);
+    const int bytes = params.input.k * static_cast<int>(params.input.X.dtype == DType::kF32 ? 4 : 2);
+#pragma unroll 1
+    for (int at = threadIdx.x * kCacheLine; at < bytes; at += kWarps * kWarpSize * kCacheLine) {
+      prefetch_to_l2(weight + at);
+    }
   }
 
   // The next step to copy runs ahead of the one to compute. It always commits, so that groups count steps.
@@ -240,13 +254,17 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, resident_blocks(kTokens, kR
           started = true;
 #pragma unroll 1
           for (int i = 0; i + 1 < kStages; ++i) copy_next();
+          if (params.input.input == VecInput::kAddRmsnorm) {
+            sum_squares(params.input, params.num_tokens, squares);
+            __syncthreads();
+          }
         }
 #pragma unroll 1
         for (int at = warp * kWarpSize; at < tasks; at += kWarps * kWarpSize) {
           task = next;
           const int after = at + kWarps * kWarpSize;
           if (after < tasks) next.load(params, start, groups, after + lane);
-          task.store(params, quants, scales);
+          task.store(params, squares, quants, scales);
         }
         __syncthreads();
       }
@@ -311,7 +329,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, resident_blocks(kTokens, kR
       const int r = (totals.first + i) / kTokens, t = (totals.first + i) % kTokens;
       const int64_t row = row0 + r * side_rows + (lane >> params.log2_lanes_per_row);
       if (totals.owns && i < totals.count && row < params.rows && t < params.num_tokens) {
-        store_element(params.result, params.X.dtype, t * params.result_stride + row, sums[i]);
+        store_element(params.result, params.input.X.dtype, t * params.result_stride + row, sums[i]);
       }
     }
   }
@@ -340,7 +358,7 @@ int device_attribute(cudaDeviceAttr attribute) {
 }
 
 template <class Format, int kTokens, int kRows>
-Status launch_mat_vec(MatVecParams params, Stream stream) {
+Status launch_mat_vec(const char* name, MatVecParams params, Stream stream) {
   const auto kernel = ggml_mul_mat_vec_kernel<Format, kTokens, kRows>;
   params.log2_lanes_per_row = choose_log2_lanes_per_row(params.rows, params.num_groups);
   const int lanes = 1 << params.log2_lanes_per_row, warp_rows = kWarpSize / lanes * kRows;
@@ -359,16 +377,16 @@ Status launch_mat_vec(MatVecParams params, Stream stream) {
   const int shared_bytes = chunk_bytes(kTokens, params.chunk_groups) + stages_bytes;
   constexpr int kAlwaysAllowed = 48 << 10;
   if (shared_bytes > kAlwaysAllowed) {
-    SGL_RETURN_IF_ERROR(allow_shared_memory("ggml_mul_mat_vec_a8", kernel, shared_bytes));
+    SGL_RETURN_IF_ERROR(allow_shared_memory(name, kernel, shared_bytes));
   }
   int64_t grid = tiles;
   if (tiles > 2 * sms) {  // as many blocks as are resident at once: each quantizes X
     int resident = 1;
-    SGL_RETURN_IF_ERROR(cuda_status("ggml_mul_mat_vec_a8", cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-                                                               &resident, kernel, kWarps * kWarpSize, shared_bytes)));
+    SGL_RETURN_IF_ERROR(cuda_status(
+        name, cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kWarps * kWarpSize, shared_bytes)));
     grid = std::min(tiles, int64_t{sms} * std::max(resident, 1));
   }
-  return launch("ggml_mul_mat_vec_a8", kernel,
+  return launch(name, kernel,
                 {.grid = static_cast<unsigned>(grid),
                  .block = static_cast<unsigned>(kWarps * kWarpSize),
                  .shared_bytes = static_cast<size_t>(shared_bytes),
@@ -378,24 +396,24 @@ Status launch_mat_vec(MatVecParams params, Stream stream) {
 
 // Up to 8 tokens at a time.
 template <class Format>
-Status mat_vec(const MatVecParams& whole, int64_t num_tokens, Stream stream) {
+Status mat_vec(const char* name, const MatVecParams& whole, int64_t num_tokens, Stream stream) {
   constexpr int kMostTokens = 8;
-  const int64_t element_bytes = size_of(whole.X.dtype);
+  const int64_t element_bytes = size_of(whole.input.X.dtype);
   for (int64_t first = 0; first < num_tokens; first += kMostTokens) {
     MatVecParams params = whole;
     params.num_tokens = static_cast<int>(std::min<int64_t>(kMostTokens, num_tokens - first));
     params.result = static_cast<char*>(whole.result) + first * whole.result_stride * element_bytes;
-    params.X.data = static_cast<const char*>(whole.X.data) + first * whole.X.row_stride * element_bytes;
+    params.input = from_token(whole.input, first);
     // Two rows a lane share X's loads, once there are two blocks for every multiprocessor all the same.
     const int two_side_rows = 2 * kWarpSize >> choose_log2_lanes_per_row(params.rows, params.num_groups);
     if (params.num_tokens == 1 && params.rows < int64_t{2} * num_sms() * kWarps * two_side_rows) {
-      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 1, 1>(params, stream)));
+      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 1, 1>(name, params, stream)));
     } else if (params.num_tokens == 1) {
-      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 1, 2>(params, stream)));
+      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 1, 2>(name, params, stream)));
     } else if (params.num_tokens <= 4) {
-      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 4, 2>(params, stream)));
+      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 4, 2>(name, params, stream)));
     } else {
-      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 8, 2>(params, stream)));
+      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 8, 2>(name, params, stream)));
     }
   }
   return OkStatus();
@@ -403,16 +421,15 @@ Status mat_vec(const MatVecParams& whole, int64_t num_tokens, Stream stream) {
 
 }  // namespace
 
-Status ggml_mul_mat_vec_a8(TensorView result, TensorView, TensorView W, TensorView X, int64_t type, int64_t row,
-                           Stream stream) {
+Status ggml_mul_mat_vec(const MatVecCall& call, Stream stream) {
   MatVecParams params = {};
-  params.result = result.data();
-  params.result_stride = result.stride(0);
-  params.W = W.data<const uint8_t>();
-  params.X = activations_of(X);
-  params.rows = row;
-  params.num_groups = static_cast<int>(X.size(1) / kGroupSize);
-  SGL_SWITCH_GGML_TYPE(type, F, return mat_vec<F>(params, X.size(0), stream));
+  params.result = call.result.data();
+  params.result_stride = call.result.stride(0);
+  params.W = call.W.data<const uint8_t>();
+  params.input = vec_input_of(call);
+  params.rows = call.result.size(1);
+  params.num_groups = static_cast<int>(call.k / kGroupSize);
+  SGL_SWITCH_GGML_TYPE(call.type, F, return mat_vec<F>(call.operator_name, params, call.X.size(0), stream));
   return OkStatus();  // not reached: the type was checked
 }
 
