@@ -125,6 +125,9 @@ Status silu_and_mul_ggml_mul_mat_vec_a8(TensorView result, TensorView workspace,
   constexpr char kName[] = "silu_and_mul_ggml_mul_mat_vec_a8";
   SGL_RETURN_IF_ERROR(
       check_mul_mat(kName, result, workspace, W, X, type, row, /*x_parts=*/2, ggml_mul_mat_vec_workspace_size));
+  Check check(kName);
+  check.that(X.size(1) / 2 <= kMostSiluElements, "X.shape[-1]", X.size(1), "at most 131072");
+  SGL_RETURN_IF_ERROR(check.status());
   if (result.empty()) return OkStatus();
   const MatVecCall call = {.operator_name = kName,
                            .input = VecInput::kSiluAndMul,
@@ -144,7 +147,8 @@ Status add_rmsnorm_ggml_mul_mat_vec_a8(TensorView result, TensorView residual_su
   SGL_RETURN_IF_ERROR(
       check_mul_mat(kName, result, workspace, W, X, type, row, /*x_parts=*/1, ggml_mul_mat_vec_workspace_size));
   Check check(kName);
-  check.that(eps >= 0.0, "eps", eps, "at least 0");
+  check.that(eps >= 0.0, "eps", eps, "at least 0")
+      .that(X.size(1) <= kMostNormElements, "X.shape[-1]", X.size(1), "at most 16384");
   for (const NamedTensor& rows : {NamedTensor{"residual", residual}, NamedTensor{"residual_sum", residual_sum}}) {
     check.same_dtype(rows.name, rows.tensor, "X", X)
         .same_shape(rows.name, rows.tensor, "X", X)
@@ -166,7 +170,7 @@ Status add_rmsnorm_ggml_mul_mat_vec_a8(TensorView result, TensorView residual_su
       .no_overlap("residual_sum", residual_sum, "residual", residual)
       .no_overlap("residual_sum", residual_sum, "norm_weight", norm_weight);
   SGL_RETURN_IF_ERROR(check.status());
-  if (result.empty()) return OkStatus();
+  if (result.empty() && residual_sum.empty()) return OkStatus();
   const MatVecCall call = {.operator_name = kName,
                            .input = VecInput::kAddRmsnorm,
                            .result = result,

@@ -64,7 +64,8 @@ int64_t ggml_workspace_size(int64_t num_tokens, int64_t k, Device::Kind kind);
 //   residual_sum  [num_tokens, k]   likewise, apart from every other tensor: all of the GPU reads the residual
 //   norm_weight   [k]               dtype of X, contiguous
 //   workspace     at least ggml_mul_mat_vec_workspace_size() bytes, at a multiple of 64
-// result, W, type and row are ggml_mul_mat_vec_a8's. row == 0 is a no-op, residual_sum included.
+// result, W, type and row are ggml_mul_mat_vec_a8's. k is at most 65536 of
+// silu_and_mul, 16384 of add_rmsnorm: one block keeps it.
 Status silu_and_mul_ggml_mul_mat_vec_a8(TensorView result, TensorView workspace, TensorView W, TensorView X,
                                         int64_t type, int64_t row, Stream stream);
 Status add_rmsnorm_ggml_mul_mat_vec_a8(TensorView result, TensorView residual_sum, TensorView workspace, TensorView W,

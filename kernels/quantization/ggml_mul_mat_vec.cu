@@ -16,12 +16,16 @@
 #include "kernels/base/launch.h"
 #include "kernels/device/pdl.cuh"
 #include "kernels/quantization/ggml.h"
+#include "kernels/quantization/ggml_activations.cuh"
 #include "kernels/quantization/ggml_decode.cuh"
 #include "kernels/quantization/ggml_params.h"
 #include "kernels/quantization/ggml_stage.cuh"
-#include "kernels/quantization/ggml_vec_input.cuh"
+#include "kernels/quantization/ggml_vec_group.cuh"
 
 namespace sgl_kernel::SGL_TARGET {
+
+Status ggml_mul_mat_row(const MatVecCall& call, Stream stream);  // ggml_mul_mat_row.cu
+
 namespace {
 
 constexpr int kWarps = 8;   // of which those quantize X that have a part of it
@@ -37,7 +41,7 @@ struct MatVecParams {
   void* result;
   int64_t result_stride;
   const uint8_t* W;
-  VecInputParams input;
+  Activations X;
   int64_t rows;
   int num_groups;          // k / 32
   int num_tokens;          // from the first of this launch
@@ -45,21 +49,7 @@ struct MatVecParams {
   int chunk_groups;        // of X in shared memory at a time; a multiple of 32, or all
 };
 
-// A chunk of X in shared memory: the bytes of [token][group], then the scales. The halves of a group trade places in
-// every other four groups, so that 8 lanes that read the same half of 8 groups at once touch all 32 banks.
-__device__ __forceinline__ int half_at(int group, int half) { return (half ^ (group >> 2 & 1)) * (kGroupSize / 2); }
-
-struct ActivationGroup {
-  uint32_t quants[8];
-  ActivationScale scale;
-};
-
-__device__ __forceinline__ ActivationGroup load_group(const uint8_t* quants, int half0, int half1,
-                                                      const ActivationScale& scale) {
-  const uint4 x0 = *reinterpret_cast<const uint4*>(quants + half0);
-  const uint4 x1 = *reinterpret_cast<const uint4*>(quants + half1);
-  return {{x0.x, x0.y, x0.z, x0.w, x1.x, x1.y, x1.z, x1.w}, scale};
-}
+// A chunk of X in shared memory: the bytes of [token][group], by half_at(), then the scales.
 
 // Eight elements of a chunk of X, on their way from global to shared memory. Four neighbouring threads hold a group.
 template <int kTokens>
@@ -77,16 +67,12 @@ struct ChunkTask {
 #pragma unroll
     for (int i = 0; i < 8; ++i) x[i] = 0.0f;
     if (present && token < params.num_tokens) {
-      load_input(params.input, token, (first_group + group) * kGroupSize + quarter * 8, x);
+      load_eight(params.X, token, (int64_t{first_group} + group) * kGroupSize + quarter * 8, x);
     }
   }
 
   // The whole warp calls it.
-  __device__ __forceinline__ void store(const MatVecParams& params, const float (*squares)[kWarps], uint8_t* quants,
-                                        ActivationScale* scales) {
-    if (params.input.input == VecInput::kAddRmsnorm) {
-      scale_input(params.input, present ? rms_scale(params.input, squares[token]) : 0.0f, x);
-    }
+  __device__ __forceinline__ void store(const MatVecParams& params, uint8_t* quants, ActivationScale* scales) const {
     ActivationScale scale;
     const uint2 bytes = quantize_group(x, scale);
     if (!present) return;
@@ -154,7 +140,6 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, resident_blocks(kTokens, kR
   const int last_step_bytes = static_cast<int>(row_bytes - int64_t{steps - 1} * step_bytes);
   const uint8_t* const W_end = params.W + params.rows * row_bytes;
 
-  __shared__ float squares[kTokens][kWarps];  // of X + residual, where there is one
   extern __shared__ uint4 shared[];
   uint8_t* const quants = reinterpret_cast<uint8_t*>(shared);
   ActivationScale* const scales =
@@ -168,14 +153,6 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, resident_blocks(kTokens, kR
   for (int64_t at = lane * kCacheLine; at < min(int64_t{warp_rows}, params.rows - first_row) * row_bytes;
        at += kWarpSize * kCacheLine) {
     prefetch_to_l2(copy_run + at);
-  }
-  if (params.input.input == VecInput::kAddRmsnorm) {
-    const char* weight = static_cast<const char*>(params.input.norm_weight);
-    const int bytes = params.input.k * static_cast<int>(params.input.X.dtype == DType::kF32 ? 4 : 2);
-#pragma unroll 1
-    for (int at = threadIdx.x * kCacheLine; at < bytes; at += kWarps * kWarpSize * kCacheLine) {
-      prefetch_to_l2(weight + at);
-    }
   }
 
   // The next step to copy runs ahead of the one to compute. It always commits, so that groups count steps.
@@ -254,17 +231,13 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, resident_blocks(kTokens, kR
           started = true;
 #pragma unroll 1
           for (int i = 0; i + 1 < kStages; ++i) copy_next();
-          if (params.input.input == VecInput::kAddRmsnorm) {
-            sum_squares(params.input, params.num_tokens, squares);
-            __syncthreads();
-          }
         }
 #pragma unroll 1
         for (int at = warp * kWarpSize; at < tasks; at += kWarps * kWarpSize) {
           task = next;
           const int after = at + kWarps * kWarpSize;
           if (after < tasks) next.load(params, start, groups, after + lane);
-          task.store(params, squares, quants, scales);
+          task.store(params, quants, scales);
         }
         __syncthreads();
       }
@@ -280,16 +253,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, resident_blocks(kTokens, kR
           return weights;
         };
         const auto add = [&](int r, int t, const WeightGroup& weights, const ActivationGroup& x) {
-          int dots[2] = {0, 0};
-#pragma unroll
-          for (int w = 0; w < 8; ++w) {
-            int& dot = dots[Format::kScales == 2 ? w / 4 : 0];
-            dot = __dp4a(static_cast<int>(weights.quants[w]), static_cast<int>(x.quants[w]), dot);
-          }
-          const float value = scaled_dot<Format>(weights.scale, weights.offset, static_cast<float>(dots[0]),
-                                                 static_cast<float>(dots[1]), x.scale);
-          float& sum = sums[r * kTokens + t];
-          sum = __fmaf_rn(x.scale.d, value, sum);
+          add_group<Format>(weights, x, sums[r * kTokens + t]);
         };
         const int x_group = group - chunk_start;
         const uint8_t* x_quants = quants + x_group * kGroupSize;
@@ -329,7 +293,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, resident_blocks(kTokens, kR
       const int r = (totals.first + i) / kTokens, t = (totals.first + i) % kTokens;
       const int64_t row = row0 + r * side_rows + (lane >> params.log2_lanes_per_row);
       if (totals.owns && i < totals.count && row < params.rows && t < params.num_tokens) {
-        store_element(params.result, params.input.X.dtype, t * params.result_stride + row, sums[i]);
+        store_element(params.result, params.X.dtype, t * params.result_stride + row, sums[i]);
       }
     }
   }
@@ -349,6 +313,15 @@ int choose_log2_lanes_per_row(int64_t rows, int num_groups) {
   return best;
 }
 
+// What only that kernel does; or one token and too few rows for two a lane. Both add in the same order then: a warp a
+// row.
+bool takes_row_kernel(const MatVecCall& call) {
+  const int64_t rows = call.result.size(1);
+  static_assert(2 * 2 * kWarps < kManyRows);
+  return call.input != VecInput::kAsItIs ||
+         (call.X.size(0) == 1 && call.k <= kMostSiluElements && rows < int64_t{4} * num_sms() * kWarps);
+}
+
 int device_attribute(cudaDeviceAttr attribute) {
   int device = 0, value = 0;
   if (cudaGetDevice(&device) != cudaSuccess || cudaDeviceGetAttribute(&value, attribute, device) != cudaSuccess) {
@@ -358,7 +331,7 @@ int device_attribute(cudaDeviceAttr attribute) {
 }
 
 template <class Format, int kTokens, int kRows>
-Status launch_mat_vec(const char* name, MatVecParams params, Stream stream) {
+Status launch_mat_vec(MatVecParams params, Stream stream) {
   const auto kernel = ggml_mul_mat_vec_kernel<Format, kTokens, kRows>;
   params.log2_lanes_per_row = choose_log2_lanes_per_row(params.rows, params.num_groups);
   const int lanes = 1 << params.log2_lanes_per_row, warp_rows = kWarpSize / lanes * kRows;
@@ -377,16 +350,16 @@ Status launch_mat_vec(const char* name, MatVecParams params, Stream stream) {
   const int shared_bytes = chunk_bytes(kTokens, params.chunk_groups) + stages_bytes;
   constexpr int kAlwaysAllowed = 48 << 10;
   if (shared_bytes > kAlwaysAllowed) {
-    SGL_RETURN_IF_ERROR(allow_shared_memory(name, kernel, shared_bytes));
+    SGL_RETURN_IF_ERROR(allow_shared_memory("ggml_mul_mat_vec_a8", kernel, shared_bytes));
   }
   int64_t grid = tiles;
   if (tiles > 2 * sms) {  // as many blocks as are resident at once: each quantizes X
     int resident = 1;
-    SGL_RETURN_IF_ERROR(cuda_status(
-        name, cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kWarps * kWarpSize, shared_bytes)));
+    SGL_RETURN_IF_ERROR(cuda_status("ggml_mul_mat_vec_a8", cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+                                                               &resident, kernel, kWarps * kWarpSize, shared_bytes)));
     grid = std::min(tiles, int64_t{sms} * std::max(resident, 1));
   }
-  return launch(name, kernel,
+  return launch("ggml_mul_mat_vec_a8", kernel,
                 {.grid = static_cast<unsigned>(grid),
                  .block = static_cast<unsigned>(kWarps * kWarpSize),
                  .shared_bytes = static_cast<size_t>(shared_bytes),
@@ -396,24 +369,20 @@ Status launch_mat_vec(const char* name, MatVecParams params, Stream stream) {
 
 // Up to 8 tokens at a time.
 template <class Format>
-Status mat_vec(const char* name, const MatVecParams& whole, int64_t num_tokens, Stream stream) {
+Status mat_vec(const MatVecParams& whole, int64_t num_tokens, Stream stream) {
   constexpr int kMostTokens = 8;
-  const int64_t element_bytes = size_of(whole.input.X.dtype);
+  const int64_t element_bytes = size_of(whole.X.dtype);
   for (int64_t first = 0; first < num_tokens; first += kMostTokens) {
     MatVecParams params = whole;
     params.num_tokens = static_cast<int>(std::min<int64_t>(kMostTokens, num_tokens - first));
     params.result = static_cast<char*>(whole.result) + first * whole.result_stride * element_bytes;
-    params.input = from_token(whole.input, first);
-    // Two rows a lane share X's loads, once there are two blocks for every multiprocessor all the same.
-    const int two_side_rows = 2 * kWarpSize >> choose_log2_lanes_per_row(params.rows, params.num_groups);
-    if (params.num_tokens == 1 && params.rows < int64_t{2} * num_sms() * kWarps * two_side_rows) {
-      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 1, 1>(name, params, stream)));
-    } else if (params.num_tokens == 1) {
-      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 1, 2>(name, params, stream)));
+    params.X.data = static_cast<const char*>(whole.X.data) + first * whole.X.row_stride * element_bytes;
+    if (params.num_tokens == 1) {
+      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 1, 2>(params, stream)));
     } else if (params.num_tokens <= 4) {
-      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 4, 2>(name, params, stream)));
+      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 4, 2>(params, stream)));
     } else {
-      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 8, 2>(name, params, stream)));
+      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 8, 2>(params, stream)));
     }
   }
   return OkStatus();
@@ -422,14 +391,15 @@ Status mat_vec(const char* name, const MatVecParams& whole, int64_t num_tokens, 
 }  // namespace
 
 Status ggml_mul_mat_vec(const MatVecCall& call, Stream stream) {
+  if (takes_row_kernel(call)) return ggml_mul_mat_row(call, stream);
   MatVecParams params = {};
   params.result = call.result.data();
   params.result_stride = call.result.stride(0);
   params.W = call.W.data<const uint8_t>();
-  params.input = vec_input_of(call);
+  params.X = activations_of(call.X);
   params.rows = call.result.size(1);
   params.num_groups = static_cast<int>(call.k / kGroupSize);
-  SGL_SWITCH_GGML_TYPE(call.type, F, return mat_vec<F>(call.operator_name, params, call.X.size(0), stream));
+  SGL_SWITCH_GGML_TYPE(call.type, F, return mat_vec<F>(params, call.X.size(0), stream));
   return OkStatus();  // not reached: the type was checked
 }
 

@@ -26,6 +26,10 @@ struct MatVecCall {
   float eps = 0.0f;
 };
 
+// The most elements of an input that fit the shared memory of any GPU: as bytes and scales, and of the norm as floats
+// beside them.
+inline constexpr int64_t kMostSiluElements = 65536, kMostNormElements = 16384;
+
 Status ggml_mul_mat_vec(const MatVecCall& call, Stream stream);
 
 }  // namespace sgl_kernel

@@ -153,7 +153,8 @@ def silu_and_mul_ggml_mul_mat_vec_a8(weight: torch.Tensor, x: torch.Tensor, quan
 
     Args:
       weight: uint8 [row, bytes_per_row], contiguous: rows of k elements.
-      x: [num_tokens, 2k], float16, bfloat16 or float32; rows may be strided, the last dimension is dense.
+      x: [num_tokens, 2k], float16, bfloat16 or float32; rows may be strided, the last dimension is dense. k is at most
+        65536.
       quant_type, row: ggml_mul_mat_a8's.
 
     Returns:
@@ -182,7 +183,8 @@ def add_rmsnorm_ggml_mul_mat_vec_a8(
 
     Args:
       weight: uint8 [row, bytes_per_row], contiguous: rows of k elements.
-      x, residual: [num_tokens, k], float16, bfloat16 or float32; rows may be strided, the last dimension is dense.
+      x, residual: [num_tokens, k], float16, bfloat16 or float32; rows may be strided, the last dimension is dense. k is
+        at most 16384.
       norm_weight: [k], of x's dtype.
       eps: at least 0.
       quant_type, row: ggml_mul_mat_a8's.
