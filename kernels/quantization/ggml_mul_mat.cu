@@ -17,7 +17,6 @@
 #include "kernels/quantization/ggml.h"
 #include "kernels/quantization/ggml_activations.cuh"
 #include "kernels/quantization/ggml_decode.cuh"
-#include "kernels/quantization/ggml_stage.cuh"
 
 namespace sgl_kernel::SGL_TARGET {
 namespace {
@@ -59,19 +58,12 @@ struct MatMulParams {
   int num_groups;  // k / 32
 };
 
-// Many tokens: 8 warps of 32 rows by 32 tokens. Few, or few tiles: 4 warps of 16 by 16, or 16 by 8, whose rows of W are
-// staged: they are so quick with a step that the bytes of several have to be on their way.
+// Many tokens: 8 warps of 32 rows by 32 tokens. Few, or few tiles: 4 warps of 16 by 16.
 struct LargeTile {
   static constexpr int kTileRows = 128, kTileTokens = 64, kWarpRows = 32, kWarpTokens = 32, kStepGroups = 4;
-  static constexpr bool kStaged = false;
 };
 struct SmallTile {
   static constexpr int kTileRows = 32, kTileTokens = 32, kWarpRows = 16, kWarpTokens = 16, kStepGroups = 8;
-  static constexpr bool kStaged = true;
-};
-struct NarrowTile {
-  static constexpr int kTileRows = 32, kTileTokens = 16, kWarpRows = 16, kWarpTokens = 8, kStepGroups = 8;
-  static constexpr bool kStaged = true;
 };
 
 template <class Tile>
@@ -89,52 +81,8 @@ struct alignas(16) StepBuffer {
   float weight_offsets[Format::kHasOffset ? Tile::kStepGroups : 1][Format::kScales][Tile::kTileRows];
 };
 
-// The bytes of the tile's rows as they are in W, for the next kStages steps.
 template <class Format, class Tile>
-struct StagedRows {
-  using Block = typename Format::Block;
-  static constexpr int kStages = 3;
-  static constexpr int kStepBytes = Tile::kStepGroups / Format::kGroupsPerBlock * static_cast<int>(sizeof(Block));
-  static constexpr int kRowBytes = staged_bytes(kStepBytes);
-  static constexpr int kStageBytes = Tile::kTileRows * kRowBytes;
-  static constexpr int kSharedBytes = Tile::kStaged ? kStages * kStageBytes : 0;
-
-  uint8_t* stages;
-
-  // The rows are shared out to the warps. Always commits, so that groups count steps.
-  __device__ __forceinline__ void copy(const MatMulParams& params, int64_t first_row, int step) const {
-    const int64_t row_bytes = int64_t{params.num_groups / Format::kGroupsPerBlock} * sizeof(Block);
-    const int bytes = static_cast<int>(min(int64_t{kStepBytes}, row_bytes - int64_t{step} * kStepBytes));
-    uint8_t* stage = stages + step % kStages * kStageBytes;
-    if (bytes > 0) {
-#pragma unroll 1
-      for (int i = threadIdx.x / kWarpSize; i < Tile::kTileRows; i += kTileThreads<Tile> / kWarpSize) {
-        const int64_t row = first_row + i;
-        if (row >= params.rows) break;
-        const uint8_t* run = params.W + row * row_bytes + int64_t{step} * kStepBytes;
-        // A row is longer than a piece: with rows before and behind it, a run is not at an edge of W.
-        if (row > 0 && row + 1 < params.rows) {
-          stage_run(stage + i * kRowBytes, run, bytes);
-        } else {
-          stage_run_at_edge(stage + i * kRowBytes, run, bytes, params.W, params.W + params.rows * row_bytes);
-        }
-      }
-    }
-    commit_copies();
-  }
-
-  // Block `block` of the row, which starts at `row_start` in W.
-  __device__ __forceinline__ const Block* at(const uint8_t* row_start, int row_in_tile, int block) const {
-    constexpr int kStepBlocks = Tile::kStepGroups / Format::kGroupsPerBlock;
-    const int step = block / kStepBlocks;
-    const uint8_t* run = stages + step % kStages * kStageBytes + row_in_tile * kRowBytes +
-                         staged_offset(row_start + int64_t{step} * kStepBytes);
-    return reinterpret_cast<const Block*>(run) + block % kStepBlocks;
-  }
-};
-
-template <class Format, class Tile>
-constexpr int kSharedBytes = 2 * sizeof(StepBuffer<Format, Tile>) + StagedRows<Format, Tile>::kSharedBytes;
+constexpr int kSharedBytes = 2 * sizeof(StepBuffer<Format, Tile>);
 
 // Copies kStepGroups groups of the tile's tokens; zeros where there is no such token or group.
 template <class Format, class Tile>
@@ -165,8 +113,7 @@ struct DecodedStep {
   static_assert(kGroups * kThreads == Tile::kTileRows * Tile::kStepGroups);
   WeightGroup groups[kGroups];
 
-  __device__ __forceinline__ void decode(const MatMulParams& params, const StagedRows<Format, Tile>& staged,
-                                         int64_t first_row, int first_group) {
+  __device__ __forceinline__ void decode(const MatMulParams& params, int64_t first_row, int first_group) {
     using Block = typename Format::Block;
     const int blocks_per_row = params.num_groups / Format::kGroupsPerBlock;
 #pragma unroll
@@ -178,10 +125,7 @@ struct DecodedStep {
       if (row >= params.rows || group >= params.num_groups) continue;
       const Block* blocks = reinterpret_cast<const Block*>(params.W) + row * blocks_per_row;
       const Block* block = blocks + group / Format::kGroupsPerBlock;
-      if constexpr (Tile::kStaged) {
-        block = staged.at(reinterpret_cast<const uint8_t*>(blocks), task / Tile::kStepGroups,
-                          group / Format::kGroupsPerBlock);
-      } else if (group + 2 * Tile::kStepGroups < params.num_groups) {
+      if (group + 2 * Tile::kStepGroups < params.num_groups) {
         prefetch_to_l2(blocks + (group + 2 * Tile::kStepGroups) / Format::kGroupsPerBlock);
       }
       Format::decode(*block, group % Format::kGroupsPerBlock, groups[i]);
@@ -220,8 +164,7 @@ struct Accumulators {
   // Adds one step. The warp's part of the tile starts at warp_row and warp_token.
   __device__ __forceinline__ void add(const StepBuffer<Format, Tile>& buffer, int warp_row, int warp_token) {
     const int lane = threadIdx.x % kWarpSize;
-    // A small tile's group is a chain of latencies: two of them at once.
-#pragma unroll(kRowTiles* kTokenTiles <= 2 ? 2 : 1)
+#pragma unroll 1
     for (int group = 0; group < Tile::kStepGroups; ++group) {
       uint32_t a[kRowTiles][4];
 #pragma unroll
@@ -247,9 +190,8 @@ struct Accumulators {
       for (int j = 0; j < kTokenTiles; ++j) {
         if (j % 2 == 0) {
           // Tiles: tokens 0..7, 16 bytes further on, and both again for tokens 8..15.
-          const int second = kTokenTiles > 1 ? lane / 16 * 8 : 0;
-          load_matrices(
-              b, &buffer.activations[warp_token + 8 * j + lane % 8 + second][group * kGroupSize + lane / 8 % 2 * 16]);
+          load_matrices(b, &buffer.activations[warp_token + 8 * j + lane % 8 + lane / 16 * 8]
+                                              [group * kGroupSize + lane / 8 % 2 * 16]);
         }
         const uint32_t b0 = b[j % 2 * 2], b1 = b[j % 2 * 2 + 1];
         ActivationScale activation[2];
@@ -299,44 +241,20 @@ __global__ void __launch_bounds__(kTileThreads<Tile>, 2)
   Accumulators<Format, Tile> accumulators;
   DecodedStep<Format, Tile> decoded;
   const int steps = (params.num_groups + Tile::kStepGroups - 1) / Tile::kStepGroups;
-  const StagedRows<Format, Tile> staged = {reinterpret_cast<uint8_t*>(buffers + 2)};
-  constexpr int kStages = StagedRows<Format, Tile>::kStages;
-  if constexpr (Tile::kStaged) {
+  if (steps > 0) {
     copy_activations<Format, Tile>(params, first_token, 0, buffers[0]);
-    for (int step = 0; step < kStages; ++step) staged.copy(params, first_row, step);
-    wait_for_copies<kStages - 1>();
-    __syncthreads();
-    decoded.decode(params, staged, first_row, 0);
-    decoded.store(buffers[0]);
-    for (int step = 0; step < steps; ++step) {
-      // All that is read in this step is there, and nobody reads what is written, once all are here: of the groups of
-      // copies only the last, a step further on, is on its way.
-      wait_for_copies<1>();
-      __syncthreads();
-      Buffer& next = buffers[(step + 1) % 2];
-      const int next_group = (step + 1) * Tile::kStepGroups;
-      copy_activations<Format, Tile>(params, first_token, next_group, next);
-      staged.copy(params, first_row, step + kStages);
-      accumulators.add(buffers[step % 2], warp_row, warp_token);
-      decoded.decode(params, staged, first_row, next_group);
-      decoded.store(next);
-    }
-    wait_for_copies<0>();
-    __syncthreads();
-  } else if (steps > 0) {
-    copy_activations<Format, Tile>(params, first_token, 0, buffers[0]);
-    decoded.decode(params, staged, first_row, 0);
+    decoded.decode(params, first_row, 0);
     decoded.store(buffers[0]);
     wait_for_copies<0>();
     __syncthreads();
   }
-  for (int step = 0; !Tile::kStaged && step < steps; ++step) {
+  for (int step = 0; step < steps; ++step) {
     // What is written here was last read before the barrier that ended the step before.
     Buffer& next = buffers[(step + 1) % 2];
     const bool more = step + 1 < steps;
     if (more) {
       copy_activations<Format, Tile>(params, first_token, (step + 1) * Tile::kStepGroups, next);
-      decoded.decode(params, staged, first_row, (step + 1) * Tile::kStepGroups);
+      decoded.decode(params, first_row, (step + 1) * Tile::kStepGroups);
     }
     accumulators.add(buffers[step % 2], warp_row, warp_token);
     if (more) decoded.store(next);
@@ -393,7 +311,6 @@ Status mul_mat(const MatMulParams& params, Stream stream) {
   if (params.num_tokens > SmallTile::kTileTokens && num_tiles<LargeTile>(params) >= num_sms()) {
     return launch_tiles<Format, LargeTile>(params, stream);
   }
-  if (params.num_tokens <= NarrowTile::kTileTokens) return launch_tiles<Format, NarrowTile>(params, stream);
   return launch_tiles<Format, SmallTile>(params, stream);
 }
 

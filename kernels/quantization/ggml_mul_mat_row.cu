@@ -24,7 +24,6 @@ namespace {
 constexpr int kWarps = 16;
 constexpr int kThreads = kWarps * kWarpSize;
 constexpr int kCacheLine = 128;
-constexpr int kRowsAhead = 3;  // that a warp asks for, where it has so many
 
 // Of the input in shared memory: bytes and scales, and what keeps what follows aligned.
 constexpr int quantized_bytes(int groups) {
@@ -147,8 +146,7 @@ __global__ void __launch_bounds__(kThreads) ggml_mul_mat_row_kernel(const __grid
       prefetch_to_l2(bytes + at);
     }
   };
-#pragma unroll 1
-  for (int ahead = 0; ahead < kRowsAhead; ++ahead) prefetch_row(ahead);
+  prefetch_row(0);
   if constexpr (kInput == VecInput::kAddRmsnorm) {
     const int bytes = params.num_groups * kGroupSize * static_cast<int>(sizeof(T));
 #pragma unroll 1
@@ -194,7 +192,7 @@ __global__ void __launch_bounds__(kThreads) ggml_mul_mat_row_kernel(const __grid
   const int half0 = half_at(lane, 0), half1 = half_at(lane, 1);
 #pragma unroll 1
   while (row < params.rows) {
-    prefetch_row(kRowsAhead);
+    prefetch_row(2);  // the next one is being loaded
     float sum = 0.0f;
 #pragma unroll 1
     for (int group = lane; group < params.num_groups; group += kWarpSize) {

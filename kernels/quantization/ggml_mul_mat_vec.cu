@@ -316,10 +316,9 @@ int choose_log2_lanes_per_row(int64_t rows, int num_groups) {
 // What only that kernel does; or one token and too few rows for two a lane. Both add in the same order then: a warp a
 // row.
 bool takes_row_kernel(const MatVecCall& call) {
-  const int64_t rows = call.result.size(1);
-  static_assert(2 * 2 * kWarps < kManyRows);
-  return call.input != VecInput::kAsItIs ||
-         (call.X.size(0) == 1 && call.k <= kMostSiluElements && rows < int64_t{4} * num_sms() * kWarps);
+  if (call.input != VecInput::kAsItIs) return true;
+  const int64_t few_rows = std::min(kManyRows, int64_t{4} * num_sms() * kWarps);
+  return call.X.size(0) == 1 && call.k <= kMostSiluElements && call.result.size(1) < few_rows;
 }
 
 int device_attribute(cudaDeviceAttr attribute) {
