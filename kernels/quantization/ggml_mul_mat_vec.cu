@@ -313,12 +313,11 @@ int choose_log2_lanes_per_row(int64_t rows, int num_groups) {
   return best;
 }
 
-// What only that kernel does; or one token and too few rows for two a lane. Both add in the same order then: a warp a
-// row.
+// What only that kernel does; or so few rows, in all the tokens, that latency bounds them. Both add in the same order
+// then: a warp a row.
 bool takes_row_kernel(const MatVecCall& call) {
   if (call.input != VecInput::kAsItIs) return true;
-  const int64_t few_rows = std::min(kManyRows, int64_t{4} * num_sms() * kWarps);
-  return call.X.size(0) == 1 && call.k <= kMostSiluElements && call.result.size(1) < few_rows;
+  return call.k <= kMostSiluElements && call.X.size(0) * call.result.size(1) < kManyRows;
 }
 
 int device_attribute(cudaDeviceAttr attribute) {
