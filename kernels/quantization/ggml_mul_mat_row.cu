@@ -1,4 +1,4 @@
-// ggml_mul_mat_vec for one token and few rows: a decode step's matrices, and the operators that make their input.
+// ggml_mul_mat_vec for few rows, in all the tokens: a decode step's matrices, and the operators that make their input.
 //
 // A warp a row, a block 16 rows at a time, grid.x the tokens. Each block makes the whole input, 8 bits in shared
 // memory: what it reads is in the caches, and a kernel for it alone would cost more. Bound by latency, of the
@@ -7,6 +7,10 @@
 // time.
 //
 // The lines of W and of the norm's weight are asked into the L2 cache before the predecessor ends: a hint, not a read.
+//
+// H200, 2026-11-23, one token, X as it is, weights out of memory, in a CUDA graph: Q4_1 576 x 576 in 2.0 us, 3072 x 576
+// in 2.4, 576 x 1536 in 2.8; Q4_0 1536 x 4096 in 4.8. Blocks of 8 or 32 warps make a token of SmolLM2-135M 0.5% or 6%
+// slower.
 #include <algorithm>
 
 #include "kernels/base/launch.h"

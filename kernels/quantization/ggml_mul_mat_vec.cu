@@ -5,9 +5,9 @@
 // W, for small matrices by latency: hence the launch ahead of the predecessor's end, and the first tile's lines asked
 // into the L2 cache before waiting for it. That is a hint and no read: W may be written by the predecessor.
 //
-// H200, one token, weights out of memory, in a CUDA graph: 576 x 576 in 2.2 us, 3072 x 576 in 3.4 (Q4_1); 49152 x 576
-// in 16 us and 8192 x 8192 in 32 (Q8_0: 1.9 and 2.2 TB/s). Large matrices are short of the memory's bandwidth by the
-// instructions that a group costs, and by the last blocks' tiles.
+// Few rows are ggml_mul_mat_row.cu's. H200, one token, weights out of memory, in a CUDA graph: 49152 x 576 in 17 us and
+// 8192 x 8192 in 32 (Q8_0: 1.8 and 2.2 TB/s). Large matrices are short of the memory's bandwidth by the instructions
+// that a group costs, and by the last blocks' tiles.
 //
 // Which lane adds what in which order depends on k and the number of rows alone, so a token's bits do not depend on
 // the number of tokens.
@@ -29,6 +29,7 @@ Status ggml_mul_mat_row(const MatVecCall& call, Stream stream);  // ggml_mul_mat
 namespace {
 
 constexpr int kWarps = 8;   // of which those quantize X that have a part of it
+constexpr int kRows = 2;    // of a lane: they share what it loads of X
 constexpr int kStages = 3;  // two copies of 1 or 2 KB a warp are on their way while it computes
 constexpr int kCacheLine = 128;
 
@@ -114,12 +115,12 @@ struct LaneSums {
   }
 };
 
-// Blocks of the largest size that fit a multiprocessor's registers: 64, 80 or 128 a thread.
-constexpr int resident_blocks(int tokens, int rows) { return tokens > 1 ? 2 : rows > 1 ? 3 : 4; }
+// Blocks of the largest size that fit a multiprocessor's registers: 80 or 128 a thread.
+constexpr int resident_blocks(int tokens) { return tokens > 1 ? 2 : 3; }
 
 // kRows rows of W for each lane, kTokens rows of X.
-template <class Format, int kTokens, int kRows>
-__global__ void __launch_bounds__(kWarps* kWarpSize, resident_blocks(kTokens, kRows))
+template <class Format, int kTokens>
+__global__ void __launch_bounds__(kWarps* kWarpSize, resident_blocks(kTokens))
     ggml_mul_mat_vec_kernel(const __grid_constant__ MatVecParams params) {
   using Block = typename Format::Block;
   constexpr int kGroupsPerBlock = Format::kGroupsPerBlock;
@@ -328,9 +329,9 @@ int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
-template <class Format, int kTokens, int kRows>
+template <class Format, int kTokens>
 Status launch_mat_vec(MatVecParams params, Stream stream) {
-  const auto kernel = ggml_mul_mat_vec_kernel<Format, kTokens, kRows>;
+  const auto kernel = ggml_mul_mat_vec_kernel<Format, kTokens>;
   params.log2_lanes_per_row = choose_log2_lanes_per_row(params.rows, params.num_groups);
   const int lanes = 1 << params.log2_lanes_per_row, warp_rows = kWarpSize / lanes * kRows;
   const int sms = num_sms();
@@ -376,11 +377,11 @@ Status mat_vec(const MatVecParams& whole, int64_t num_tokens, Stream stream) {
     params.result = static_cast<char*>(whole.result) + first * whole.result_stride * element_bytes;
     params.X.data = static_cast<const char*>(whole.X.data) + first * whole.X.row_stride * element_bytes;
     if (params.num_tokens == 1) {
-      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 1, 2>(params, stream)));
+      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 1>(params, stream)));
     } else if (params.num_tokens <= 4) {
-      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 4, 2>(params, stream)));
+      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 4>(params, stream)));
     } else {
-      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 8, 2>(params, stream)));
+      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 8>(params, stream)));
     }
   }
   return OkStatus();

@@ -305,11 +305,12 @@ def test_product_has_the_same_bits_for_any_number_of_tokens(name, type, device):
     import sgl_kernel
 
     multiply = getattr(sgl_kernel, name)
-    W = random_weight(type, 41, 1280).to(device)
+    # So many rows that on a GPU some of these numbers take another kernel than others.
+    W = random_weight(type, 91, 1280).to(device)
     X = torch.randn(150, 1280, generator=torch.Generator().manual_seed(2)).to(device)
-    whole = multiply(W, X, number(type), 41)
+    whole = multiply(W, X, number(type), 91)
     for num_tokens in (1, 2, 3, 4, 6, 7, 8, 16, 17, 22, 23, 31, 64, 128, 129, 144):
-        assert_same_bits(f"{num_tokens} tokens", multiply(W, X[:num_tokens], number(type), 41), whole[:num_tokens])
+        assert_same_bits(f"{num_tokens} tokens", multiply(W, X[:num_tokens], number(type), 91), whole[:num_tokens])
 
 
 @pytest.mark.parametrize("device", DEVICES)
