@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <string_view>
 
+#include "kernels/base/parallel.h"
+
 namespace sgl_kernel::bind {
 
 namespace py = pybind11;
@@ -24,6 +26,16 @@ void throw_if_error(const Status& status) {
 }
 
 namespace internal {
+
+void share_threads() {
+  constexpr char kKey[] = "sgl_kernel.threads";
+  if (void* threads = py::get_shared_data(kKey)) {
+    use_threads(static_cast<Threads*>(threads));
+  } else {
+    py::set_shared_data(kKey, sgl_kernel::threads());
+  }
+}
+
 namespace {
 
 // The letter of a schema type, without its name: "Tensor!?" is 't'. 0 for a ScalarType, which no function takes.

@@ -36,6 +36,9 @@ void throw_if_error(const Status& status);
 
 namespace internal {
 
+// Makes the family modules of a process use one set of CPU threads: that of the module that is loaded first.
+void share_threads();
+
 // The device of the first tensor among the arguments; the CPU if there is none.
 inline void find_device(const TensorView& tensor, std::optional<Device>* device) {
   if (!device->has_value()) *device = tensor.device();
@@ -158,6 +161,7 @@ struct ParametersOf<Status (*)(Params...)> {
 class Operators {
  public:
   explicit Operators(pybind11::module_ module) : module_(std::move(module)) {
+    internal::share_threads();
     module_.attr("__schemas__") = pybind11::list();
   }
 

@@ -41,6 +41,8 @@ class Sampler:
         self._generator = torch.Generator(device=device).manual_seed(seed)
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        if self._temperature == 0.0 and logits.device.type == "cpu":
+            return torch.from_numpy(logits.numpy().argmax(axis=-1))  # a tenth of the time of torch's
         if self._temperature == 0.0:
             return logits.argmax(dim=-1)
         probs = torch.softmax(logits.float() / self._temperature, dim=-1)
@@ -208,6 +210,8 @@ def main(argv: list[str]) -> None:
         prompts = [codec.encode(codec.chat(prompt) if _CHAT.value else prompt) for prompt in _PROMPT.value]
         if not all(prompts):
             raise GgufError("a prompt has no tokens")
+        if device.type == "cpu" and file.is_quantized:
+            torch.set_num_threads(1)  # the others would wait, spinning, on the processors that sgl_kernel's need
         with torch.inference_mode():
             model = Model(file, device)
             sampler = Sampler(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _SEED.value, device)

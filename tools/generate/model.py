@@ -335,7 +335,7 @@ class Model:
     def _attend(self, qkv: torch.Tensor, layer: Layer, index: int, batch: Batch, cache: KVCache) -> torch.Tensor:
         config, num_tokens = self.config, qkv.shape[0]
         heads = qkv.view(num_tokens, -1, config.head_dim)
-        q, k, v = heads.split([config.num_heads, config.num_heads_kv, config.num_heads_kv], dim=1)
+        q, k, v = heads.split_with_sizes([config.num_heads, config.num_heads_kv, config.num_heads_kv], 1)
         if layer.q_norm is not None:
             q = sgl_kernel.rmsnorm(q.reshape(-1, config.head_dim), layer.q_norm, config.eps).view(q.shape)
             k = sgl_kernel.rmsnorm(k.reshape(-1, config.head_dim), layer.k_norm, config.eps).view(k.shape)
@@ -350,8 +350,8 @@ class Model:
             config.rope_is_interleaved,
             True,
             v,
-            keys.view(-1, *keys.shape[2:]),
-            values.view(-1, *values.shape[2:]),
+            keys.flatten(0, 1),
+            values.flatten(0, 1),
             batch.slots,
         )
         attended = flash_attn_with_kvcache(
