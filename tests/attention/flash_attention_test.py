@@ -402,7 +402,7 @@ class WideValues(Attention):
             dtype=BF16, batch=4, seqlen_q=30, seqlen_k=200, heads=(8, 1), dims=(64, 512), page_size=64, ragged_q=True,
             is_causal=True,
         ),
-        over_values(dtype=F16, batch=3, seqlen_q=9, seqlen_k=99, heads=(4, 2), dims=(64, 512), ragged_q=True, used=True),
+        over_values(dtype=F16, batch=3, seqlen_q=9, seqlen_k=9, heads=(4, 1), dims=(64, 512), used=True, ragged_q=True),
         over_values(
             dtype=BF16, batch=3, seqlen_q=4, seqlen_k=60, heads=(8, 1), dims=(64, 512), new=4, page_size=8,
             rotary_dim=32, is_causal=True,
