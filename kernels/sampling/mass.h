@@ -120,7 +120,7 @@ struct Goal {
 // The result of a search for it.
 struct Cut {
   bool found = false;  // else the goal lies beyond the last key, and the prefix is the whole row
-  uint32_t key = 0;    // of the prefix's last value
+  uint32_t key = 0;    // of the prefix's last value, else kFirst
   Tally above;         // values of higher keys (all values searched, if it was not found)
   Tally equal;         // values of that key in the row
 
@@ -145,7 +145,7 @@ struct Kept {
   uint32_t last = ~0u;
 
   SGL_HOST_DEVICE bool has(uint32_t a_key, uint32_t place) const {
-    return a_key > key || (a_key == key && place <= last);
+    return (a_key > key) | ((a_key == key) & (place <= last));  // without branches
   }
 };
 

@@ -31,8 +31,7 @@ static_assert(kStride == kClasses * kRun, "a warp holds one class");
 inline constexpr int kLoadsInFlight = 5;  // vectors that a thread loads before it uses the first
 inline constexpr int kMaxRanks = 8;       // the largest cluster that every Hopper GPU can place
 
-inline constexpr int kCandidates = 8;                       // of the list, that a thread searches
-inline constexpr int kListSize = kThreads * kCandidates;    // of all ranks together: an equal part for each warp
+inline constexpr int kListSize = 8192;                      // of all ranks together: an equal part for each
 inline constexpr int kBinBits = 10, kBins = 1 << kBinBits;  // of a search's histogram
 inline constexpr int kSampleBits = 13;                      // leading bits of a key, by which the sample is counted
 inline constexpr int kLargestSample = 1 << 15;              // values: their counts have 16 bits
@@ -56,15 +55,16 @@ struct Summary {
 };
 struct Gathered {
   Tally above;
-  uint64_t total;  // mass
-  bool fits;       // the list is whole
+  uint64_t total;   // mass
+  uint32_t listed;  // values in the list, if it was large enough
 };
 
 struct alignas(16) RowShared {
   Summary summaries[kMaxRanks];
   Gathered gathered[kMaxRanks];
   uint64_t class_masses[kMaxRanks][kClasses];
-  uint32_t list_sizes[kClasses];  // by warp
+  uint32_t list_size;                   // of this rank
+  uint32_t listed_masses[2][kClasses];  // of kept ones: the low and the high words
   Tally warp_tallies[kWarpSize];
   float warp_floats[3][kWarpSize];
   uint64_t warp_masses[kWarpSize];
@@ -79,7 +79,7 @@ inline constexpr size_t kHistogramBytes = sizeof(uint16_t) << kSampleBits;
 static_assert(kHistogramBytes >= 3 * sizeof(uint32_t) * kBins);
 
 inline size_t dynamic_bytes(const RowShape& shape) {
-  return sizeof(RowShared) + kHistogramBytes + kListSize / shape.ranks * sizeof(Entry) +
+  return sizeof(RowShared) + kHistogramBytes + kListSize * sizeof(Entry) +
          size_t{kStride} * sizeof(float) * shape.cached;
 }
 
@@ -153,8 +153,8 @@ class Row {
     while (all_strides() / sample_every_ * kThreads > kLargestSample / 2) sample_every_ *= 2;
     histogram_ = reinterpret_cast<uint32_t*>(dynamic + sizeof(RowShared));
     list_ = reinterpret_cast<Entry*>(dynamic + sizeof(RowShared) + kHistogramBytes);
-    part_size_ = kListSize / kClasses / shape.ranks;
-    cache_ = reinterpret_cast<float*>(list_ + kListSize / shape.ranks);
+    part_size_ = kListSize / shape.ranks;
+    cache_ = reinterpret_cast<float*>(list_ + kListSize);
   }
 
   // Reads the row. Afterwards peak() is known. `sampled`: gather() will follow.
@@ -207,25 +207,23 @@ class Row {
     band_ = band;
     Tally above;
     uint64_t total = 0;
-    uint32_t size = 0;  // of the warp's part of the list
-    Entry* const part = list_ + warp() * part_size_;
+    if (thread() == 0) shared_.list_size = 0;
+    if (warp() < 2) shared_.listed_masses[warp()][lane()] = 0;
+    __syncthreads();
     for_each<false>([&](int stride, Values& values) {
-      uint32_t listed = 0;  // a bit for each value
+      bool in_band[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const uint32_t key = Key::key(values[j]), units = mass_of(values[j]);
         total += units;
-        if (key >= band.hi) above = above + Tally{1, units};
-        if (key - band.lo < band.hi - band.lo) listed |= 1u << j;
+        above.mass += key >= band.hi ? units : 0;
+        above.count += key >= band.hi ? 1 : 0;
+        in_band[j] = key - band.lo < band.hi - band.lo;
       }
-      if (__any_sync(kAllLanes, listed)) {
+      if (in_band[0] | in_band[1] | in_band[2] | in_band[3]) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          const bool mine = listed >> j & 1;
-          const uint32_t lanes = __ballot_sync(kAllLanes, mine);
-          const uint32_t slot = size + __popc(lanes & ((1u << lane()) - 1));
-          if (mine && slot < part_size_) part[slot] = {Key::key(values[j]), place(stride, j)};
-          size += __popc(lanes);
+          if (in_band[j]) list(Key::key(values[j]), place(stride, j));
         }
       }
       body(stride, values);
@@ -233,17 +231,20 @@ class Row {
     thread_mass_above_ = above.mass;
     above = warp_sum(above);
     total = warp_sum(total);
-    if (lane() == 0) {
-      shared_.list_sizes[warp()] = size;
-      shared_.warp_tallies[warp()] = above;
-      shared_.warp_masses[warp()] = total;
-    }
-    const bool fits = __syncthreads_and(size <= part_size_);
+    if (lane() == 0) shared_.warp_tallies[warp()] = above, shared_.warp_masses[warp()] = total;
+    __syncthreads();
     if (warp() == 0) {
       above = warp_sum(shared_.warp_tallies[lane()]);
       total = warp_sum(shared_.warp_masses[lane()]);
       if (lane() < group_.size()) {
-        group_.remote(&shared_, lane())->gathered[group_.rank()] = {above, total, fits};
+        group_.remote(&shared_, lane())->gathered[group_.rank()] = {above, total, shared_.list_size};
+      }
+    }
+    // Each rank gets all parts of the list.
+    Entry* const part = list_ + group_.rank() * part_size_;
+    for (uint32_t i = thread(); i < min(shared_.list_size, part_size_); i += kThreads) {
+      for (int rank = 0; rank < group_.size(); ++rank) {
+        if (rank != group_.rank()) group_.remote(part, rank)[i] = part[i];
       }
     }
     group_.sync();
@@ -252,20 +253,8 @@ class Row {
     above_ = Tally();
     for (int rank = 0; rank < group_.size(); ++rank) {
       total_mass_ += shared_.gathered[rank].total;
-      fits_ = fits_ && shared_.gathered[rank].fits;
+      fits_ = fits_ && shared_.gathered[rank].listed <= part_size_;
       above_ = above_ + shared_.gathered[rank].above;
-    }
-    bool listed[kCandidates];
-#pragma unroll
-    for (int i = 0; i < kCandidates; ++i) {
-      const Candidate from = candidate(i);
-      listed[i] = fits_ && from.slot < group_.remote(&shared_, from.rank)->list_sizes[warp()];
-    }
-#pragma unroll
-    for (int i = 0; i < kCandidates; ++i) {
-      const Candidate from = candidate(i);
-      candidates_[i] = kNoKey;
-      if (listed[i]) candidates_[i] = group_.remote(part, from.rank)[from.slot].key;
     }
   }
   __device__ void gather(const Range& band) {
@@ -280,34 +269,35 @@ class Row {
   // After gather(). Exact whatever the band was.
   __device__ Cut search(const Goal& goal) {
     Range range = {Key::kFirst, Key::key(peak_) + 1};
-    Tally above;
+    Tally above = above_;
+    bool listed = false;
     if (goal.reached(above_)) {
       range.lo = band_.hi;
+      above = Tally();
     } else if (fits_) {
-      const Cut cut = select_listed(band_, above_, goal, [](uint32_t key, uint32_t) { return key; });
-      if (cut.found || band_.lo <= Key::kFirst) return cut;
-      range.hi = band_.lo;
-      above = cut.above;
+      range = band_;
+      listed = true;
     } else {
       range.hi = band_.hi;
-      above = above_;
     }
-    return select_in_row(range, above, goal, [](uint32_t key, uint32_t) { return key; });
+    while (true) {
+      const Cut cut = select(listed, range, above, goal, SearchKey());
+      if (cut.found || !listed || band_.lo <= Key::kFirst) return cut;
+      range = {Key::kFirst, band_.lo};
+      above = cut.above;
+      listed = false;
+    }
   }
 
   // The tokens of the prefix: among equals, those of the lowest places.
   __device__ Kept kept(const Cut& cut, const Goal& goal) {
-    if (!cut.found) return {Key::kFirst};
+    if (!cut.found) return {cut.key};
     const uint32_t equals = cut.kept_equals(goal);
     if (equals == cut.equal.count) return {cut.key};
     // A search for the count of equals among keys that fall with the place.
-    constexpr uint32_t kFirstPlace = 0x7fffffff;
-    const auto key_of = [&](uint32_t key, uint32_t place) { return key == cut.key ? kFirstPlace - place : kNoKey; };
-    const Range places = {kFirstPlace - (vocab_ - 1), kFirstPlace + 1};
-    const Goal count = {equals};
-    const Cut last = is_listed(cut.key) ? select_listed(places, Tally(), count, key_of)
-                                        : select_in_row(places, Tally(), count, key_of);
-    return {cut.key, kFirstPlace - last.key};
+    const Range places = {SearchKey::kFirstPlace - (vocab_ - 1), SearchKey::kFirstPlace + 1};
+    const Cut last = select(is_listed(cut.key), places, Tally(), {equals}, SearchKey{true, cut.key});
+    return {cut.key, SearchKey::kFirstPlace - last.key};
   }
 
   // Has one thread of the group call found(place) with the kept token of that draw.
@@ -315,11 +305,15 @@ class Row {
   __device__ void draw(const Kept& kept, uint64_t random, Found found) {
     uint64_t mine = 0;
     if (is_listed(kept.key)) {
-      mine = thread_mass_above_;
-      for (uint32_t i = lane(); i < shared_.list_sizes[warp()]; i += kWarpSize) {
-        const Entry entry = list_[warp() * part_size_ + i];
-        if (kept.has(entry.key, entry.place)) mine += mass_of(Key::value(entry.key));
+      const Entry* const part = list_ + group_.rank() * part_size_;
+      for (uint32_t i = thread(); i < shared_.list_size; i += kThreads) {
+        if (!kept.has(part[i].key, part[i].place)) continue;
+        const int its_class = part[i].place / kRun % kClasses;
+        add_words(&shared_.listed_masses[0][its_class], kClasses, mass_of(Key::value(part[i].key)));
       }
+      __syncthreads();
+      mine = thread_mass_above_;
+      if (lane() < 2) mine += static_cast<uint64_t>(shared_.listed_masses[lane()][warp()]) << 32 * lane();
     } else {
       for_each<false>([&](int stride, Values& values) { mine += kept_mass(kept, stride, values); });
     }
@@ -368,9 +362,9 @@ class Row {
   // The same for the listed values of that key and above; after a __syncthreads().
   template <class Transform>
   __device__ void write_listed(float* to, uint32_t lowest, Transform transform) {
-    for (uint32_t i = lane(); i < shared_.list_sizes[warp()]; i += kWarpSize) {
-      const Entry entry = list_[warp() * part_size_ + i];
-      if (entry.key >= lowest) to[entry.place] = transform(Key::value(entry.key));
+    const Entry* const part = list_ + group_.rank() * part_size_;
+    for (uint32_t i = thread(); i < shared_.list_size; i += kThreads) {
+      if (part[i].key >= lowest) to[part[i].place] = transform(Key::value(part[i].key));
     }
   }
 
@@ -390,13 +384,21 @@ class Row {
   __device__ uint32_t mass_of(float value) const { return Key::kHasMass ? mass(value, scale_) : 0; }
   __device__ bool is_listed(uint32_t key) const { return fits_ && key >= band_.lo && key < band_.hi; }
 
-  // Where a candidate of this thread is listed: in the part of this thread's warp in some rank.
-  struct Candidate {
-    int rank, slot;
+  // What is searched for: a key, or a place among the values of one key.
+  struct SearchKey {
+    static constexpr uint32_t kFirstPlace = 0x7fffffff;
+    bool by_place = false;
+    uint32_t key = 0;
+
+    __device__ uint32_t of(uint32_t a_key, uint32_t place) const {
+      if (!by_place) return a_key;
+      return a_key == key ? kFirstPlace - place : kNoKey;
+    }
   };
-  __device__ Candidate candidate(int i) const {
-    const int each = kCandidates / group_.size();  // of a rank; a power of 2, as is the size
-    return {i >> (__ffs(each) - 1), (i & (each - 1)) * kWarpSize + lane()};
+
+  __device__ void list(uint32_t key, uint32_t place) {
+    const uint32_t slot = atomicAdd(&shared_.list_size, 1u);
+    if (slot < part_size_) list_[group_.rank() * part_size_ + slot] = {key, place};
   }
 
   // This thread's values of a stride, from memory; beyond the row, the lowest.
@@ -409,33 +411,32 @@ class Row {
     return values;
   }
 
-  // body(stride, values) for all values of this rank, several loads ahead, by whole warps.
-  template <bool kFromMemory, class Body>
+  // body(stride, values) for all values of this rank, by whole warps, kLoads loads ahead.
+  template <bool kFromMemory, int kLoads = kLoadsInFlight, class Body>
   __device__ void for_each(Body body) {
-    const int first = kFromMemory ? 0 : cached_;
-    for (int stride = 0; stride < first; ++stride) {
-      Values values = Values::load(cache_ + offset(stride));
+    const int first = kFromMemory ? 0 : cached_, last = max(first, full_strides_);
+    // The strides that are cached, and those that are not wholly in the row or aligned.
+#pragma unroll 1
+    for (int stride = first > 0 ? 0 : last; stride < strides_; stride = stride == first - 1 ? last : stride + 1) {
+      Values values = stride < first ? Values::load(cache_ + offset(stride)) : load_partly(stride);
       body(stride, values);
     }
-    const int count = full_strides_ - first, step = backwards_ ? -1 : 1, start = backwards_ ? full_strides_ - 1 : first;
-    for (int done = 0; done < count; done += kLoadsInFlight) {
-      float4 loaded[kLoadsInFlight];
+    const int count = last - first, step = backwards_ ? -1 : 1, start = backwards_ ? last - 1 : first;
+#pragma unroll 1
+    for (int done = 0; done < count; done += kLoads) {
+      float4 loaded[kLoads];
 #pragma unroll
-      for (int u = 0; u < kLoadsInFlight; ++u) {
+      for (int u = 0; u < kLoads; ++u) {
         const int stride = start + step * (done + u);
         if (done + u < count) loaded[u] = __ldcg(reinterpret_cast<const float4*>(values_ + offset(stride)));
       }
 #pragma unroll
-      for (int u = 0; u < kLoadsInFlight; ++u) {
+      for (int u = 0; u < kLoads; ++u) {
         if (done + u >= count) break;
         Values values = {Key::clean(loaded[u].x), Key::clean(loaded[u].y), Key::clean(loaded[u].z),
                          Key::clean(loaded[u].w)};
         body(start + step * (done + u), values);
       }
-    }
-    for (int stride = max(first, full_strides_); stride < strides_; ++stride) {
-      Values values = load_partly(stride);
-      body(stride, values);
     }
     backwards_ = !backwards_;
   }
@@ -449,14 +450,18 @@ class Row {
     return sum;
   }
 
-  // A search's histogram. The mass is in two words: a 64-bit atomic addition to shared memory is a loop.
+  // A 64-bit atomic addition to shared memory is a loop; so a mass is in two words.
+  static __device__ void add_words(uint32_t* low, int high_offset, uint64_t mass) {
+    if (mass == 0) return;
+    const uint32_t units = static_cast<uint32_t>(mass), before = atomicAdd(low, units);
+    const uint32_t high = static_cast<uint32_t>(mass >> 32) + (before + units < before);
+    if (high > 0) atomicAdd(low + high_offset, high);
+  }
+
+  // To a search's histogram: counts, low and high words of the masses.
   __device__ void add(uint32_t bin, const Tally& tally) {
     atomicAdd(&histogram_[bin], tally.count);
-    if (tally.mass == 0) return;
-    const uint32_t units = static_cast<uint32_t>(tally.mass);
-    const uint32_t before = atomicAdd(&histogram_[kBins + bin], units);
-    const uint32_t high = static_cast<uint32_t>(tally.mass >> 32) + (before + units < before);
-    if (high > 0) atomicAdd(&histogram_[2 * kBins + bin], high);
+    add_words(&histogram_[kBins + bin], kBins, tally.mass);
   }
 
   // By whole warps: the values of a vector whose keys are in the range. A warp's values of one bin are one addition,
@@ -497,20 +502,19 @@ class Row {
   }
 
   // Finds the highest key in the range with which `above` and the tallies from the range's end down reach the goal:
-  // histograms of the range, then of the bin that was found, until that is one key. add_all(range, shift) makes one.
-  // kMerged: the ranks' histograms are parts of one.
-  template <bool kMerged, class AddAll>
-  __device__ Cut select(Range range, Tally above, const Goal& goal, AddAll add_all) {
+  // histograms of the range, then of the bin that was found, until that is one key. `listed`: of the list, which every
+  // rank has; else of the row, and the ranks' histograms are parts of one.
+  __device__ Cut select(bool listed, Range range, Tally above, const Goal& goal, const SearchKey& search_key) {
     clear_bin();
     __syncthreads();
     while (range.lo < range.hi) {
       const int shift = max(0, 32 - kBinBits - __clz(static_cast<int>(range.hi - 1 - range.lo)));
-      add_all(range, shift);
-      kMerged ? group_.sync() : __syncthreads();
+      listed ? add_list(range, shift, search_key) : add_row(range, shift, search_key);
+      listed ? __syncthreads() : group_.sync();
       // From the highest bin down.
       const uint32_t bin = kBins - 1 - thread();
-      Tally mine = tally_of(bin, kMerged ? 0 : group_.rank());
-      if (kMerged) {
+      Tally mine = tally_of(bin, listed ? group_.rank() : 0);
+      if (!listed) {
         for (int rank = 1; rank < group_.size(); ++rank) mine = mine + tally_of(bin, rank);
         group_.sync();
       }
@@ -520,7 +524,7 @@ class Row {
       __syncthreads();
       const Tally warps_through = warp_scan(shared_.warp_tallies[lane()]);
       const Tally all = above + shuffle(warps_through, kWarpSize - 1);
-      if (!goal.reached(all)) return {false, 0, all, Tally()};
+      if (!goal.reached(all)) return {false, Key::kFirst, all, Tally()};
       const Tally before = above + (shuffle(warps_through, warp()) - shared_.warp_tallies[warp()]) + (through - mine);
       if (!goal.reached(before) && goal.reached(before + mine)) shared_.cut = {true, bin, before, mine};
       __syncthreads();
@@ -533,33 +537,25 @@ class Row {
       }
       range.hi = min(range.hi, range.lo + (1u << shift));
     }
-    return {false, 0, above, Tally()};
+    return {false, Key::kFirst, above, Tally()};
   }
 
-  template <class KeyOf>
-  __device__ Cut select_listed(const Range& all, const Tally& above, const Goal& goal, KeyOf key_of) {
-    return select<false>(all, above, goal, [&](const Range& range, int shift) {
-#pragma unroll
-      for (int i = 0; i < kCandidates; ++i) {
-        if (candidates_[i] == kNoKey) continue;
-        const Candidate from = candidate(i);
-        const uint32_t place = group_.remote(list_, from.rank)[warp() * part_size_ + from.slot].place;
-        const uint32_t key = key_of(candidates_[i], place);
-        if (key - range.lo >= range.hi - range.lo) continue;
-        add((key - range.lo) >> shift, {1, mass_of(Key::value(candidates_[i]))});
-      }
-    });
+  __device__ void add_list(const Range& range, int shift, const SearchKey& search_key) {
+    const int each = kThreads / group_.size(), rank = thread() / each;  // threads for each part
+    const Entry* const part = list_ + rank * part_size_;
+    for (uint32_t i = thread() % each; i < shared_.gathered[rank].listed; i += each) {
+      const uint32_t key = search_key.of(part[i].key, part[i].place);
+      if (key - range.lo < range.hi - range.lo) add((key - range.lo) >> shift, {1, mass_of(Key::value(part[i].key))});
+    }
   }
 
-  template <class KeyOf>
-  __device__ Cut select_in_row(const Range& all, const Tally& above, const Goal& goal, KeyOf key_of) {
-    return select<true>(all, above, goal, [&](const Range& range, int shift) {
-      for_each<false>([&](int stride, Values& values) {
-        uint32_t keys[4];
+  __device__ void add_row(const Range& range, int shift, const SearchKey& search_key) {
+    constexpr int kLoads = 1;  // a large body, rarely run: little code
+    for_each<false, kLoads>([&](int stride, Values& values) {
+      uint32_t keys[4];
 #pragma unroll
-        for (int j = 0; j < 4; ++j) keys[j] = key_of(Key::key(values[j]), place(stride, j));
-        add_values(keys, values, range, shift);
-      });
+      for (int j = 0; j < 4; ++j) keys[j] = search_key.of(Key::key(values[j]), place(stride, j));
+      add_values(keys, values, range, shift);
     });
   }
 
@@ -608,7 +604,7 @@ class Row {
   int sample_every_ = 2;  // a power of 2, in strides
   uint32_t* histogram_;
   Entry* list_;
-  uint32_t part_size_;  // of the list, for each warp
+  uint32_t part_size_;  // of the list, for each rank
   float* cache_;
   bool backwards_ = false;
   float peak_ = 0.0f, sum_ = 0.0f, scale_ = 0.0f;
@@ -617,7 +613,6 @@ class Row {
   Tally above_;                     // of the band
   uint64_t thread_mass_above_ = 0;  // of this thread's values
   uint64_t total_mass_ = 0;
-  uint32_t candidates_[kCandidates];  // keys
 };
 
 }  // namespace sgl_kernel::SGL_TARGET

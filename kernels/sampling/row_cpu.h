@@ -94,12 +94,12 @@ class Row {
       });
       listed = true;
     }
-    return {false, 0, above, Tally()};
+    return {false, Key::kFirst, above, Tally()};
   }
 
   // The tokens of the prefix: among equals, those of the lowest places.
   Kept kept(const Cut& cut, const Goal& goal) const {
-    if (!cut.found) return {Key::kFirst};
+    if (!cut.found) return {cut.key};
     uint32_t left = cut.kept_equals(goal);
     if (left == cut.equal.count) return {cut.key};
     Kept kept = {cut.key};

@@ -15,12 +15,11 @@ __device__ Kept apply_filters(Row<Group, ProbKey>& row, const Filters& filters) 
   if (by_count) goal.count = filters.top_k;
   row.gather(row.estimate_band(goal.count, share_of_top_k ? 1.0f : filters.top_p));
   if (by_mass && !share_of_top_k) goal.mass = mass_share(filters.top_p, row.total_mass());
-  Cut cut = row.search(goal);
-  if (share_of_top_k) {
+  while (true) {
+    const Cut cut = row.search(goal);
+    if (!share_of_top_k || goal.count == Goal::kNoCount) return row.kept(cut, goal);
     goal = {Goal::kNoCount, mass_share(filters.top_p, cut.prefix_mass(goal))};
-    cut = row.search(goal);
   }
-  return row.kept(cut, goal);
 }
 
 template <class Group>
