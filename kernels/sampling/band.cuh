@@ -1,7 +1,7 @@
 // Between which two keys a prefix of the row ends, estimated from the sample that load() counted. The estimate only
 // says where gather() looks; a wrong one costs time.
 //
-// Sampled values are counted by the leading bits of their keys, in bins of 2% (logits: 4%) of a value. The number of
+// Sampled values are counted by the leading bits of their keys, in bins of 4% (logits: 9%) of a value. The number of
 // the row's values from a key up is the sample's by its fraction, with a standard deviation of sqrt(sampled) /
 // fraction. The highest values of a row, few and maybe most of its mass, are hardly in the sample; but the mass below a
 // key comes from many, and the row's sum is known. So the share is sought from below.
@@ -45,7 +45,7 @@ __device__ Range Row<Group, Key>::estimate_band(uint32_t count, float top_p) {
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < kSums; ++i) {
-    const float of_warp = shared_.warp_floats[i][lane()];
+    const float of_warp = of_warps(shared_.warp_floats[i]);
     if (i == 0) all_sampled = warp_reduce<Sum>(of_warp);
     below[i] += warp_reduce<Sum>(lane() < warp() ? of_warp : 0.0f) - mine[i];
   }

@@ -43,10 +43,10 @@ struct Filters {
 };
 
 // The token of a draw is the one that covers the position scale_to(random, mass of the kept tokens) when the kept
-// tokens are laid out in this order: by class, in a class by place. A class is every 32nd run of 128 places. So the
+// tokens are laid out in this order: by class, in a class by place. A class is every 16th run of 128 places. So the
 // warps of a block that walks over the row, 128 places each, hold the masses of the classes, whatever part of the row
 // it has.
 inline constexpr int kRun = 128;
-inline constexpr int kClasses = 32;
+inline constexpr int kClasses = 16;
 
 }  // namespace sgl_kernel

@@ -2,7 +2,7 @@
 // a position of its kept mass. Exact, and the same for every size of the group.
 //
 // Each rank of the group (one block, or the blocks of a Hopper cluster) has a contiguous slice of the row, and walks
-// over it in strides of 4096 values, four a thread. The first strides stay in shared memory, as many as fit (all of
+// over it in strides of 2048 values, four a thread. The first strides stay in shared memory, as many as fit (all of
 // them where a cluster is large enough); the others are read again in each pass, backwards, for the last ones are still
 // in the L2.
 //
@@ -32,8 +32,8 @@ inline constexpr int kLoadsInFlight = 5;  // vectors that a thread loads before 
 inline constexpr int kMaxRanks = 8;       // the largest cluster that every Hopper GPU can place
 
 inline constexpr int kListSize = 8192;                      // of all ranks together: an equal part for each
-inline constexpr int kBinBits = 10, kBins = 1 << kBinBits;  // of a search's histogram
-inline constexpr int kSampleBits = 13;                      // leading bits of a key, by which the sample is counted
+inline constexpr int kBinBits = 9, kBins = 1 << kBinBits;  // of a search's histogram
+inline constexpr int kSampleBits = 12;                      // leading bits of a key, by which the sample is counted
 inline constexpr int kLargestSample = 1 << 15;              // values: their counts have 16 bits
 inline constexpr unsigned kAllLanes = 0xffffffffu;
 static_assert(kBins == kThreads, "a thread for each bin");
@@ -65,9 +65,9 @@ struct alignas(16) RowShared {
   uint64_t class_masses[kMaxRanks][kClasses];
   uint32_t list_size;                   // of this rank
   uint32_t listed_masses[2][kClasses];  // of kept ones: the low and the high words
-  Tally warp_tallies[kWarpSize];
-  float warp_floats[3][kWarpSize];
-  uint64_t warp_masses[kWarpSize];
+  Tally warp_tallies[kClasses];
+  float warp_floats[3][kClasses];
+  uint64_t warp_masses[kClasses];
   Cut cut;
   int lo_bin, hi_bin;     // band.cuh
   float sampled_from_lo;  // "
@@ -165,7 +165,8 @@ class Row {
     }
     const int first_stride = static_cast<int>(begin_ / kStride);
     float peak = Key::kLowest, sum = 0.0f;
-    for_each<true>([&](int stride, Values& values) {
+    constexpr int kLoads = 2 * kLoadsInFlight;  // a small body
+    for_each<true, kLoads>([&](int stride, Values& values) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         peak = fmaxf(peak, values[j]);
@@ -181,8 +182,8 @@ class Row {
     sum = warp_reduce<Sum>(sum);
     if (lane() == 0) shared_.warp_floats[0][warp()] = peak, shared_.warp_floats[1][warp()] = sum;
     __syncthreads();
-    peak = warp_reduce<Max>(shared_.warp_floats[0][lane()]);
-    sum = warp_reduce<Sum>(shared_.warp_floats[1][lane()]);
+    peak = warp_reduce<Max>(shared_.warp_floats[0][lane() % kClasses]);
+    sum = warp_reduce<Sum>(of_warps(shared_.warp_floats[1]));
     group_.wait();
     if (thread() < group_.size()) group_.remote(&shared_, thread())->summaries[group_.rank()] = {peak, sum};
     group_.sync();
@@ -208,7 +209,7 @@ class Row {
     Tally above;
     uint64_t total = 0;
     if (thread() == 0) shared_.list_size = 0;
-    if (warp() < 2) shared_.listed_masses[warp()][lane()] = 0;
+    if (thread() < 2 * kClasses) shared_.listed_masses[thread() / kClasses][thread() % kClasses] = 0;
     __syncthreads();
     for_each<false>([&](int stride, Values& values) {
       bool in_band[4];
@@ -234,8 +235,8 @@ class Row {
     if (lane() == 0) shared_.warp_tallies[warp()] = above, shared_.warp_masses[warp()] = total;
     __syncthreads();
     if (warp() == 0) {
-      above = warp_sum(shared_.warp_tallies[lane()]);
-      total = warp_sum(shared_.warp_masses[lane()]);
+      above = warp_sum(of_warps(shared_.warp_tallies));
+      total = warp_sum(of_warps(shared_.warp_masses));
       if (lane() < group_.size()) {
         group_.remote(&shared_, lane())->gathered[group_.rank()] = {above, total, shared_.list_size};
       }
@@ -323,7 +324,7 @@ class Row {
 
     // Lane c has class c; all warps do the same.
     uint64_t all_ranks = 0;
-    for (int rank = 0; rank < group_.size(); ++rank) all_ranks += shared_.class_masses[rank][lane()];
+    for (int rank = 0; rank < group_.size(); ++rank) all_ranks += of_warps(shared_.class_masses[rank]);
     const uint64_t through = warp_scan(all_ranks);
     uint64_t position = scale_to(random, __shfl_sync(kAllLanes, through, kWarpSize - 1));
     const int the_class = __ffs(__ballot_sync(kAllLanes, position < through)) - 1;
@@ -378,6 +379,11 @@ class Row {
   static __device__ int thread() { return threadIdx.x; }
   static __device__ int lane() { return threadIdx.x % kWarpSize; }
   static __device__ int warp() { return threadIdx.x / kWarpSize; }
+  // Lane w gets what warp w has left, lanes behind the last warp 0.
+  template <class T>
+  static __device__ T of_warps(const T (&values)[kClasses]) {
+    return lane() < kClasses ? values[lane()] : T();
+  }
   static __device__ uint32_t offset(int stride) { return stride * kStride + 4 * thread(); }
   __device__ uint32_t place(int stride, int j) const { return begin_ + offset(stride) + j; }
   __device__ int all_strides() const { return static_cast<int>((vocab_ + (kStride - 1)) / kStride); }
@@ -522,7 +528,7 @@ class Row {
       const Tally through = warp_scan(mine);
       if (lane() == kWarpSize - 1) shared_.warp_tallies[warp()] = through;
       __syncthreads();
-      const Tally warps_through = warp_scan(shared_.warp_tallies[lane()]);
+      const Tally warps_through = warp_scan(of_warps(shared_.warp_tallies));
       const Tally all = above + shuffle(warps_through, kWarpSize - 1);
       if (!goal.reached(all)) return {false, Key::kFirst, all, Tally()};
       const Tally before = above + (shuffle(warps_through, warp()) - shared_.warp_tallies[warp()]) + (through - mine);
@@ -562,8 +568,8 @@ class Row {
   // The value that covers a position of the class's kept mass in this rank's slice.
   template <class Found>
   __device__ void find_in_class(const Kept& kept, int the_class, uint64_t position, Found found) {
-    const uint32_t in_stride = the_class * kRun + 4 * lane();  // warp w takes stride w, w + 32, …
-    for (int start = 0; start < strides_; start += kWarpSize) {
+    const uint32_t in_stride = the_class * kRun + 4 * lane();  // warp w takes stride w, w + kClasses, …
+    for (int start = 0; start < strides_; start += kClasses) {
       const int stride = start + warp();
       float values[4];
       uint64_t masses[4], mine = 0;
@@ -580,10 +586,10 @@ class Row {
       const uint64_t through = warp_scan(mine);
       if (lane() == kWarpSize - 1) shared_.warp_masses[warp()] = through;
       __syncthreads();
-      const uint64_t strides_through = warp_scan(shared_.warp_masses[lane()]);
+      const uint64_t strides_through = warp_scan(of_warps(shared_.warp_masses));
       const uint64_t all = __shfl_sync(kAllLanes, strides_through, kWarpSize - 1);
       if (position < all) {
-        uint64_t before = __shfl_sync(kAllLanes, strides_through - shared_.warp_masses[lane()], warp());
+        uint64_t before = __shfl_sync(kAllLanes, strides_through, warp()) - shared_.warp_masses[warp()];
         before += through - mine;
         for (int j = 0; j < 4; ++j) {
           if (position >= before && position - before < masses[j]) found(begin_ + first + j);

@@ -1,4 +1,4 @@
-// Token sampling on Hopper: a cluster of 8, 4, 2 or 1 blocks of 1024 threads for each sample, so many that all samples
+// Token sampling on Hopper: a cluster of 8, 4, 2 or 1 blocks of 512 threads for each sample, so many that all samples
 // of a batch run at once, one block a multiprocessor.
 #include "kernels/sampling/cluster_sm90.cuh"
 #include "kernels/sampling/sample_row.cuh"

@@ -1,4 +1,4 @@
-// Rows cut at a threshold on Hopper: a cluster of 8, 4, 2 or 1 blocks of 1024 threads for each row, so many that all
+// Rows cut at a threshold on Hopper: a cluster of 8, 4, 2 or 1 blocks of 512 threads for each row, so many that all
 // rows of a batch run at once, one block a multiprocessor.
 #include "kernels/sampling/cluster_sm90.cuh"
 #include "kernels/sampling/threshold_row.cuh"
