@@ -7,9 +7,9 @@
 // in the L2.
 //
 // load() finds the peak and, of one value in eight, a histogram. That says between which two keys the prefix ends, but
-// for a chance of 1 in 1000 (band.cuh). gather() then adds up what lies above that band and makes a list of the values
-// in it, which search() searches: every rank the whole list, without a barrier of the group. Where the band was wrong
-// or too full (many equal values), search() makes its histograms of the row itself: at most four passes.
+// for a chance of 1 in 1000 (band.cuh). gather() then adds up what lies above that band and lists the values in it;
+// each rank gets the whole list, so that search() needs no barrier of the group. Where the band was wrong, or too full
+// (many equal values), search() makes its histograms of the row itself: at most four passes.
 //
 // All sums are of integers (mass.h), so that their order does not matter.
 #pragma once
