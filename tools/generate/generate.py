@@ -45,7 +45,7 @@ class Sampler:
             return torch.from_numpy(logits.numpy().argmax(axis=-1))  # a tenth of the time of torch's
         if self._temperature == 0.0:
             return logits.argmax(dim=-1)
-        probs = torch.softmax(logits / self._temperature, dim=-1)
+        probs = torch.softmax(logits.float() / self._temperature, dim=-1)
         top_k = self._top_k or logits.shape[-1]
         return sgl_kernel.top_k_top_p_sampling_from_probs(
             probs, top_k, self._top_p, filter_apply_order="joint", generator=self._generator
@@ -71,7 +71,7 @@ class Decoder:
 
     def _capture(self) -> None:
         """Runs one step to warm up, puts its inputs back, and captures it."""
-        state = [self._batch.tokens, self._batch.positions, self._batch.slots, self._batch.seqlens]
+        state = [self._batch.tokens, self._batch.counters]
         before = [tensor.clone() for tensor in state]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
