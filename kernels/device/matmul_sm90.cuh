@@ -1,13 +1,12 @@
 // The main loop of matrix products on Hopper: D[rows, cols] = sum_k left[row, k] * right[col, k], operands of 8 bits.
 //
-// One thread, the producer, keeps a ring of stages in shared memory full with the copy engine; kConsumers warpgroups
-// multiply, each 64 * kRowBlocks rows of the tile by all its columns. Along K a stage holds 128 bytes, one row of the
-// swizzle. In a cluster of kCluster blocks, which lie one below the other, each block fetches a part of the columns'
-// operand for all of them.
+// One thread, the producer, keeps a ring of stages in shared memory full with the copy engine. A team of kConsumers
+// warpgroups multiplies a tile, each warpgroup 64 * kRowBlocks of its rows by all its columns; of several teams, each
+// has its own tiles. Along K a stage holds 128 bytes, one row of the swizzle.
 //
 // A Config C of a kernel says
 //   Sum         float for e4m3 operands, int32_t for int8
-//   kRowBlocks, kConsumers, kCols, kStages, kCluster
+//   kRowBlocks, kConsumers, kCols, kStages
 #pragma once
 
 #include <cstdint>
@@ -36,11 +35,11 @@ struct Ring {
   Barrier full[C::kStages], empty[C::kStages];
   static constexpr uint32_t kStageBytes = (kTileRows<C> + C::kCols) * kBlockK;
 
-  // One thread; then fence_barrier_init() and a barrier of the cluster.
+  // One thread; then fence_barrier_init() and a barrier of the block.
   __device__ __forceinline__ void init() {
     for (int stage = 0; stage < C::kStages; ++stage) {
       full[stage].init(1);
-      empty[stage].init(C::kCluster * C::kConsumers * kWarpgroup / 32);
+      empty[stage].init(C::kConsumers * kWarpgroup / 32);
     }
   }
 };
@@ -51,34 +50,21 @@ using Position = RingPosition<C::kStages>;
 // The producer's loop over K blocks [begin, end) of the tile at (row, col).
 template <class C>
 __device__ __forceinline__ void produce(Ring<C>& ring, Position<C>& at, const CUtensorMap* left_map,
-                                        const CUtensorMap* right_map, int row, int col, int begin, int end,
-                                        uint32_t rank) {
-  constexpr int kShare = C::kCols / C::kCluster;
-  static_assert(kShare % 8 == 0, "a share is whole atoms of the swizzle");
+                                        const CUtensorMap* right_map, int row, int col, int begin, int end) {
   for (int block = begin; block < end; ++block) {
     Barrier* full = &ring.full[at.index];
     ring.empty[at.index].wait(at.parity ^ 1);
     full->arrive_and_expect(Ring<C>::kStageBytes);
     load_matrix_box(ring.left[at.index], left_map, full, row, block * kBlockK);
-    if constexpr (C::kCluster == 1) {
-      load_matrix_box(ring.right[at.index], right_map, full, col, block * kBlockK);
-    } else {
-      load_matrix_box_multicast(ring.right[at.index] + rank * kShare * kBlockK, right_map, full, col + rank * kShare,
-                                block * kBlockK, (1 << C::kCluster) - 1);
-    }
+    load_matrix_box(ring.right[at.index], right_map, full, col, block * kBlockK);
     at.advance();
   }
 }
 
-// Each warp of the consumers says in each block of the cluster that it has read the stage.
+// Each warp of the consumers says that it has read the stage.
 template <class C>
 __device__ __forceinline__ void release(Ring<C>& ring, int stage) {
-  const int lane = threadIdx.x % 32;
-  if constexpr (C::kCluster == 1) {
-    if (lane == 0) ring.empty[stage].arrive();
-  } else {
-    if (lane < C::kCluster) ring.empty[stage].arrive_at(lane);
-  }
+  if (threadIdx.x % 32 == 0) ring.empty[stage].arrive();
 }
 
 // Issues the products of one stage. The sums are overwritten if `fresh`.
@@ -87,8 +73,7 @@ __device__ __forceinline__ void multiply_stage(const Ring<C>& ring, int stage, i
                                                Sums<C>& sums) {
   constexpr int kBlockBytes = kInstructionRows * kBlockK;
   const uint64_t right = make_descriptor(shared_address(ring.right[stage]), 0);
-  const uint64_t left =
-      make_descriptor(shared_address(ring.left[stage]) + consumer * C::kRowBlocks * kBlockBytes, 0);
+  const uint64_t left = make_descriptor(shared_address(ring.left[stage]) + consumer * C::kRowBlocks * kBlockBytes, 0);
 #pragma unroll
   for (int k = 0; k < kBlockK / kInstructionK; ++k) {
 #pragma unroll
@@ -106,8 +91,10 @@ __device__ __forceinline__ void pin_sums(Sums<C>& sums) {
 }
 
 // The consumers' loop over num_blocks K blocks, at least one. A stage is released while the next one is multiplied.
-template <class C>
-__device__ __forceinline__ void multiply(Ring<C>& ring, Position<C>& at, int num_blocks, int consumer, Sums<C>& sums) {
+// issued() is called when the last product is under way.
+template <class C, class Issued>
+__device__ __forceinline__ void multiply(Ring<C>& ring, Position<C>& at, int num_blocks, int consumer, Sums<C>& sums,
+                                         Issued&& issued) {
   int previous = -1;
   for (int block = 0; block < num_blocks; ++block) {
     ring.full[at.index].wait(at.parity);
@@ -123,11 +110,10 @@ __device__ __forceinline__ void multiply(Ring<C>& ring, Position<C>& at, int num
     previous = at.index;
     at.advance();
   }
+  issued();
   wait_wgmma<0>();
   pin_sums<C>(sums);
   release<C>(ring, previous);
 }
-
-// The consumers' loop where each K block has scales of its own: `scale_of(block, i, col)`… see multiply_scaled below.
 
 }  // namespace sgl_kernel::SGL_TARGET::matmul

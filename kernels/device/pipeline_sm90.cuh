@@ -22,18 +22,6 @@ struct Barrier {
     asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
   }
 
-  // Arrives at the barrier in the same place of another block of the cluster (or of this one).
-  __device__ __forceinline__ void arrive_at(uint32_t rank) {
-    asm volatile(
-        "{\n"
-        ".reg .b32 remote;\n"
-        "mapa.shared::cluster.u32 remote, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
-        "}\n" ::"r"(shared_address(this)),
-        "r"(rank)
-        : "memory");
-  }
-
   // Arrives and adds `bytes` to what the copy engine has to deliver before the phase ends.
   __device__ __forceinline__ void arrive_and_expect(uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)),
@@ -124,6 +112,12 @@ struct RingPosition {
       index = 0;
       parity ^= 1;
     }
+  }
+  // advance() that many times.
+  __device__ __forceinline__ void skip(int count) {
+    index += count;
+    parity ^= index / kStages & 1;
+    index %= kStages;
   }
 };
 

@@ -80,7 +80,7 @@ struct MatrixMapShape {
   uint64_t rows, columns;  // at least 1
   uint64_t row_bytes;      // from row to row: a multiple of 16, below 2^40
   uint32_t box_rows, box_columns;
-  int element_bytes;                                       // 1 or 2
+  int element_bytes;                                        // 1 or 2
   CUtensorMapSwizzle swizzle = CU_TENSOR_MAP_SWIZZLE_128B;  // of rows of box_columns elements
 };
 
@@ -124,17 +124,6 @@ __device__ __forceinline__ void load_matrix_box(void* destination, const CUtenso
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::
           "r"(shared_address(destination)),
       "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(row)
-      : "memory");
-}
-
-// The same to every block of the cluster whose rank is a bit of `ranks`, at the same place in its shared memory; each
-// block's own `barrier` counts the bytes.
-__device__ __forceinline__ void load_matrix_box_multicast(void* destination, const CUtensorMap* map, Barrier* barrier,
-                                                          int row, int column, uint16_t ranks) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
-      "[%1, {%3, %4}], [%2], %5;" ::"r"(shared_address(destination)),
-      "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(row), "h"(ranks)
       : "memory");
 }
 
