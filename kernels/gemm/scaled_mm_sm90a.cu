@@ -17,12 +17,13 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // What the copy engine and the stores of 16 bytes can take.
 bool copy_engine_takes(const ScaledMmParams& params) {
   constexpr int kOutputBytes = 2;
+  constexpr int kLeastColumns = 32;  // of a tile
   constexpr int64_t kMostTiles = int64_t{1} << 30;
   return params.k > 0 && params.n % (16 / kOutputBytes) == 0 &&
          matrix_map_fits(params.a, params.m, params.k, params.a_stride) &&
          matrix_map_fits(params.b, params.n, params.k, params.b_stride) &&
          matrix_map_fits(params.output, params.m, params.n, params.output_stride * kOutputBytes) &&
-         ceil_div(params.m, kTileRows) * ceil_div(params.n, kTileShapes[0].columns) <= kMostTiles;
+         ceil_div(params.m, kTileRows) * ceil_div(params.n, kLeastColumns) <= kMostTiles;
 }
 
 // The kernel for few rows takes up to 64 of them, and up to 128 where K is long and the weights are so few columns that
@@ -48,15 +49,16 @@ std::optional<SplitShape> choose_split(const ScaledMmParams& params, int num_sms
       .pdl = params.m <= 32 || tiles <= num_sms};
 }
 
-// An index of kTileShapes.
-int choose_tiles(const ScaledMmParams& params, int num_sms) {
+// The index of the shape that takes the least time.
+template <int kCount>
+int choose_tiles(const TileShape (&shapes)[kCount], const ScaledMmParams& params, int num_sms) {
   const int64_t row_tiles = ceil_div(params.m, kTileRows), blocks = ceil_div(params.k, kBlockK);
   const bool many = row_tiles * ceil_div(params.n, 128) >= kManyWaves * num_sms;
-  int best = kNumTileShapes - 1;
+  int best = kCount - 1;
   float best_us = 0.0f;
-  for (int i = kNumTileShapes - 1; i >= 0; --i) {
-    const TileShape& shape = kTileShapes[i];
-    if (many && shape.teams == 1) continue;
+  for (int i = kCount - 1; i >= 0; --i) {
+    const TileShape& shape = shapes[i];
+    if (many && i < kCount - 1 && shape.teams < shapes[kCount - 1].teams) continue;
     const int64_t waves = ceil_div(row_tiles * ceil_div(params.n, shape.columns), num_sms);
     const float us =
         shape.start_us + static_cast<float>(waves) * (static_cast<float>(blocks) * shape.block_us + shape.end_us);
@@ -71,13 +73,16 @@ int choose_tiles(const ScaledMmParams& params, int num_sms) {
 }  // namespace
 
 Status scaled_mm(const ScaledMmParams& params, Stream stream) {
-  if (params.blockwise || !copy_engine_takes(params)) return scaled_mm_portable(params, stream);
+  if (!copy_engine_takes(params)) return scaled_mm_portable(params, stream);
   const int sms = num_sms();
+  if (params.blockwise) {
+    return scaled_mm_tiles_blockwise(params, choose_tiles(kBlockwiseShapes, params, sms), stream);
+  }
   const bool is_int8 = params.operand == DType::kI8;
   if (const std::optional<SplitShape> split = choose_split(params, sms)) {
     return is_int8 ? scaled_mm_split_int8(params, *split, stream) : scaled_mm_split_e4m3(params, *split, stream);
   }
-  const int tiles = choose_tiles(params, sms);
+  const int tiles = choose_tiles(kTileShapes, params, sms);
   return is_int8 ? scaled_mm_tiles_int8(params, tiles, stream) : scaled_mm_tiles_e4m3(params, tiles, stream);
 }
 

@@ -35,6 +35,14 @@ inline constexpr int kNumTileShapes = sizeof(kTileShapes) / sizeof(kTileShapes[0
 // From so many waves of tiles of 128 columns on, power is the limit rather than the last wave: two teams always.
 inline constexpr int kManyWaves = 6;
 
+// The same for products with a scale for each block: one team, because two sets of sums fill the registers.
+inline constexpr TileShape kBlockwiseShapes[] = {
+    {1, 32, 0.0f, 0.22f, 0.7f},
+    {1, 64, 0.0f, 0.25f, 0.7f},
+    {1, 128, 0.0f, 0.38f, 2.2f},
+};
+inline constexpr int kNumBlockwiseShapes = sizeof(kBlockwiseShapes) / sizeof(kBlockwiseShapes[0]);
+
 // How the kernel for few rows (scaled_mm_split_sm90a.cuh) is set up.
 struct SplitShape {
   int tokens;  // of a tile: 16, 32 or 64
@@ -46,6 +54,7 @@ struct SplitShape {
 Status scaled_mm_tiles_e4m3(const ScaledMmParams& params, int shape, Stream stream);
 Status scaled_mm_split_e4m3(const ScaledMmParams& params, const SplitShape& shape, Stream stream);
 Status scaled_mm_tiles_int8(const ScaledMmParams& params, int shape, Stream stream);
+Status scaled_mm_tiles_blockwise(const ScaledMmParams& params, int shape, Stream stream);
 Status scaled_mm_split_int8(const ScaledMmParams& params, const SplitShape& shape, Stream stream);
 
 }  // namespace sgl_kernel::SGL_TARGET

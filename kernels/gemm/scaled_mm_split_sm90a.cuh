@@ -24,7 +24,7 @@ inline constexpr int kSharedBytes = 113 * 1024;
 template <class Sum_, int kCols_>
 struct Config {
   using Sum = Sum_;
-  static constexpr int kRowBlocks = 1, kConsumers = 1, kCols = kCols_;
+  static constexpr int kRowBlocks = 1, kConsumers = 1, kCols = kCols_, kFactors = 0;
   static constexpr int kOtherBytes = 2048;  // room for barriers and the scales of tokens, each padded
   static constexpr int kStages = (kSharedBytes - kOtherBytes) / ((kInstructionRows * kConsumers + kCols) * kBlockK);
   static constexpr int kThreads = kConsumers * kWarpgroup + 32;

@@ -36,17 +36,24 @@ struct ColumnConstants {
 inline constexpr int kConstants = kWarpgroup;
 inline constexpr int kConstantsBytes = kConstants * sizeof(ColumnConstants);
 
-template <class Sum_, int kTeams_, int kCols_>
+// kBlockwise: each block of kScaleBlock of K has scales, for a row and for kScaleBlock columns.
+template <class Sum_, int kTeams_, int kCols_, bool kBlockwise_ = false>
 struct Config {
   using Sum = Sum_;
   static constexpr int kWarpgroups = 2;  // that multiply
   static constexpr int kTeams = kTeams_, kConsumers = kWarpgroups / kTeams;
   static constexpr int kRowBlocks = kRows / kInstructionRows / kConsumers, kCols = kCols_;
+  static constexpr bool kBlockwise = kBlockwise_;
+  static_assert(!kBlockwise || kScaleBlock % kCols == 0, "a tile has one scale of B at a time");
+  static constexpr int kFactors = kBlockwise ? kRows : 0;  // scales of A times those of B
+  // Of a thread; together no more than 65536.
+  static constexpr int kProducerRegisters = kBlockwise ? 56 : 40, kConsumerRegisters = kBlockwise ? 224 : 232;
   // Columns of a box of the output: as wide a swizzle as divides the tile.
   static constexpr int kPanel = kCols % 64 == 0 ? 64 : kCols % 32 == 0 ? 32 : 16;
   static constexpr int kOutputBytes = kInstructionRows * kPanel * 2;
   // As many as there is room for beside the output and the barriers.
-  static constexpr int kStageBytes = (kInstructionRows * kRowBlocks * kConsumers + kCols) * kBlockK;
+  static constexpr int kStageBytes =
+      (kInstructionRows * kRowBlocks * kConsumers + kCols) * kBlockK + kFactors * sizeof(float);
   static constexpr int kOtherBytes = kWarpgroups * (2 * kOutputBytes + kConstantsBytes) + kBarrierBytes;
   static constexpr int kStages = (kSharedBytes - kOtherBytes) / kStageBytes;
   static constexpr int kThreads = (1 + kWarpgroups) * kWarpgroup;
@@ -60,11 +67,9 @@ struct SharedMemory {
   ColumnConstants constants[C::kWarpgroups][kConstants];
 };
 
-// Of a thread; together no more than 65536 registers.
-inline constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
-
 struct Call {
   Epilogue epilogue;
+  ScaleMatrix a_block_scales, b_block_scales;
   int k_blocks;
   int row_tiles, col_tiles;
 };
@@ -108,6 +113,37 @@ struct TileConstants {
     }
   }
 };
+
+// The warp beside the producer that leaves the factors of a tile's rows in each stage. Scales are loaded some blocks
+// ahead of the wait for a stage, so that their latency is seldom seen.
+template <class C>
+__device__ __forceinline__ void produce_factors(const Call& call, SharedMemory<C>& shared, Position<C>& at,
+                                                const Tile& tile) {
+  constexpr int kAhead = 4, kRowsALane = kRows / 32;
+  const int lane = threadIdx.x % 32;
+  for (int first = 0; first < call.k_blocks; first += kAhead) {
+    float factors[kAhead][kRowsALane];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int block = min(first + i, call.k_blocks - 1);
+      const float b_scale = call.b_block_scales.at(block, tile.col / kScaleBlock);
+#pragma unroll
+      for (int r = 0; r < kRowsALane; ++r) {
+        const int row = min(tile.row + lane + 32 * r, call.epilogue.rows - 1);
+        factors[i][r] = call.a_block_scales.at(row, block) * b_scale;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (first + i == call.k_blocks) return;
+      shared.ring.empty[at.index].wait(at.parity ^ 1);
+#pragma unroll
+      for (int r = 0; r < kRowsALane; ++r) shared.ring.factors[at.index][lane + 32 * r] = factors[i][r];
+      shared.ring.full[at.index].arrive();
+      at.advance();
+    }
+  }
+}
 
 // Rounds a warpgroup's sums and sends them off, a panel at a time. `panels` counts those sent so far.
 template <class C>
@@ -185,7 +221,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   const int first = blockIdx.x, step = gridDim.x;
   Position<C> at;
   if (warpgroup == C::kWarpgroups) {
-    give_back_registers_down_to<kProducerRegisters>();
+    give_back_registers_down_to<C::kProducerRegisters>();
     if (threadIdx.x == C::kWarpgroups * kWarpgroup) {
       wait_for_predecessor();
       for (int index = first; index < tiles; index += step) {
@@ -193,9 +229,14 @@ __global__ void __launch_bounds__(C::kThreads, 1)
         produce<C>(shared.ring, at, &left_map, &right_map, tile.row, tile.col, 0, call.k_blocks);
       }
     }
-    __syncwarp();
+    if (C::kBlockwise && threadIdx.x / 32 == C::kWarpgroups * kWarpgroup / 32 + 1) {
+      wait_for_predecessor();
+      for (int index = first; index < tiles; index += step) {
+        produce_factors<C>(call, shared, at, find_tile<C>(call, index));
+      }
+    }
   } else {
-    take_registers_up_to<kConsumerRegisters>();
+    take_registers_up_to<C::kConsumerRegisters>();
     wait_for_predecessor();
     const int team = warpgroup / C::kConsumers, consumer = warpgroup % C::kConsumers;
     const auto turn = [](int team) { return 1 + C::kWarpgroups + team; };  // a named barrier
@@ -210,9 +251,14 @@ __global__ void __launch_bounds__(C::kThreads, 1)
       // A team's turn to multiply comes when the other one has taken all stages of its tile: a wait tells only the last
       // phase of a barrier from the one before, and so must not be for a later one.
       if (C::kTeams > 1 && index != first) named_barrier_sync(turn(team), 2 * kWarpgroup);
-      multiply<C>(shared.ring, at, call.k_blocks, consumer, sums, [&] {
+      const auto issued = [&] {
         if (C::kTeams > 1 && index + step < tiles) named_barrier_arrive(turn(1 - team), 2 * kWarpgroup);
-      });
+      };
+      if constexpr (C::kBlockwise) {
+        multiply_scaled<C>(shared.ring, at, call.k_blocks, consumer, sums, issued);
+      } else {
+        multiply<C>(shared.ring, at, call.k_blocks, consumer, sums, issued);
+      }
       if (index + C::kTeams * step >= tiles) release_successors();
       store_tile<C>(call, shared, &output_map, first_row, tile.col, warpgroup, constants, panels, sums);
       at.skip((C::kTeams - 1) * call.k_blocks);
@@ -227,6 +273,8 @@ Status launch_tiles(const ScaledMmParams& params, Stream stream) {
   const char* name = params.operator_name;
   const auto ceil_div = [](int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); };
   const Call call = {.epilogue = epilogue_of(params),
+                     .a_block_scales = params.a_block_scales,
+                     .b_block_scales = params.b_block_scales,
                      .k_blocks = ceil_div(params.k, kBlockK),
                      .row_tiles = ceil_div(params.m, kRows),
                      .col_tiles = ceil_div(params.n, C::kCols)};

@@ -217,13 +217,14 @@ def test_tiles_of_all_sizes(name, m, n, k):
     """Shapes that between them choose each kernel of the GPU, many tiles a block included."""
     import sgl_kernel
 
-    def make(rows, seed):
-        if name == "int8_scaled_mm":
-            values = torch.randint(-128, 128, (rows, k), generator=torch.Generator().manual_seed(seed))
-            return values.to(torch.int8).cuda()
-        return e4m3("cuda", rows, k, seed=seed)
+    generator = torch.Generator("cuda").manual_seed(0)
 
-    a, b = make(m, 1), make(n, 2)
+    def make(rows):
+        if name == "int8_scaled_mm":
+            return torch.randint(-128, 128, (rows, k), generator=generator, device="cuda", dtype=torch.int8)
+        return (torch.randn(rows, k, generator=generator, device="cuda") * 40).clamp(-448, 448).to(FP8)
+
+    a, b = make(m), make(n)
     blockwise = name == "fp8_blockwise_scaled_mm"
     k_blocks, n_blocks = -(-k // 128), -(-n // 128)
     scales_a = torch.rand((k_blocks, m) if blockwise else (m,), device="cuda").t() * 1e-3
