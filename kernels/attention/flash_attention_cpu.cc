@@ -332,6 +332,11 @@ void run(const AttentionParams& params) {
 
 }  // namespace
 
+Status flash_attention_most_merged_splits(int* most) {
+  *most = 1;
+  return OkStatus();
+}
+
 Status flash_attention_forward(const AttentionParams& params, Stream) {
   SGL_CPU_SWITCH_FLOAT(params.dtype, T, run<T>(params));
   return OkStatus();

@@ -16,6 +16,9 @@ PYBIND11_MODULE(_attention, module) {
       "bool? pack_gqa, int sm_margin, Tensor? sinks) -> (Tensor, Tensor, Tensor, Tensor)",
       &fwd);
   module.def("fwd_num_splits", &fwd_num_splits);
+  module.def("fwd_num_partials", &fwd_num_partials);
+  module.def("fwd_most_merged_splits",
+             [](int cuda_device) { return fwd_most_merged_splits({Device::Kind::kCuda, cuda_device}); });
 
   ops.def("merge_state(Tensor v_a, Tensor s_a, Tensor v_b, Tensor s_b, Tensor! v_merged, Tensor! s_merged) -> ()",
           &merge_state);
