@@ -35,7 +35,6 @@ struct Ring {
   alignas(kSwizzleAtomBytes) uint8_t right[C::kStages][C::kCols * kBlockK];
   Barrier full[C::kStages], empty[C::kStages];
   float factors[C::kStages][C::kFactors > 0 ? C::kFactors : 1];
-  static constexpr uint32_t kStageBytes = (kTileRows<C> + C::kCols) * kBlockK;
 
   // One thread; then fence_barrier_init() and a barrier of the block.
   __device__ __forceinline__ void init() {
@@ -49,23 +48,27 @@ struct Ring {
 template <class C>
 using Position = RingPosition<C::kStages>;
 
-// The producer's loop over K blocks [begin, end) of the tile at (row, col).
+// The producer's loop over K blocks [begin, end) of the tile at (row, col). A stage has box_rows rows of both operands
+// together: a matrix of fewer rows than a tile is described by a box as small, because the copy engine takes long over
+// rows outside the matrix. What then stays in the rest of the tile only enters sums that nobody stores.
 template <class C>
 __device__ __forceinline__ void produce(Ring<C>& ring, Position<C>& at, const CUtensorMap* left_map,
-                                        const CUtensorMap* right_map, int row, int col, int begin, int end) {
+                                        const CUtensorMap* right_map, int row, int col, int begin, int end,
+                                        int box_rows) {
   for (int block = begin; block < end; ++block) {
     Barrier* full = &ring.full[at.index];
     ring.empty[at.index].wait(at.parity ^ 1);
-    full->arrive_and_expect(Ring<C>::kStageBytes);
+    full->arrive_and_expect(box_rows * kBlockK);
     load_matrix_box(ring.left[at.index], left_map, full, row, block * kBlockK);
     load_matrix_box(ring.right[at.index], right_map, full, col, block * kBlockK);
     at.advance();
   }
 }
 
-// Each warp of the consumers says that it has read the stage.
+// Each warp of the consumers says that it has read the stage: all its lanes, what they read by themselves included.
 template <class C>
 __device__ __forceinline__ void release(Ring<C>& ring, int stage) {
+  if (C::kFactors > 0) __syncwarp();
   if (threadIdx.x % 32 == 0) ring.empty[stage].arrive();
 }
 

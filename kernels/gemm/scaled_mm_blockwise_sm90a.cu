@@ -9,11 +9,11 @@ Status scaled_mm_tiles_blockwise(const ScaledMmParams& params, int shape, Stream
   using namespace scaled_mm_tiles;
   switch (shape) {
     case 0:
-      return launch_tiles<Config<float, 1, kColumns(0), true>>(params, stream);
+      return launch_tiles<Config<float, 1, 128, kColumns(0), true>>(params, stream);
     case 1:
-      return launch_tiles<Config<float, 1, kColumns(1), true>>(params, stream);
+      return launch_tiles<Config<float, 1, 128, kColumns(1), true>>(params, stream);
     default:
-      return launch_tiles<Config<float, 1, kColumns(2), true>>(params, stream);
+      return launch_tiles<Config<float, 1, 128, kColumns(2), true>>(params, stream);
   }
 }
 

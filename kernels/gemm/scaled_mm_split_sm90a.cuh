@@ -8,6 +8,8 @@
 // keeps enough bytes on their way.
 #pragma once
 
+#include <algorithm>
+
 #include "kernels/base/launch.h"
 #include "kernels/device/matmul_sm90.cuh"
 #include "kernels/device/pdl.cuh"
@@ -49,6 +51,7 @@ struct Call {
   int64_t output_stride;
   int k_blocks, splits;
   int row_tiles;  // of weights
+  int box_rows;   // of both operands together
 };
 
 // Four neighbours in the shared memory of a block of the cluster.
@@ -137,19 +140,19 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocks)
   const int token_tile = tile / call.row_tiles;
   const int first_col = (tile - token_tile * call.row_tiles) * kTileRows<C>, first_token = token_tile * C::kCols;
   const int begin = call.k_blocks * rank / call.splits, end = call.k_blocks * (rank + 1) / call.splits;
+  const bool is_consumer = warp < C::kConsumers * kWarpgroup / 32;
+  ColumnConstants constants = {};
   Position<C> at;
-  if (warp == C::kConsumers * kWarpgroup / 32) {
+  if (!is_consumer) {
     if (elect_one()) {
       wait_for_predecessor();
-      produce<C>(shared.ring, at, &left_map, &right_map, first_col, first_token, begin, end);
+      produce<C>(shared.ring, at, &left_map, &right_map, first_col, first_token, begin, end, call.box_rows);
     }
     __syncwarp();
-    cluster_sync();
   } else {
-    constexpr int kAllConsumers = 1;  // the barrier's number
     wait_for_predecessor();
+    constexpr int kAllConsumers = 1;  // the barrier's number
     const int consumer = warp / 4, lane = threadIdx.x % 32;
-    ColumnConstants constants;
     constants.load(call.epilogue, first_col + threadIdx.x % kVectors<C> * kColsAThread);
     if (threadIdx.x < C::kCols) shared.row_scales[threadIdx.x] = call.epilogue.row_scale(first_token + threadIdx.x);
     Sums<C> sums;
@@ -161,9 +164,9 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocks)
     for (int i = 0; i < C::kCols / 2; ++i) {
       shared.partial[8 * (i / 4) + 2 * (lane % 4) + i % 2][row + 8 * (i / 2 % 2)] = sums[0][i];
     }
-    cluster_sync();
-    store_share<C>(call, shared, first_col, first_token, rank, constants);
   }
+  cluster_sync();
+  if (is_consumer) store_share<C>(call, shared, first_col, first_token, rank, constants);
   // Others may still read what this block has left for them.
   cluster_sync();
 }
@@ -173,19 +176,22 @@ Status launch_split(const ScaledMmParams& params, int splits, bool pdl, Stream s
   static_assert(sizeof(SharedMemory<C>) <= kSharedBytes);
   const char* name = params.operator_name;
   const auto ceil_div = [](int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); };
+  const int left_rows = static_cast<int>(std::min<int64_t>(params.n, kTileRows<C>));
+  const int right_rows = static_cast<int>(std::min<int64_t>(params.m, C::kCols));
   const Call call = {.epilogue = epilogue_of(params),
                      .output = static_cast<uint16_t*>(params.output),
                      .output_stride = params.output_stride,
                      .k_blocks = ceil_div(params.k, kBlockK),
                      .splits = splits,
-                     .row_tiles = ceil_div(params.n, kTileRows<C>)};
+                     .row_tiles = ceil_div(params.n, kTileRows<C>),
+                     .box_rows = left_rows + right_rows};
   CUtensorMap left_map, right_map;
   SGL_RETURN_IF_ERROR(encode_matrix_map(name, &left_map,
                                         {.data = const_cast<void*>(params.b),
                                          .rows = static_cast<uint64_t>(params.n),
                                          .columns = static_cast<uint64_t>(params.k),
                                          .row_bytes = static_cast<uint64_t>(params.b_stride),
-                                         .box_rows = kTileRows<C>,
+                                         .box_rows = static_cast<uint32_t>(left_rows),
                                          .box_columns = kBlockK,
                                          .element_bytes = 1}));
   SGL_RETURN_IF_ERROR(encode_matrix_map(name, &right_map,
@@ -193,7 +199,7 @@ Status launch_split(const ScaledMmParams& params, int splits, bool pdl, Stream s
                                          .rows = static_cast<uint64_t>(params.m),
                                          .columns = static_cast<uint64_t>(params.k),
                                          .row_bytes = static_cast<uint64_t>(params.a_stride),
-                                         .box_rows = C::kCols,
+                                         .box_rows = static_cast<uint32_t>(right_rows),
                                          .box_columns = kBlockK,
                                          .element_bytes = 1}));
   SGL_RETURN_IF_ERROR(allow_shared_memory(name, scaled_mm_split_kernel<C>, sizeof(SharedMemory<C>)));

@@ -20,10 +20,6 @@ namespace sgl_kernel::SGL_TARGET::scaled_mm_tiles {
 
 using namespace matmul;
 
-inline constexpr int kRows = 128;  // of a tile
-// Tiles of a group, one below the other; 16 of them by 8 tiles of 256 columns are what 132 multiprocessors work at.
-inline constexpr int kGroupRows = 16;
-
 // What a block can have.
 inline constexpr int kSharedBytes = 227 * 1024;
 inline constexpr int kBarrierBytes = 256;  // room for them
@@ -37,19 +33,21 @@ inline constexpr int kConstants = kWarpgroup;
 inline constexpr int kConstantsBytes = kConstants * sizeof(ColumnConstants);
 
 // kBlockwise: each block of kScaleBlock of K has scales, for a row and for kScaleBlock columns.
-template <class Sum_, int kTeams_, int kCols_, bool kBlockwise_ = false>
+template <class Sum_, int kTeams_, int kRows_, int kCols_, bool kBlockwise_ = false>
 struct Config {
   using Sum = Sum_;
   static constexpr int kWarpgroups = 2;  // that multiply
   static constexpr int kTeams = kTeams_, kConsumers = kWarpgroups / kTeams;
-  static constexpr int kRowBlocks = kRows / kInstructionRows / kConsumers, kCols = kCols_;
+  static constexpr int kRows = kRows_, kCols = kCols_, kRowBlocks = kRows / kInstructionRows / kConsumers;
+  // Tiles of a group, one below the other: with wide tiles beside them, 132 multiprocessors work at something square.
+  static constexpr int kGroupRows = kTeams == 1 ? 16 : 8;
   static constexpr bool kBlockwise = kBlockwise_;
   static_assert(!kBlockwise || kScaleBlock % kCols == 0, "a tile has one scale of B at a time");
   static constexpr int kFactors = kBlockwise ? kRows : 0;  // scales of A times those of B
   // Of a thread; together no more than 65536.
-  static constexpr int kProducerRegisters = kBlockwise ? 56 : 40, kConsumerRegisters = kBlockwise ? 224 : 232;
-  // Columns of a box of the output: as wide a swizzle as divides the tile.
-  static constexpr int kPanel = kCols % 64 == 0 ? 64 : kCols % 32 == 0 ? 32 : 16;
+  static constexpr int kProducerRegisters = kBlockwise ? 72 : 40, kConsumerRegisters = kBlockwise ? 216 : 232;
+  // Columns of a box of the output: as wide a swizzle as divides the tile; a narrower one makes room for a stage.
+  static constexpr int kPanel = kCols % 64 == 0 && !kBlockwise ? 64 : kCols % 32 == 0 ? 32 : 16;
   static constexpr int kOutputBytes = kInstructionRows * kPanel * 2;
   // As many as there is room for beside the output and the barriers.
   static constexpr int kStageBytes =
@@ -72,6 +70,7 @@ struct Call {
   ScaleMatrix a_block_scales, b_block_scales;
   int k_blocks;
   int row_tiles, col_tiles;
+  int box_rows;  // of both operands together
 };
 
 struct Tile {
@@ -80,13 +79,13 @@ struct Tile {
 
 template <class C>
 __device__ __forceinline__ Tile find_tile(const Call& call, int index) {
-  const int group_size = kGroupRows * call.col_tiles;
+  const int group_size = C::kGroupRows * call.col_tiles;
   const int group = index / group_size;
   const int in_group = index - group * group_size;
-  const int rows = min(kGroupRows, call.row_tiles - group * kGroupRows);
+  const int rows = min(C::kGroupRows, call.row_tiles - group * C::kGroupRows);
   const int col = in_group / rows;
-  const int row = group * kGroupRows + in_group - col * rows;
-  return {row * kRows, col * C::kCols};
+  const int row = group * C::kGroupRows + in_group - col * rows;
+  return {row * C::kRows, col * C::kCols};
 }
 
 // What a thread keeps for the epilogue while it multiplies: it hides the latency of these loads.
@@ -114,34 +113,49 @@ struct TileConstants {
   }
 };
 
-// The warp beside the producer that leaves the factors of a tile's rows in each stage. Scales are loaded some blocks
-// ahead of the wait for a stage, so that their latency is seldom seen.
+// The scales of a tile for some blocks of K, as a lane holds them. They are multiplied only when they are needed,
+// because that waits for them.
+template <class C>
+struct BlockScales {
+  static constexpr int kBlocks = 2, kRowsALane = C::kRows / 32;
+  float a[kBlocks][kRowsALane], b[kBlocks];
+
+  __device__ __forceinline__ void load(const Call& call, const Tile& tile, int first) {
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+      const int block = min(first + i, call.k_blocks - 1);
+      b[i] = call.b_block_scales.at(block, tile.col / kScaleBlock);
+#pragma unroll
+      for (int r = 0; r < kRowsALane; ++r) {
+        const int row = min(tile.row + static_cast<int>(threadIdx.x % 32) + 32 * r, call.epilogue.rows - 1);
+        a[i][r] = call.a_block_scales.at(row, block);
+      }
+    }
+  }
+};
+
+// The warp beside the producer that leaves the factors of a tile's rows in each stage. It loads some blocks ahead, so
+// that nobody waits for memory.
 template <class C>
 __device__ __forceinline__ void produce_factors(const Call& call, SharedMemory<C>& shared, Position<C>& at,
                                                 const Tile& tile) {
-  constexpr int kAhead = 4, kRowsALane = kRows / 32;
   const int lane = threadIdx.x % 32;
-  for (int first = 0; first < call.k_blocks; first += kAhead) {
-    float factors[kAhead][kRowsALane];
+  BlockScales<C> scales, next;
+  scales.load(call, tile, 0);
+  for (int first = 0; first < call.k_blocks; first += BlockScales<C>::kBlocks) {
+    next.load(call, tile, first + BlockScales<C>::kBlocks);
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const int block = min(first + i, call.k_blocks - 1);
-      const float b_scale = call.b_block_scales.at(block, tile.col / kScaleBlock);
-#pragma unroll
-      for (int r = 0; r < kRowsALane; ++r) {
-        const int row = min(tile.row + lane + 32 * r, call.epilogue.rows - 1);
-        factors[i][r] = call.a_block_scales.at(row, block) * b_scale;
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
+    for (int i = 0; i < BlockScales<C>::kBlocks; ++i) {
       if (first + i == call.k_blocks) return;
       shared.ring.empty[at.index].wait(at.parity ^ 1);
 #pragma unroll
-      for (int r = 0; r < kRowsALane; ++r) shared.ring.factors[at.index][lane + 32 * r] = factors[i][r];
+      for (int r = 0; r < BlockScales<C>::kRowsALane; ++r) {
+        shared.ring.factors[at.index][lane + 32 * r] = scales.a[i][r] * scales.b[i];
+      }
       shared.ring.full[at.index].arrive();
       at.advance();
     }
+    scales = next;
   }
 }
 
@@ -226,7 +240,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
       wait_for_predecessor();
       for (int index = first; index < tiles; index += step) {
         const Tile tile = find_tile<C>(call, index);
-        produce<C>(shared.ring, at, &left_map, &right_map, tile.row, tile.col, 0, call.k_blocks);
+        produce<C>(shared.ring, at, &left_map, &right_map, tile.row, tile.col, 0, call.k_blocks, call.box_rows);
       }
     }
     if (C::kBlockwise && threadIdx.x / 32 == C::kWarpgroups * kWarpgroup / 32 + 1) {
@@ -272,19 +286,22 @@ Status launch_tiles(const ScaledMmParams& params, Stream stream) {
   static_assert(sizeof(SharedMemory<C>) <= kSharedBytes);
   const char* name = params.operator_name;
   const auto ceil_div = [](int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); };
+  const int left_rows = static_cast<int>(std::min<int64_t>(params.m, C::kRows));
+  const int right_rows = static_cast<int>(std::min<int64_t>(params.n, C::kCols));
   const Call call = {.epilogue = epilogue_of(params),
                      .a_block_scales = params.a_block_scales,
                      .b_block_scales = params.b_block_scales,
                      .k_blocks = ceil_div(params.k, kBlockK),
-                     .row_tiles = ceil_div(params.m, kRows),
-                     .col_tiles = ceil_div(params.n, C::kCols)};
+                     .row_tiles = ceil_div(params.m, C::kRows),
+                     .col_tiles = ceil_div(params.n, C::kCols),
+                     .box_rows = left_rows + right_rows};
   CUtensorMap left_map, right_map, output_map;
   SGL_RETURN_IF_ERROR(encode_matrix_map(name, &left_map,
                                         {.data = const_cast<void*>(params.a),
                                          .rows = static_cast<uint64_t>(params.m),
                                          .columns = static_cast<uint64_t>(params.k),
                                          .row_bytes = static_cast<uint64_t>(params.a_stride),
-                                         .box_rows = kRows,
+                                         .box_rows = static_cast<uint32_t>(left_rows),
                                          .box_columns = kBlockK,
                                          .element_bytes = 1}));
   SGL_RETURN_IF_ERROR(encode_matrix_map(name, &right_map,
@@ -292,7 +309,7 @@ Status launch_tiles(const ScaledMmParams& params, Stream stream) {
                                          .rows = static_cast<uint64_t>(params.n),
                                          .columns = static_cast<uint64_t>(params.k),
                                          .row_bytes = static_cast<uint64_t>(params.b_stride),
-                                         .box_rows = C::kCols,
+                                         .box_rows = static_cast<uint32_t>(right_rows),
                                          .box_columns = kBlockK,
                                          .element_bytes = 1}));
   SGL_RETURN_IF_ERROR(encode_matrix_map(name, &output_map,
