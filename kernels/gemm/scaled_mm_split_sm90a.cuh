@@ -6,6 +6,12 @@
 //
 // Grid: a cluster a tile of 64 output columns by kCols tokens. Bound by memory; two blocks fit a multiprocessor, which
 // keeps enough bytes on their way.
+//
+// Measured on an H200, 2026-11-23, 16 rows, e4m3; cuBLASLt (torch 2.11, tensorwise scales) in the same run:
+//   N x K                  9216 x 4096   4096 x 8192   3072 x 4096   4096 x 1536   7168 x 16384
+//   GB/s                   3240          2935          2330          1716          3779
+//   µs                     11.8          11.5          5.5           3.8           31.2
+//   µs of cuBLASLt         11.6          13.0          6.3           4.7           33.4
 #pragma once
 
 #include <algorithm>
