@@ -48,9 +48,28 @@ struct Ring {
 template <class C>
 using Position = RingPosition<C::kStages>;
 
-// The producer's loop over K blocks [begin, end) of the tile at (row, col). A stage has box_rows rows of both operands
-// together: a matrix of fewer rows than a tile is described by a box as small, because the copy engine takes long over
-// rows outside the matrix. What then stays in the rest of the tile only enters sums that nobody stores.
+inline int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
+
+// Rows of a box of an operand. A matrix of fewer rows than a tile is described by a box as small, because the copy
+// engine takes long over rows outside the matrix. What then stays in the rest of the tile only enters sums that nobody
+// stores.
+inline int box_rows_of(int64_t rows, int tile_rows) { return rows < tile_rows ? static_cast<int>(rows) : tile_rows; }
+
+// The map of an operand [rows, k] of bytes.
+inline Status encode_operand(const char* operator_name, CUtensorMap* map, const void* data, int64_t rows, int64_t k,
+                             int64_t row_bytes, int tile_rows) {
+  return encode_matrix_map(operator_name, map,
+                           {.data = const_cast<void*>(data),
+                            .rows = static_cast<uint64_t>(rows),
+                            .columns = static_cast<uint64_t>(k),
+                            .row_bytes = static_cast<uint64_t>(row_bytes),
+                            .box_rows = static_cast<uint32_t>(box_rows_of(rows, tile_rows)),
+                            .box_columns = kBlockK,
+                            .element_bytes = 1});
+}
+
+// The producer's loop over K blocks [begin, end) of the tile at (row, col). box_rows are those of both operands
+// together.
 template <class C>
 __device__ __forceinline__ void produce(Ring<C>& ring, Position<C>& at, const CUtensorMap* left_map,
                                         const CUtensorMap* right_map, int row, int col, int begin, int end,

@@ -14,8 +14,6 @@
 //   µs of cuBLASLt         11.6          13.0          6.3           4.7           33.4
 #pragma once
 
-#include <algorithm>
-
 #include "kernels/base/launch.h"
 #include "kernels/device/matmul_sm90.cuh"
 #include "kernels/device/pdl.cuh"
@@ -181,33 +179,16 @@ template <class C>
 Status launch_split(const ScaledMmParams& params, int splits, bool pdl, Stream stream) {
   static_assert(sizeof(SharedMemory<C>) <= kSharedBytes);
   const char* name = params.operator_name;
-  const auto ceil_div = [](int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); };
-  const int left_rows = static_cast<int>(std::min<int64_t>(params.n, kTileRows<C>));
-  const int right_rows = static_cast<int>(std::min<int64_t>(params.m, C::kCols));
   const Call call = {.epilogue = epilogue_of(params),
                      .output = static_cast<uint16_t*>(params.output),
                      .output_stride = params.output_stride,
                      .k_blocks = ceil_div(params.k, kBlockK),
                      .splits = splits,
                      .row_tiles = ceil_div(params.n, kTileRows<C>),
-                     .box_rows = left_rows + right_rows};
+                     .box_rows = box_rows_of(params.n, kTileRows<C>) + box_rows_of(params.m, C::kCols)};
   CUtensorMap left_map, right_map;
-  SGL_RETURN_IF_ERROR(encode_matrix_map(name, &left_map,
-                                        {.data = const_cast<void*>(params.b),
-                                         .rows = static_cast<uint64_t>(params.n),
-                                         .columns = static_cast<uint64_t>(params.k),
-                                         .row_bytes = static_cast<uint64_t>(params.b_stride),
-                                         .box_rows = static_cast<uint32_t>(left_rows),
-                                         .box_columns = kBlockK,
-                                         .element_bytes = 1}));
-  SGL_RETURN_IF_ERROR(encode_matrix_map(name, &right_map,
-                                        {.data = const_cast<void*>(params.a),
-                                         .rows = static_cast<uint64_t>(params.m),
-                                         .columns = static_cast<uint64_t>(params.k),
-                                         .row_bytes = static_cast<uint64_t>(params.a_stride),
-                                         .box_rows = static_cast<uint32_t>(right_rows),
-                                         .box_columns = kBlockK,
-                                         .element_bytes = 1}));
+  SGL_RETURN_IF_ERROR(encode_operand(name, &left_map, params.b, params.n, params.k, params.b_stride, kTileRows<C>));
+  SGL_RETURN_IF_ERROR(encode_operand(name, &right_map, params.a, params.m, params.k, params.a_stride, C::kCols));
   SGL_RETURN_IF_ERROR(allow_shared_memory(name, scaled_mm_split_kernel<C>, sizeof(SharedMemory<C>)));
   const LaunchShape shape = {.grid = dim3(call.row_tiles * ceil_div(params.m, C::kCols) * splits),
                              .block = dim3(C::kThreads),

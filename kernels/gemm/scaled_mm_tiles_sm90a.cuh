@@ -294,33 +294,16 @@ template <class C>
 Status launch_tiles(const ScaledMmParams& params, Stream stream) {
   static_assert(sizeof(SharedMemory<C>) <= kSharedBytes);
   const char* name = params.operator_name;
-  const auto ceil_div = [](int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); };
-  const int left_rows = static_cast<int>(std::min<int64_t>(params.m, C::kRows));
-  const int right_rows = static_cast<int>(std::min<int64_t>(params.n, C::kCols));
   const Call call = {.epilogue = epilogue_of(params),
                      .a_block_scales = params.a_block_scales,
                      .b_block_scales = params.b_block_scales,
                      .k_blocks = ceil_div(params.k, kBlockK),
                      .row_tiles = ceil_div(params.m, C::kRows),
                      .col_tiles = ceil_div(params.n, C::kCols),
-                     .box_rows = left_rows + right_rows};
+                     .box_rows = box_rows_of(params.m, C::kRows) + box_rows_of(params.n, C::kCols)};
   CUtensorMap left_map, right_map, output_map;
-  SGL_RETURN_IF_ERROR(encode_matrix_map(name, &left_map,
-                                        {.data = const_cast<void*>(params.a),
-                                         .rows = static_cast<uint64_t>(params.m),
-                                         .columns = static_cast<uint64_t>(params.k),
-                                         .row_bytes = static_cast<uint64_t>(params.a_stride),
-                                         .box_rows = static_cast<uint32_t>(left_rows),
-                                         .box_columns = kBlockK,
-                                         .element_bytes = 1}));
-  SGL_RETURN_IF_ERROR(encode_matrix_map(name, &right_map,
-                                        {.data = const_cast<void*>(params.b),
-                                         .rows = static_cast<uint64_t>(params.n),
-                                         .columns = static_cast<uint64_t>(params.k),
-                                         .row_bytes = static_cast<uint64_t>(params.b_stride),
-                                         .box_rows = static_cast<uint32_t>(right_rows),
-                                         .box_columns = kBlockK,
-                                         .element_bytes = 1}));
+  SGL_RETURN_IF_ERROR(encode_operand(name, &left_map, params.a, params.m, params.k, params.a_stride, C::kRows));
+  SGL_RETURN_IF_ERROR(encode_operand(name, &right_map, params.b, params.n, params.k, params.b_stride, C::kCols));
   SGL_RETURN_IF_ERROR(encode_matrix_map(name, &output_map,
                                         {.data = params.output,
                                          .rows = static_cast<uint64_t>(params.m),
