@@ -215,7 +215,7 @@ def test_k_of_zero_gives_the_bias(name, device):
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("k", [128, 1536, 4096])
-@pytest.mark.parametrize("n", [576, 2112, 4104])
+@pytest.mark.parametrize("n", [576, 2112, 4104, 17408])
 @pytest.mark.parametrize("m", [16, 48, 64, 100, 128, 129, 256, 400, 512, 1024, 2500])
 @pytest.mark.parametrize("name", ["fp8_scaled_mm", "int8_scaled_mm", "fp8_blockwise_scaled_mm"])
 def test_tiles_of_all_sizes(name, m, n, k):
