@@ -45,7 +45,7 @@ struct Torch {
   TorchError (*get_dtype)(void* tensor, int32_t* result);
   TorchError (*get_device_type)(void* tensor, int32_t* result);
   TorchError (*get_device_index)(void* tensor, int32_t* result);
-  TorchError (*get_current_cuda_stream)(int32_t device, void** result);  // null in a torch without CUDA
+  TorchError (*get_current_cuda_stream)(int32_t device, void** result) = nullptr;  // of a torch without CUDA
 
   int32_t device_type_cpu;
   int32_t device_type_cuda;
