@@ -1,9 +1,24 @@
+#include "kernels/quantization/fp8_quant.h"
 #include "kernels/quantization/ggml.h"
+#include "kernels/quantization/group_quant.h"
 #include "python/bind/operators.h"
 
 PYBIND11_MODULE(_quantization, module) {
   using namespace sgl_kernel;
   bind::Operators ops(module);
+
+  ops.def("sgl_per_tensor_quant_fp8(Tensor input, Tensor! output_q, Tensor! output_s, bool is_static) -> ()",
+          &sgl_per_tensor_quant_fp8);
+  module.def("sgl_per_tensor_quant_fp8_workspace_size", &sgl_per_tensor_quant_fp8_workspace_size);
+  ops.def("sgl_per_token_quant_fp8(Tensor input, Tensor! output_q, Tensor! output_s) -> ()", &sgl_per_token_quant_fp8);
+  ops.def(
+      "sgl_per_token_group_quant_8bit(Tensor input, Tensor! output_q, Tensor! output_s, int group_size, float eps, "
+      "float fp8_min, float fp8_max, bool scale_ue8m0) -> ()",
+      &sgl_per_token_group_quant_8bit);
+  ops.def(
+      "sgl_per_token_group_quant_8bit_v2(Tensor input, Tensor! output_q, Tensor! output_s, int group_size, float eps, "
+      "float fp8_min, float fp8_max, bool scale_ue8m0, bool fuse_silu_and_mul, Tensor? masked_m) -> ()",
+      &sgl_per_token_group_quant_8bit_v2);
 
   ops.def("ggml_dequantize(Tensor W, int type, SymInt m, SymInt n, ScalarType? dtype) -> Tensor", &ggml_dequantize);
   ops.def("ggml_mul_mat_vec_a8(Tensor W, Tensor X, int type, SymInt row) -> Tensor", &ggml_mul_mat_vec_a8);

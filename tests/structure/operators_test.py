@@ -10,7 +10,10 @@ from tests.structure.repository import ROOT, operators_under_test, schemas, sect
 API = ROOT / "tests/structure/api/torch_schemas.txt"
 
 # Operators that upstream's Python reaches under other names.
-PYTHON_NAMES = {"fwd": "flash_attn_with_kvcache"}
+PYTHON_NAMES = {
+    "fwd": "flash_attn_with_kvcache",
+    "sgl_per_token_group_quant_8bit_v2": "sgl_per_token_group_quant_8bit",
+}
 
 each_operator = pytest.mark.parametrize("name", sorted(schemas()))
 

@@ -1,6 +1,21 @@
-"""Quantized weights: the block formats of ggml."""
+"""Quantization of activations, and quantized weights."""
 
-from sgl_kernel.quantization.gguf import _native as _native
+from sgl_kernel.quantization.fp8_quant import _native as _native
+from sgl_kernel.quantization.fp8_quant import sgl_per_tensor_quant_fp8, sgl_per_token_quant_fp8
 from sgl_kernel.quantization.gguf import ggml_dequantize, ggml_mul_mat_a8, ggml_mul_mat_vec_a8
+from sgl_kernel.quantization.group_quant import (
+    sgl_per_token_group_quant_8bit,
+    sgl_per_token_group_quant_fp8,
+    sgl_per_token_group_quant_int8,
+)
 
-__all__ = ["ggml_dequantize", "ggml_mul_mat_a8", "ggml_mul_mat_vec_a8"]
+__all__ = [
+    "ggml_dequantize",
+    "ggml_mul_mat_a8",
+    "ggml_mul_mat_vec_a8",
+    "sgl_per_tensor_quant_fp8",
+    "sgl_per_token_group_quant_8bit",
+    "sgl_per_token_group_quant_fp8",
+    "sgl_per_token_group_quant_int8",
+    "sgl_per_token_quant_fp8",
+]
