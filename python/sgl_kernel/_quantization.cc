@@ -1,3 +1,4 @@
+#include "kernels/quantization/awq_dequantize.h"
 #include "kernels/quantization/fp8_quant.h"
 #include "kernels/quantization/ggml.h"
 #include "kernels/quantization/group_quant.h"
@@ -19,6 +20,8 @@ PYBIND11_MODULE(_quantization, module) {
       "sgl_per_token_group_quant_8bit_v2(Tensor input, Tensor! output_q, Tensor! output_s, int group_size, float eps, "
       "float fp8_min, float fp8_max, bool scale_ue8m0, bool fuse_silu_and_mul, Tensor? masked_m) -> ()",
       &sgl_per_token_group_quant_8bit_v2);
+
+  ops.def("awq_dequantize(Tensor qweight, Tensor scales, Tensor qzeros) -> Tensor", &awq_dequantize);
 
   ops.def("ggml_dequantize(Tensor W, int type, SymInt m, SymInt n, ScalarType? dtype) -> Tensor", &ggml_dequantize);
   ops.def("ggml_mul_mat_vec_a8(Tensor W, Tensor X, int type, SymInt row) -> Tensor", &ggml_mul_mat_vec_a8);

@@ -1,5 +1,6 @@
 """The names that upstream keeps in this module."""
 
+from sgl_kernel.quantization import awq_dequantize as awq_dequantize
 from sgl_kernel.quantization import sgl_per_tensor_quant_fp8 as sgl_per_tensor_quant_fp8
 from sgl_kernel.quantization import sgl_per_token_group_quant_8bit as sgl_per_token_group_quant_8bit
 from sgl_kernel.quantization import sgl_per_token_group_quant_fp8 as sgl_per_token_group_quant_fp8

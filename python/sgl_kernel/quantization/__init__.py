@@ -1,5 +1,6 @@
 """Quantization of activations, and quantized weights."""
 
+from sgl_kernel.quantization.awq import awq_dequantize
 from sgl_kernel.quantization.fp8_quant import _native as _native
 from sgl_kernel.quantization.fp8_quant import sgl_per_tensor_quant_fp8, sgl_per_token_quant_fp8
 from sgl_kernel.quantization.gguf import ggml_dequantize, ggml_mul_mat_a8, ggml_mul_mat_vec_a8
@@ -10,6 +11,7 @@ from sgl_kernel.quantization.group_quant import (
 )
 
 __all__ = [
+    "awq_dequantize",
     "ggml_dequantize",
     "ggml_mul_mat_a8",
     "ggml_mul_mat_vec_a8",
