@@ -1,4 +1,5 @@
 #include "kernels/quantization/awq_dequantize.h"
+#include "kernels/quantization/fp4_quant.h"
 #include "kernels/quantization/fp8_quant.h"
 #include "kernels/quantization/ggml.h"
 #include "kernels/quantization/group_quant.h"
@@ -20,6 +21,18 @@ PYBIND11_MODULE(_quantization, module) {
       "sgl_per_token_group_quant_8bit_v2(Tensor input, Tensor! output_q, Tensor! output_s, int group_size, float eps, "
       "float fp8_min, float fp8_max, bool scale_ue8m0, bool fuse_silu_and_mul, Tensor? masked_m) -> ()",
       &sgl_per_token_group_quant_8bit_v2);
+
+  ops.def("scaled_fp4_quant(Tensor! output, Tensor! input, Tensor! output_scale, Tensor! input_scale) -> ()",
+          &scaled_fp4_quant);
+  ops.def(
+      "scaled_fp4_experts_quant(Tensor! output, Tensor! output_scale, Tensor input, Tensor input_global_scale, Tensor "
+      "input_offset_by_experts, Tensor output_scale_offset_by_experts) -> ()",
+      &scaled_fp4_experts_quant);
+  ops.def(
+      "silu_and_mul_scaled_fp4_experts_quant(Tensor! output, Tensor! output_scale, Tensor input, Tensor "
+      "input_global_scale, Tensor input_offset_by_experts, Tensor output_scale_offset_by_experts, Tensor mask, bool "
+      "use_silu_and_mul) -> ()",
+      &silu_and_mul_scaled_fp4_experts_quant);
 
   ops.def("awq_dequantize(Tensor qweight, Tensor scales, Tensor qzeros) -> Tensor", &awq_dequantize);
 

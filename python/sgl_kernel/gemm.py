@@ -1,8 +1,12 @@
 """The names that upstream keeps in this module."""
 
 from sgl_kernel.quantization import awq_dequantize as awq_dequantize
+from sgl_kernel.quantization import scaled_fp4_experts_quant as scaled_fp4_experts_quant
+from sgl_kernel.quantization import scaled_fp4_grouped_quant as scaled_fp4_grouped_quant
+from sgl_kernel.quantization import scaled_fp4_quant as scaled_fp4_quant
 from sgl_kernel.quantization import sgl_per_tensor_quant_fp8 as sgl_per_tensor_quant_fp8
 from sgl_kernel.quantization import sgl_per_token_group_quant_8bit as sgl_per_token_group_quant_8bit
 from sgl_kernel.quantization import sgl_per_token_group_quant_fp8 as sgl_per_token_group_quant_fp8
 from sgl_kernel.quantization import sgl_per_token_group_quant_int8 as sgl_per_token_group_quant_int8
 from sgl_kernel.quantization import sgl_per_token_quant_fp8 as sgl_per_token_quant_fp8
+from sgl_kernel.quantization import silu_and_mul_scaled_fp4_grouped_quant as silu_and_mul_scaled_fp4_grouped_quant

@@ -13,6 +13,7 @@ API = ROOT / "tests/structure/api/torch_schemas.txt"
 PYTHON_NAMES = {
     "fwd": "flash_attn_with_kvcache",
     "sgl_per_token_group_quant_8bit_v2": "sgl_per_token_group_quant_8bit",
+    "silu_and_mul_scaled_fp4_experts_quant": "silu_and_mul_scaled_fp4_grouped_quant",
 }
 
 each_operator = pytest.mark.parametrize("name", sorted(schemas()))
