@@ -33,8 +33,9 @@ void check_rows(Check& check, const TensorView& output, const TensorView& output
   params->input = input.data();
   params->output = output.data<uint8_t>();
   params->scales = output_scale.data<uint8_t>();
+  params->num_groups = 1;
   params->num_rows = input.size(0);
-  params->scale_rows = output_scale.size(0);
+  params->num_scale_rows = output_scale.size(0);
   params->num_blocks = size / kFp4Block;
   params->padded_blocks = (params->num_blocks + kScaleTileColumns - 1) / kScaleTileColumns * kScaleTileColumns;
   check.shape("output", output, {input.size(0), size / 2}, "two values a byte")
@@ -53,31 +54,19 @@ void check_rows(Check& check, const TensorView& output, const TensorView& output
       .no_overlap("output_scale", output_scale, "output", output);
 }
 
-void check_experts(Check& check, const TensorView& output, const TensorView& output_scale, const TensorView& input,
-                   const TensorView& global_scale, const TensorView& offsets, const TensorView& scale_offsets,
-                   Fp4QuantParams* params) {
-  check.rank("input_global_scale", global_scale, 1).dtype("input_global_scale", global_scale, {DType::kF32});
-  if (!check.ok()) return;
-  const int64_t experts = global_scale.size(0);
-  check.that(experts <= INT32_MAX - 1, "input_global_scale.shape[0]", experts, "less than 2^31 - 1");
-  const NamedTensor lists[] = {{"input_global_scale", global_scale},
-                               {"input_offset_by_experts", offsets},
-                               {"output_scale_offset_by_experts", scale_offsets}};
-  for (const NamedTensor& list : lists) {
-    if (&list != lists) {
-      check.dtype(list.name, list.tensor, {DType::kI32})
-          .shape(list.name, list.tensor, {experts + 1}, "input_global_scale.shape[0] + 1");
-    }
-    check.same_device({{"input", input}, list})
-        .contiguous(list.name, list.tensor)
-        .no_overlap("output", output, list.name, list.tensor)
-        .no_overlap("output_scale", output_scale, list.name, list.tensor);
-  }
-  params->global_scales = global_scale.data<float>();
-  params->offsets = offsets.data<int32_t>();
-  params->scale_offsets = scale_offsets.data<int32_t>();
-  params->num_experts = static_cast<int>(experts);
+// Checks a list that has an element for each expert, or one more.
+void check_list(Check& check, const char* name, const TensorView& list, DType dtype, int64_t extent, const char* source,
+                const TensorView& output, const TensorView& output_scale, const TensorView& input) {
+  check.rank(name, list, 1)
+      .dtype(name, list, {dtype})
+      .shape(name, list, {extent}, source)
+      .same_device({{"input", input}, {name, list}})
+      .contiguous(name, list)
+      .no_overlap("output", output, name, list)
+      .no_overlap("output_scale", output_scale, name, list);
 }
+
+int64_t whole_tiles(int64_t rows) { return (rows + kScaleTileRows - 1) / kScaleTileRows * kScaleTileRows; }
 
 Status run(const Fp4QuantParams& params, Device device, Stream stream) {
   if (params.num_rows == 0 || params.num_blocks == 0 || params.num_experts == 0) return OkStatus();
@@ -98,8 +87,7 @@ Status scaled_fp4_quant(TensorView output, TensorView input, TensorView output_s
       .no_overlap("output", output, "input_scale", input_scale)
       .no_overlap("output_scale", output_scale, "input_scale", input_scale);
   SGL_RETURN_IF_ERROR(check.status());
-  const int64_t padded_rows = (params.num_rows + kScaleTileRows - 1) / kScaleTileRows * kScaleTileRows;
-  check.that(output_scale.size(0) == padded_rows, "output_scale.shape[0]", output_scale.size(0),
+  check.that(output_scale.size(0) == whole_tiles(params.num_rows), "output_scale.shape[0]", output_scale.size(0),
              "input.shape[0] rounded up to a multiple of 128");
   SGL_RETURN_IF_ERROR(check.status());
   params.global_scales = input_scale.data<float>();
@@ -114,29 +102,48 @@ Status scaled_fp4_experts_quant(TensorView output, TensorView output_scale, Tens
   params.operator_name = "scaled_fp4_experts_quant";
   Check check(params.operator_name);
   check_rows(check, output, output_scale, input, /*fuse_silu_and_mul=*/false, &params);
-  check_experts(check, output, output_scale, input, input_global_scale, input_offset_by_experts,
-                output_scale_offset_by_experts, &params);
+  check_list(check, "input_global_scale", input_global_scale, DType::kF32, Check::kAny, nullptr, output, output_scale,
+             input);
   SGL_RETURN_IF_ERROR(check.status());
+  const int64_t experts = input_global_scale.size(0);
+  check.that(experts < INT32_MAX, "input_global_scale.shape[0]", experts, "less than 2^31 - 1");
+  const char* one_more = "input_global_scale.shape[0] + 1";
+  check_list(check, "input_offset_by_experts", input_offset_by_experts, DType::kI32, experts + 1, one_more, output,
+             output_scale, input);
+  check_list(check, "output_scale_offset_by_experts", output_scale_offset_by_experts, DType::kI32, experts + 1,
+             one_more, output, output_scale, input);
+  SGL_RETURN_IF_ERROR(check.status());
+  params.global_scales = input_global_scale.data<float>();
+  params.offsets = input_offset_by_experts.data<int32_t>();
+  params.scale_offsets = output_scale_offset_by_experts.data<int32_t>();
+  params.num_experts = static_cast<int>(experts);
   return run(params, input.device(), stream);
 }
 
 Status silu_and_mul_scaled_fp4_experts_quant(TensorView output, TensorView output_scale, TensorView input,
-                                             TensorView input_global_scale, TensorView input_offset_by_experts,
-                                             TensorView output_scale_offset_by_experts, TensorView mask,
-                                             bool use_silu_and_mul, Stream stream) {
+                                             TensorView input_global_scale, TensorView mask, bool use_silu_and_mul,
+                                             Stream stream) {
   Fp4QuantParams params = {};
   params.operator_name = "silu_and_mul_scaled_fp4_experts_quant";
   Check check(params.operator_name);
   check_rows(check, output, output_scale, input, use_silu_and_mul, &params);
-  check_experts(check, output, output_scale, input, input_global_scale, input_offset_by_experts,
-                output_scale_offset_by_experts, &params);
-  check.dtype("mask", mask, {DType::kI32})
-      .shape("mask", mask, {params.num_experts}, "input_global_scale.shape[0]")
-      .same_device({{"input", input}, {"mask", mask}})
-      .contiguous("mask", mask)
-      .no_overlap("output", output, "mask", mask)
-      .no_overlap("output_scale", output_scale, "mask", mask);
+  check_list(check, "input_global_scale", input_global_scale, DType::kF32, Check::kAny, nullptr, output, output_scale,
+             input);
   SGL_RETURN_IF_ERROR(check.status());
+  const int64_t experts = input_global_scale.size(0), rows = input.size(0);
+  check.that(experts < INT32_MAX, "input_global_scale.shape[0]", experts, "less than 2^31 - 1");
+  check_list(check, "mask", mask, DType::kI32, experts, "input_global_scale.shape[0]", output, output_scale, input);
+  check.that(rows == 0 || (experts > 0 && rows % experts == 0), "input.shape[0]", rows,
+             "a multiple of input_global_scale.shape[0]");
+  SGL_RETURN_IF_ERROR(check.status());
+  if (rows == 0) return OkStatus();
+  params.num_groups = params.num_experts = static_cast<int>(experts);
+  params.num_rows = rows / experts;
+  params.num_scale_rows = whole_tiles(params.num_rows);
+  check.that(output_scale.size(0) == experts * params.num_scale_rows, "output_scale.shape[0]", output_scale.size(0),
+             "the experts' rows, of each rounded up to a multiple of 128");
+  SGL_RETURN_IF_ERROR(check.status());
+  params.global_scales = input_global_scale.data<float>();
   params.mask = mask.data<int32_t>();
   return run(params, input.device(), stream);
 }

@@ -3,8 +3,9 @@
 // or two rows, see device/row_grid.cuh; threads beyond the row's last block, and for the rows that only fill up a tile,
 // write a scale of 0.
 //
-// With experts a thread looks up the expert of its row by bisection: the offsets stay in the L1 cache. With a mask,
-// where most rows may be skipped, kMaskedBlocksPerSm blocks stride over them.
+// Where offsets say which rows are an expert's, a thread looks its row up by bisection: the offsets stay in the L1
+// cache. Experts of equally many rows lie along z; with a mask, as many blocks as share out kMaskedBlocksPerSm stride
+// over the rows that there are.
 #include "kernels/base/launch.h"
 #include "kernels/device/pdl.cuh"
 #include "kernels/device/row_grid.cuh"
@@ -14,7 +15,8 @@
 namespace sgl_kernel::SGL_TARGET {
 namespace {
 
-constexpr int64_t kMaskedBlocksPerSm = 64;  // four times as many as run at once: rows differ in their work
+constexpr int64_t kMaskedBlocksPerSm = 64;  // four times as many as run at once: experts differ in their rows
+constexpr int64_t kMostGridZ = 65535;       // CUDA's limit: the kernel loops over what lies beyond
 
 // The code of e2m1 as the low bits of a word, above it the bits of 2^23: rounded to nearest even, saturated; NaN is 6.
 // The codes of the magnitudes 0, 0.5, … 6 are 0 … 7, at distances of 0.5 up to 2, of 1 up to 4, then of 2: the least of
@@ -43,7 +45,6 @@ struct Place {
 };
 
 __device__ __forceinline__ Place find(const Fp4QuantParams& params, int64_t row) {
-  if (params.offsets == nullptr) return {0, row, 0};
   int low = 0, high = params.num_experts;  // offsets[low] <= row < offsets[high], if any
   if (row < params.offsets[low] || row >= params.offsets[high]) return {-1, 0, 0};
   while (high - low > 1) {
@@ -51,10 +52,9 @@ __device__ __forceinline__ Place find(const Fp4QuantParams& params, int64_t row)
     (row < params.offsets[middle] ? high : low) = middle;
   }
   const int64_t in_expert = row - params.offsets[low];
-  if (params.mask != nullptr && in_expert >= params.mask[low]) return {-1, 0, 0};
   const int64_t first = params.scale_offsets[low];
   const bool inside =
-      first >= 0 && first + in_expert / kScaleTileRows * kScaleTileRows + kScaleTileRows <= params.scale_rows;
+      first >= 0 && first + in_expert / kScaleTileRows * kScaleTileRows + kScaleTileRows <= params.num_scale_rows;
   return {inside ? low : -1, in_expert, first * params.padded_blocks};
 }
 
@@ -65,46 +65,56 @@ __global__ void __launch_bounds__(kRowGridThreads) quantize_fp4_kernel(const __g
   const int64_t block = row_vec();
   if (block >= params.padded_blocks) return;
   const bool has_values = block < params.num_blocks;
-  const int64_t num_rows = params.offsets == nullptr ? params.scale_rows : params.num_rows;
-  const T* input = static_cast<const T*>(params.input) + block * kFp4Block;
-  for (RowRange<kRows> rows(num_rows); rows.more(); rows.advance()) {
-    Sixteen<T> values[kRows], ups[kFuse ? kRows : 1];
-    Place places[kRows];
+  const bool by_offsets = params.offsets != nullptr;
+  for (int64_t group = blockIdx.z; group < params.num_groups; group += gridDim.z) {
+    int64_t num_rows = by_offsets ? params.num_rows : params.num_scale_rows;
+    if (params.mask != nullptr) num_rows = min(params.num_rows, int64_t{params.mask[group]});
+    const int64_t first_row = group * params.num_rows;
+    const T* input = static_cast<const T*>(params.input) + first_row * params.input_stride + block * kFp4Block;
+    uint8_t* output = params.output + first_row * params.output_stride + block * (kFp4Block / 2);
+    const int64_t group_scales = group * params.num_scale_rows * params.padded_blocks;
+    for (RowRange<kRows> rows(num_rows); rows.more(); rows.advance()) {
+      Sixteen<T> values[kRows], ups[kFuse ? kRows : 1];
+      Place places[kRows];
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      const int64_t row = rows.at(i);
-      places[i] = row < num_rows ? find(params, row) : Place{-1, 0, 0};
-      if (places[i].expert < 0 || row >= params.num_rows || !has_values) continue;
-      values[i].load(input + row * params.input_stride);
-      if constexpr (kFuse) ups[i].load(input + row * params.input_stride + params.num_blocks * kFp4Block);
-    }
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      const int64_t row = rows.at(i);
-      if (places[i].expert < 0) continue;
-      uint8_t scale_bits = 0;
-      if (row < params.num_rows && has_values) {
-        if constexpr (kFuse) values[i].silu_and_mul(ups[i]);
-        const float global_scale = params.global_scales[places[i].expert];
-        const float amax = __uint_as_float(values[i].amax_bits());
-        scale_bits = to_e4m3(__fmul_rn(global_scale, amax * (1.0f / kFp4Max)));
-        const float scale = from_e4m3(scale_bits);
-        const float inverse = scale == 0.0f ? 0.0f : __frcp_rn(scale * __frcp_rn(global_scale));
-        *reinterpret_cast<uint2*>(params.output + row * params.output_stride + block * (kFp4Block / 2)) = {
-            times_to_e2m1(values[i], 0, inverse), times_to_e2m1(values[i], 8, inverse)};
+      for (int i = 0; i < kRows; ++i) {
+        const int64_t row = rows.at(i);
+        places[i] = {-1, 0, 0};
+        if (row >= num_rows) continue;
+        places[i] = by_offsets ? find(params, row) : Place{static_cast<int>(group), row, group_scales};
+        if (places[i].expert < 0 || row >= params.num_rows || !has_values) continue;
+        values[i].load(input + row * params.input_stride);
+        if constexpr (kFuse) ups[i].load(input + row * params.input_stride + params.num_blocks * kFp4Block);
       }
-      params.scales[places[i].scales + params.scale_at(places[i].in_expert, block)] = scale_bits;
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        const int64_t row = rows.at(i);
+        if (places[i].expert < 0) continue;
+        uint8_t scale_bits = 0;
+        if (row < params.num_rows && has_values) {
+          if constexpr (kFuse) values[i].silu_and_mul(ups[i]);
+          const float global_scale = params.global_scales[places[i].expert];
+          const float amax = __uint_as_float(values[i].amax_bits());
+          scale_bits = to_e4m3(global_scale * (amax * (1.0f / kFp4Max)));
+          const float scale = from_e4m3(scale_bits);
+          const float inverse = scale == 0.0f ? 0.0f : __frcp_rn(scale * __frcp_rn(global_scale));
+          *reinterpret_cast<uint2*>(output + row * params.output_stride) = {times_to_e2m1(values[i], 0, inverse),
+                                                                            times_to_e2m1(values[i], 8, inverse)};
+        }
+        params.scales[places[i].scales + params.scale_at(places[i].in_expert, block)] = scale_bits;
+      }
     }
   }
 }
 
 template <class T, bool kFuse, int kRows>
 Status launch_rows(const Fp4QuantParams& params, Stream stream) {
-  const int64_t num_rows = params.offsets == nullptr ? params.scale_rows : params.num_rows;
+  const int64_t num_rows = params.offsets != nullptr ? params.num_rows : params.num_scale_rows;
   RowGrid shape = row_grid(params.padded_blocks, num_rows, kRows);
+  shape.grid.z = static_cast<unsigned>(std::min(params.num_groups, kMostGridZ));
   if (params.mask != nullptr) {
-    const int64_t share = std::max<int64_t>(1, num_sms() * kMaskedBlocksPerSm / shape.grid.x);
-    shape.grid.y = static_cast<unsigned>(std::min<int64_t>(shape.grid.y, share));
+    const int64_t share = num_sms() * kMaskedBlocksPerSm / (int64_t{shape.grid.x} * shape.grid.z);
+    shape.grid.y = static_cast<unsigned>(std::min<int64_t>(shape.grid.y, std::max<int64_t>(1, share)));
   }
   return launch(params.operator_name, quantize_fp4_kernel<T, kFuse, kRows>,
                 {.grid = shape.grid, .block = shape.block, .pdl = true}, stream, params);
@@ -112,7 +122,7 @@ Status launch_rows(const Fp4QuantParams& params, Stream stream) {
 
 template <class T>
 Status run(const Fp4QuantParams& params, Stream stream) {
-  const bool few = params.num_rows * params.num_blocks < kManyVecs / 2;
+  const bool few = params.num_groups * params.num_rows * params.num_blocks < kManyVecs / 2;
   if (params.fuse_silu_and_mul) {
     return few ? launch_rows<T, true, 1>(params, stream) : launch_rows<T, true, 2>(params, stream);
   }

@@ -40,14 +40,15 @@ Status scaled_fp4_experts_quant(TensorView output, TensorView output_scale, Tens
                                 TensorView input_global_scale, TensorView input_offset_by_experts,
                                 TensorView output_scale_offset_by_experts, Stream stream);
 
-// The same for the first mask[e] rows of each expert.
-//   mask               [E] int32
-//   use_silu_and_mul   x[k] = silu(input[k]) * input[K + k] in f32, rounded once to input's dtype; input is [M, 2 K].
-//   Else
-//                      x = input, [M, K].
+// Experts of equally many rows, of which the first mask[e] are quantized; nothing is written for the others.
+//   input, output       [E * rows, …]
+//   output_scale        [E * ceil(rows / 128) * 128, ceil(K / 64)]
+//   input_global_scale  [E] f32: global of each expert
+//   mask                [E] int32
+//   use_silu_and_mul    x[k] = silu(input[k]) * input[K + k] in f32, rounded once to input's dtype; input is [E * rows,
+//                       2 K]. Else x = input.
 Status silu_and_mul_scaled_fp4_experts_quant(TensorView output, TensorView output_scale, TensorView input,
-                                             TensorView input_global_scale, TensorView input_offset_by_experts,
-                                             TensorView output_scale_offset_by_experts, TensorView mask,
-                                             bool use_silu_and_mul, Stream stream);
+                                             TensorView input_global_scale, TensorView mask, bool use_silu_and_mul,
+                                             Stream stream);
 
 }  // namespace sgl_kernel

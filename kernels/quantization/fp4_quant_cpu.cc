@@ -66,38 +66,43 @@ Status check_offsets(const Fp4QuantParams& params) {
     }
     if (i == 0 || params.offsets[i] == before) continue;
     const int64_t first = params.scale_offsets[i - 1];
-    if (first < 0 || first + whole_tiles(params.offsets[i] - before) > params.scale_rows) {
+    if (first < 0 || first + whole_tiles(params.offsets[i] - before) > params.num_scale_rows) {
       return error("output_scale_offset_by_experts", i - 1, "whole tiles of 128 rows within output_scale");
     }
   }
   return OkStatus();
 }
 
+// Rows `first` … `first` + `count` - 1, which are one expert's.
+template <class T>
+void quantize_rows(const Fp4QuantParams& params, int64_t first, int64_t count, float global_scale, uint8_t* scales) {
+  const int64_t grain = std::max<int64_t>(1, kGrain / (params.num_blocks * kFp4Block));
+  parallel_for(count, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) quantize_row<T>(params, first + i, i, global_scale, scales);
+  });
+}
+
 template <class T>
 Status run(const Fp4QuantParams& params) {
-  const int64_t grain = std::max<int64_t>(1, kGrain / (params.num_blocks * kFp4Block));
-  if (params.offsets == nullptr) {
-    const int64_t scale_bytes = params.scale_rows * params.padded_blocks;
-    std::fill(params.scales, params.scales + scale_bytes, uint8_t{0});  // for the rows behind the last one
-    parallel_for(params.num_rows, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        quantize_row<T>(params, row, row, *params.global_scales, params.scales);
-      }
-    });
+  if (params.offsets != nullptr) {
+    SGL_RETURN_IF_ERROR(check_offsets(params));
+    for (int expert = 0; expert < params.num_experts; ++expert) {
+      const int64_t first = params.offsets[expert];
+      uint8_t* const scales = params.scales + params.scale_offsets[expert] * params.padded_blocks;
+      quantize_rows<T>(params, first, params.offsets[expert + 1] - first, params.global_scales[expert], scales);
+    }
     return OkStatus();
   }
-  SGL_RETURN_IF_ERROR(check_offsets(params));
-  for (int expert = 0; expert < params.num_experts; ++expert) {
-    const int64_t first = params.offsets[expert];
-    int64_t count = params.offsets[expert + 1] - first;
-    if (params.mask != nullptr) count = std::min<int64_t>(count, params.mask[expert]);
-    if (count <= 0) continue;
-    uint8_t* const scales = params.scales + params.scale_offsets[expert] * params.padded_blocks;
-    parallel_for(count, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        quantize_row<T>(params, first + i, i, params.global_scales[expert], scales);
-      }
-    });
+  const int64_t group_bytes = params.num_scale_rows * params.padded_blocks;
+  for (int64_t group = 0; group < params.num_groups; ++group) {
+    uint8_t* const scales = params.scales + group * group_bytes;
+    int64_t count = params.num_rows;
+    if (params.mask != nullptr) {
+      count = std::clamp<int64_t>(params.mask[group], 0, count);
+    } else {
+      std::fill(scales, scales + group_bytes, uint8_t{0});  // for what fills up a tile
+    }
+    quantize_rows<T>(params, group * params.num_rows, count, params.global_scales[group], scales);
   }
   return OkStatus();
 }

@@ -30,8 +30,7 @@ PYBIND11_MODULE(_quantization, module) {
       &scaled_fp4_experts_quant);
   ops.def(
       "silu_and_mul_scaled_fp4_experts_quant(Tensor! output, Tensor! output_scale, Tensor input, Tensor "
-      "input_global_scale, Tensor input_offset_by_experts, Tensor output_scale_offset_by_experts, Tensor mask, bool "
-      "use_silu_and_mul) -> ()",
+      "input_global_scale, Tensor mask, bool use_silu_and_mul) -> ()",
       &silu_and_mul_scaled_fp4_experts_quant);
 
   ops.def("awq_dequantize(Tensor qweight, Tensor scales, Tensor qzeros) -> Tensor", &awq_dequantize);

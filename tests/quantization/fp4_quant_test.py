@@ -115,84 +115,109 @@ class ExpertsQuant(Operator):
     without = NO_OPCHECK
     bad = [
         bad_shape("output", (9, 127)),
-        bad_shape("output_scale", (512, 3)),
-        bad_shape("input_global_scale", (5,), names="input_offset_by_experts"),
-        bad_shape("input_offset_by_experts", (3,)),
-        bad_shape("output_scale_offset_by_experts", (6,)),
+        bad_shape("output_scale", (384, 3)),
+        bad_shape("input_global_scale", (5,), names="input_offset_by_experts|mask"),
     ]
 
     def make(self, case, draw):
+        """The operator's arguments but for those that say which rows are an expert's."""
+        rows, scale_rows = self.extents(case)
         fused = getattr(case, "fuse", False)
-        counts = torch.tensor(case.counts)
-        offsets = F.pad(counts.cumsum(0), (1, 0))
-        scale_offsets = F.pad(((counts + 127) // 128 * 128).cumsum(0), (1, 0))
-        rows = int(offsets[-1]) + 2  # the last two are no expert's
-        made = {
+        return {
             "output": draw.tensor(torch.full((rows, case.k // 2), 0x55), torch.uint8),
-            "output_scale": draw.tensor(torch.full((int(scale_offsets[-1]), (case.k + 63) // 64), 7), I32),
+            "output_scale": draw.tensor(torch.full((scale_rows, (case.k + 63) // 64), 7), I32),
             "input": draw.normal((rows, case.k * (1 + fused)), case.dtype),
-            "input_global_scale": draw.uniform((len(counts),), F32, low=100.0, high=600.0),
-            "input_offset_by_experts": draw.tensor(offsets, I32),
-            "output_scale_offset_by_experts": draw.tensor(scale_offsets, I32),
+            "input_global_scale": draw.uniform((self.experts(case),), F32, low=100.0, high=600.0),
         }
-        if self.name != "scaled_fp4_experts_quant":
-            made |= {"mask": draw.tensor(case.mask, I32), "use_silu_and_mul": fused}
-        return made
 
-    def python(self, sgl_kernel, args):
-        if self.name == "scaled_fp4_experts_quant":
-            return sgl_kernel.scaled_fp4_experts_quant(*args.values())
-        return torch.ops.sgl_kernel.silu_and_mul_scaled_fp4_experts_quant(*args.values())
-
-    def compare(self, case, args, outputs):
-        x = args.input
-        if args.get("use_silu_and_mul"):
-            gate, up = x.chunk(2, dim=-1)
-            x = (F.silu(gate) * up).to(case.dtype)
+    def expected(self, case, args, x):
         output, scales = args.output.clone(), args.output_scale.clone().view(torch.uint8)
-        for expert, count in enumerate(case.counts):
-            first = int(args.input_offset_by_experts[expert])
-            tiles = slice(*args.output_scale_offset_by_experts[expert : expert + 2].tolist())
-            rows = min(count, int(args.mask[expert])) if "mask" in args else count
-            if rows <= 0:
+        for expert, (first, rows, first_scale) in enumerate(self.parts(case)):
+            if rows == 0:
                 continue
             values, of_rows = quantized(x[first : first + rows].float(), args.input_global_scale[expert].float())
             output[first : first + rows] = values
             ones = torch.ones(rows, -(-case.k // 64) * 4, dtype=torch.uint8)
-            written = F.pad(scale_tiles(ones.view(E4M3)), (0, 0, 0, (tiles.stop - tiles.start) - -(-rows // 128) * 128))
-            fresh = F.pad(scale_tiles(of_rows), (0, 0, 0, written.shape[0] - -(-rows // 128) * 128))
+            written, fresh = scale_tiles(ones.view(E4M3)), scale_tiles(of_rows)
+            tiles = slice(first_scale, first_scale + len(written))
             scales[tiles] = torch.where(written.bool(), fresh, scales[tiles])
-        if not args.get("use_silu_and_mul"):
-            assert_same_bits("output", outputs["output"], output)
-            assert_same_bits("output_scale", outputs["output_scale"], scales.view(I32))
+        return {"output": output, "output_scale": scales.view(I32)}
+
+    def compare(self, case, args, outputs):
+        if not getattr(case, "fuse", False):
+            for name, expected in self.expected(case, args, args.input).items():
+                assert_same_bits(name, outputs[name], expected)
             return
+        gate, up = args.input.chunk(2, dim=-1)
         # The activation may round the other way now and then.
-        for name, expected in (("output", output), ("output_scale", scales.view(I32))):
+        for name, expected in self.expected(case, args, (F.silu(gate) * up).to(case.dtype)).items():
             actual = outputs[name].cpu().contiguous().view(torch.uint8)
             differing = (actual != expected.contiguous().view(torch.uint8)).double().mean()
             assert differing <= 0.01, f"{name}: {float(differing):.1%} of the bytes differ"
 
 
-test_fp4_quant = operator_tests(
-    Fp4Quant(),
-    ExpertsQuant(
-        name="scaled_fp4_experts_quant",
-        cases=[
-            case(dtype=BF16, counts=(3, 0, 4), k=256),
-            case(dtype=F16, counts=(130, 1, 0, 0, 257), k=80),
-            case(dtype=BF16, counts=(0, 600, 900, 0), k=4096),
-        ],
-    ),
-    ExpertsQuant(
-        name="silu_and_mul_scaled_fp4_experts_quant",
-        bad=[*ExpertsQuant.bad, bad_shape("mask", (2,))],
-        cases=[
-            case(dtype=BF16, counts=(3, 0, 4), k=256, mask=(2, 5, 4)),
-            case(dtype=BF16, counts=(140, 140, 140), k=80, mask=(0, 129, 140), fuse=True),
-            case(dtype=F16, counts=(600, 600, 600), k=2048, mask=(512, 3, 7), fuse=True),
-        ],
-    ),
-)
+class ByOffsets(ExpertsQuant):
+    name = "scaled_fp4_experts_quant"
+    cases = [
+        case(dtype=BF16, counts=(3, 0, 4), k=256),
+        case(dtype=F16, counts=(130, 1, 0, 0, 257), k=80),
+        case(dtype=BF16, counts=(0, 600, 900, 0), k=4096),
+    ]
+    bad = [
+        *ExpertsQuant.bad,
+        bad_shape("input_offset_by_experts", (3,)),
+        bad_shape("output_scale_offset_by_experts", (6,)),
+    ]
+
+    def experts(self, case):
+        return len(case.counts)
+
+    def parts(self, case):
+        first = first_scale = 0
+        for count in case.counts:
+            yield first, count, first_scale
+            first, first_scale = first + count, first_scale + -(-count // 128) * 128
+
+    def extents(self, case):
+        return sum(case.counts) + 2, sum(-(-count // 128) * 128 for count in case.counts)  # two rows are no expert's
+
+    def make(self, case, draw):
+        firsts, _, first_scales = zip(*self.parts(case), strict=True)
+        made = super().make(case, draw)
+        made["input_offset_by_experts"] = draw.tensor([*firsts, sum(case.counts)], I32)
+        made["output_scale_offset_by_experts"] = draw.tensor([*first_scales, self.extents(case)[1]], I32)
+        return made
+
+
+class Masked(ExpertsQuant):
+    name = "silu_and_mul_scaled_fp4_experts_quant"
+    cases = [
+        case(dtype=BF16, rows=3, k=256, mask=(2, 0, 3)),
+        case(dtype=BF16, rows=140, k=80, mask=(0, 129, 140), fuse=True),
+        case(dtype=F16, rows=600, k=2048, mask=(512, 3, 700), fuse=True),
+        case(dtype=BF16, rows=128, k=64, mask=(128,), fuse=False),
+    ]
+    bad = [*ExpertsQuant.bad, bad_shape("mask", (2,)), bad_shape("output_scale", (256, 4))]
+
+    def experts(self, case):
+        return len(case.mask)
+
+    def parts(self, case):
+        for expert, count in enumerate(case.mask):
+            yield expert * case.rows, min(count, case.rows), expert * (-(-case.rows // 128) * 128)
+
+    def extents(self, case):
+        return len(case.mask) * case.rows, len(case.mask) * (-(-case.rows // 128) * 128)
+
+    def make(self, case, draw):
+        made = super().make(case, draw)
+        return made | {"mask": draw.tensor(case.mask, I32), "use_silu_and_mul": getattr(case, "fuse", False)}
+
+    def python(self, sgl_kernel, args):
+        return torch.ops.sgl_kernel.silu_and_mul_scaled_fp4_experts_quant(*args.values())
+
+
+test_fp4_quant = operator_tests(Fp4Quant(), ByOffsets(), Masked())
 
 
 @pytest.mark.parametrize("device", DEVICES)

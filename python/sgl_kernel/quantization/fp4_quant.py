@@ -135,14 +135,11 @@ def _grouped(input_tensor, input_global_scale, mask, use_silu_and_mul):
     padded_rows, words = _whole_tiles(rows), _scale_words(k)
     output = input_tensor.new_empty((groups, rows, k // 2), dtype=torch.uint8)
     output_scales = input_tensor.new_empty((groups, padded_rows, words), dtype=torch.int32)
-    group = torch.arange(groups + 1, dtype=torch.int32, device=input_tensor.device)
     _silu_and_mul_scaled_fp4_experts_quant(
         output.view(groups * rows, k // 2),
         output_scales.view(groups * padded_rows, words),
         input_tensor.reshape(groups * rows, width),
         input_global_scale,
-        group * rows,
-        group * padded_rows,
         mask,
         use_silu_and_mul,
     )
