@@ -10,15 +10,6 @@
 namespace sgl_kernel::SGL_TARGET {
 namespace {
 
-__device__ __forceinline__ uint32_t pack(float low, float high, __half*) {
-  const __half2 pair = __floats2half2_rn(low, high);
-  return reinterpret_cast<const uint32_t&>(pair);
-}
-__device__ __forceinline__ uint32_t pack(float low, float high, __nv_bfloat16*) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return reinterpret_cast<const uint32_t&>(pair);
-}
-
 // 2^23 plus element i of a word: the bits of a float whose last place is 1.
 __device__ __forceinline__ float above_2_23(uint32_t word, int i) {
   return __uint_as_float((word >> awq_bit(i) & 15) | 0x4b000000);
@@ -44,16 +35,16 @@ __global__ void __launch_bounds__(kRowGridThreads) decode_awq_kernel(const __gri
         Scales::load(static_cast<const T*>(params.scales) + (group * params.words_per_row + column) * kAwqPerWord);
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      uint32_t pairs[kAwqPerWord / 2];
+      Vec<typename PairOf<T>::Type, kAwqPerWord / 2> pairs;
 #pragma unroll
       for (int j = 0; j < kAwqPerWord; j += 2) {
-        // The difference is exact, and so is the product in f32.
-        pairs[j / 2] = pack((above_2_23(words[i], j) - above_2_23(zeros, j)) * to_float(scales[j]),
-                            (above_2_23(words[i], j + 1) - above_2_23(zeros, j + 1)) * to_float(scales[j + 1]),
-                            static_cast<T*>(nullptr));
+        // The differences are exact, and so are the products in f32.
+        pairs[j / 2] =
+            PairOf<T>::round((above_2_23(words[i], j) - above_2_23(zeros, j)) * to_float(scales[j]),
+                             (above_2_23(words[i], j + 1) - above_2_23(zeros, j + 1)) * to_float(scales[j + 1]));
       }
       T* result = static_cast<T*>(params.result) + ((row + i) * params.words_per_row + column) * kAwqPerWord;
-      *reinterpret_cast<uint4*>(result) = {pairs[0], pairs[1], pairs[2], pairs[3]};
+      *reinterpret_cast<uint4*>(result) = reinterpret_cast<const uint4&>(pairs);  // in one store
     }
   }
 }
@@ -67,7 +58,7 @@ Status run(const AwqParams& params, Stream stream) {
 
 template <class T>
 Status run(const AwqParams& params, Stream stream) {
-  constexpr int kRows = 4;
+  constexpr int kRows = 8;
   return params.group_size % kRows == 0 ? run<T, kRows>(params, stream) : run<T, 1>(params, stream);
 }
 

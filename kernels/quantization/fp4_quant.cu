@@ -1,7 +1,6 @@
-// NVFP4 quantization: memory-bound in bytes, 2.6 moved for an element of 16 bits, but close to bound by the rounding,
-// some ten instructions an element without an instruction for e2m1. A thread takes the 16 values of one scale, of one
-// or two rows, see device/row_grid.cuh; threads beyond the row's last block, and for the rows that only fill up a tile,
-// write a scale of 0.
+// NVFP4 quantization: memory-bound in bytes, 2.6 moved for an element of 16 bits, but close to bound by the rounding. A
+// thread takes the 16 values of one scale, of one or two rows, see device/row_grid.cuh; threads beyond the row's last
+// block, and for the rows that only fill up a tile, write a scale of 0.
 //
 // Where offsets say which rows are an expert's, a thread looks its row up by bisection: the offsets stay in the L1
 // cache. Experts of equally many rows lie along z; with a mask, as many blocks as share out kMaskedBlocksPerSm stride
@@ -18,24 +17,33 @@ namespace {
 constexpr int64_t kMaskedBlocksPerSm = 64;  // four times as many as run at once: experts differ in their rows
 constexpr int64_t kMostGridZ = 65535;       // CUDA's limit: the kernel loops over what lies beyond
 
-// The code of e2m1 as the low bits of a word, above it the bits of 2^23: rounded to nearest even, saturated; NaN is 6.
-// The codes of the magnitudes 0, 0.5, … 6 are 0 … 7, at distances of 0.5 up to 2, of 1 up to 4, then of 2: the least of
-// three roundings to an integer, each done by adding 2^23, is the right one.
-__device__ __forceinline__ uint32_t e2m1_bits(float value) {
-  constexpr float kRound = 8388608.0f;  // 2^23
-  const float magnitude = fabsf(value);
-  const float code = fminf(fminf(fmaf(magnitude, 2.0f, kRound), magnitude + (kRound + 2.0f)),
-                           fminf(fmaf(magnitude, 0.5f, kRound + 4.0f), kRound + 7.0f));
-  return __float_as_uint(code) | (__float_as_uint(value) >> 28 & 8);
-}
-
-// Eight values times `factor`; the first in the lowest bits.
+// Eight values times 8 * `eighth` as e2m1, the first in the lowest bits: rounded to nearest even, saturated, with the
+// sign of the value; the magnitude of NaN is 0. The codes of the magnitudes 0, 0.5, … 6 are 0 … 7, at distances of 0.5
+// up to 2, of 1 up to 4, then of 2: the least of three roundings to an integer is the right one, each done by adding
+// 2^23. There is an instruction for all this on some GPUs; this is as fast as memory, and the same everywhere.
 template <class T>
-__device__ __forceinline__ uint32_t times_to_e2m1(const Sixteen<T>& values, int first, float factor) {
-  uint32_t word = 0;
+__device__ __forceinline__ uint32_t times_to_e2m1(const Vec<T, 8>& values, float eighth) {
+  constexpr float kRound = 8388608.0f;  // 2^23
+  uint32_t codes = 0;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) word |= (e2m1_bits(values[first + i] * factor) & 15) << (4 * i);
-  return word;
+  for (int i = 7; i >= 0; --i) {
+    const float magnitude = __saturatef(fabsf(to_float(values[i])) * eighth);  // of 8
+    const float code = fminf(fminf(fmaf(magnitude, 16.0f, kRound), fmaf(magnitude, 8.0f, kRound + 2.0f)),
+                             fmaf(magnitude, 4.0f, kRound + 4.0f));
+    codes = codes * 16 + __float_as_uint(code);
+  }
+  codes -= 0x4b000000u * 0x11111111u;  // the bits of 2^23, eight times
+  codes -= (codes >> 3) & 0x11111111;  // from 7 on 8 has come out for 7
+  const uint32_t* pairs = reinterpret_cast<const uint32_t*>(&values);
+  uint32_t signs[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    constexpr int kHighBytes = 0x7531;
+    const uint32_t bytes = __byte_perm(pairs[2 * i], pairs[2 * i + 1], kHighBytes) >> 4 & 0x08080808;
+    signs[i] = bytes | bytes >> 4;  // of two values in bytes 0 and 2
+  }
+  constexpr int kEvenBytes = 0x6420;
+  return codes | __byte_perm(signs[0], signs[1], kEvenBytes);
 }
 
 struct Place {
@@ -58,22 +66,22 @@ __device__ __forceinline__ Place find(const Fp4QuantParams& params, int64_t row)
   return {inside ? low : -1, in_expert, first * params.padded_blocks};
 }
 
-template <class T, bool kFuse, int kRows>
+template <class T, bool kByOffsets, bool kFuse, int kRows>
 __global__ void __launch_bounds__(kRowGridThreads) quantize_fp4_kernel(const __grid_constant__ Fp4QuantParams params) {
   wait_for_predecessor();
   release_successors();
-  const int64_t block = row_vec();
+  const int block = blockIdx.x * blockDim.x + threadIdx.x;
   if (block >= params.padded_blocks) return;
   const bool has_values = block < params.num_blocks;
-  const bool by_offsets = params.offsets != nullptr;
+  const int64_t input_step = blockDim.y * params.input_stride, output_step = blockDim.y * params.output_stride;
   for (int64_t group = blockIdx.z; group < params.num_groups; group += gridDim.z) {
-    int64_t num_rows = by_offsets ? params.num_rows : params.num_scale_rows;
+    int64_t num_rows = kByOffsets ? params.num_rows : params.num_scale_rows;
     if (params.mask != nullptr) num_rows = min(params.num_rows, int64_t{params.mask[group]});
-    const int64_t first_row = group * params.num_rows;
-    const T* input = static_cast<const T*>(params.input) + first_row * params.input_stride + block * kFp4Block;
-    uint8_t* output = params.output + first_row * params.output_stride + block * (kFp4Block / 2);
-    const int64_t group_scales = group * params.num_scale_rows * params.padded_blocks;
+    [[maybe_unused]] const int64_t group_scales = group * params.num_scale_rows * params.padded_blocks;
     for (RowRange<kRows> rows(num_rows); rows.more(); rows.advance()) {
+      const int64_t first_row = group * params.num_rows + rows.at(0);
+      const T* input = static_cast<const T*>(params.input) + first_row * params.input_stride + block * kFp4Block;
+      uint8_t* output = params.output + first_row * params.output_stride + block * (kFp4Block / 2);
       Sixteen<T> values[kRows], ups[kFuse ? kRows : 1];
       Place places[kRows];
 #pragma unroll
@@ -81,25 +89,29 @@ __global__ void __launch_bounds__(kRowGridThreads) quantize_fp4_kernel(const __g
         const int64_t row = rows.at(i);
         places[i] = {-1, 0, 0};
         if (row >= num_rows) continue;
-        places[i] = by_offsets ? find(params, row) : Place{static_cast<int>(group), row, group_scales};
+        if constexpr (kByOffsets) {
+          places[i] = find(params, row);
+        } else {
+          places[i] = {static_cast<int>(group), row, group_scales};
+        }
         if (places[i].expert < 0 || row >= params.num_rows || !has_values) continue;
-        values[i].load(input + row * params.input_stride);
-        if constexpr (kFuse) ups[i].load(input + row * params.input_stride + params.num_blocks * kFp4Block);
+        values[i].load(input + i * input_step);
+        if constexpr (kFuse) ups[i].load(input + i * input_step + params.num_blocks * kFp4Block);
       }
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
-        const int64_t row = rows.at(i);
         if (places[i].expert < 0) continue;
         uint8_t scale_bits = 0;
-        if (row < params.num_rows && has_values) {
+        if (rows.at(i) < params.num_rows && has_values) {
           if constexpr (kFuse) values[i].silu_and_mul(ups[i]);
           const float global_scale = params.global_scales[places[i].expert];
           const float amax = __uint_as_float(values[i].amax_bits());
           scale_bits = to_e4m3(global_scale * (amax * (1.0f / kFp4Max)));
           const float scale = from_e4m3(scale_bits);
           const float inverse = scale == 0.0f ? 0.0f : __frcp_rn(scale * __frcp_rn(global_scale));
-          *reinterpret_cast<uint2*>(output + row * params.output_stride) = {times_to_e2m1(values[i], 0, inverse),
-                                                                            times_to_e2m1(values[i], 8, inverse)};
+          const float eighth = inverse * 0.125f;
+          *reinterpret_cast<uint2*>(output + i * output_step) = {times_to_e2m1(values[i].vecs[0], eighth),
+                                                                 times_to_e2m1(values[i].vecs[1], eighth)};
         }
         params.scales[places[i].scales + params.scale_at(places[i].in_expert, block)] = scale_bits;
       }
@@ -107,26 +119,29 @@ __global__ void __launch_bounds__(kRowGridThreads) quantize_fp4_kernel(const __g
   }
 }
 
-template <class T, bool kFuse, int kRows>
+template <class T, bool kByOffsets, bool kFuse, int kRows>
 Status launch_rows(const Fp4QuantParams& params, Stream stream) {
-  const int64_t num_rows = params.offsets != nullptr ? params.num_rows : params.num_scale_rows;
-  RowGrid shape = row_grid(params.padded_blocks, num_rows, kRows);
+  RowGrid shape = row_grid(params.padded_blocks, kByOffsets ? params.num_rows : params.num_scale_rows, kRows);
   shape.grid.z = static_cast<unsigned>(std::min(params.num_groups, kMostGridZ));
   if (params.mask != nullptr) {
     const int64_t share = num_sms() * kMaskedBlocksPerSm / (int64_t{shape.grid.x} * shape.grid.z);
     shape.grid.y = static_cast<unsigned>(std::min<int64_t>(shape.grid.y, std::max<int64_t>(1, share)));
   }
-  return launch(params.operator_name, quantize_fp4_kernel<T, kFuse, kRows>,
+  return launch(params.operator_name, quantize_fp4_kernel<T, kByOffsets, kFuse, kRows>,
                 {.grid = shape.grid, .block = shape.block, .pdl = true}, stream, params);
+}
+
+template <class T, bool kByOffsets, bool kFuse>
+Status run(const Fp4QuantParams& params, Stream stream) {
+  const bool few = params.num_groups * params.num_rows * params.num_blocks < kManyVecs / 2;
+  return few ? launch_rows<T, kByOffsets, kFuse, 1>(params, stream)
+             : launch_rows<T, kByOffsets, kFuse, 2>(params, stream);
 }
 
 template <class T>
 Status run(const Fp4QuantParams& params, Stream stream) {
-  const bool few = params.num_groups * params.num_rows * params.num_blocks < kManyVecs / 2;
-  if (params.fuse_silu_and_mul) {
-    return few ? launch_rows<T, true, 1>(params, stream) : launch_rows<T, true, 2>(params, stream);
-  }
-  return few ? launch_rows<T, false, 1>(params, stream) : launch_rows<T, false, 2>(params, stream);
+  if (params.offsets != nullptr) return run<T, true, false>(params, stream);
+  return params.fuse_silu_and_mul ? run<T, false, true>(params, stream) : run<T, false, false>(params, stream);
 }
 
 }  // namespace

@@ -9,11 +9,11 @@
 //   output_scale  int32       e4m3 bytes, four to a word, in the order that tensor cores read: tiles of 128 rows by 4
 //                             scales, 512 bytes each, row after row of tiles; scale (m, k) of a tile is byte
 //                             m % 32 * 16 + m / 32 * 4 + k. Scales behind K / 16 up to a multiple of 4 are 0.
-// A NaN makes its scale NaN (0x7f), and its 16 values 6; an infinity counts as the largest number.
-// Tensors have a dense last dimension; input, and its rows, start at multiples of 16 bytes, output's of 8; output_scale
-// is contiguous. Outputs overlap neither each other nor an input. An empty input is a no-op. Wrong dtypes, shapes,
-// strides or devices are InvalidArgument. Sources: OCP Microscaling Formats 1.0 (E2M1); PTX ISA, tcgen05.mma scale
-// factor layouts.
+// Values keep their sign. A NaN makes its scale NaN (0x7f), and its 16 values 0; an infinity counts as the largest
+// number. Tensors have a dense last dimension; input, and its rows, start at multiples of 16 bytes, output's of 8;
+// output_scale is contiguous. Outputs overlap neither each other nor an input. An empty input is a no-op. Wrong dtypes,
+// shapes, strides or devices are InvalidArgument. Sources: OCP Microscaling Formats 1.0 (E2M1); PTX ISA, tcgen05.mma
+// scale factor layouts.
 #pragma once
 
 #include "kernels/base/status.h"

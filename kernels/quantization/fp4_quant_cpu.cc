@@ -10,11 +10,12 @@ namespace {
 
 constexpr int64_t kGrain = 16384;  // elements that make up for waking a thread: some 10 µs
 
-// Rounded to nearest even, saturated; NaN is 6. The codes of the magnitudes 0, 0.5, … 6 are 0 … 7, at distances of 0.5
-// up to 2, of 1 up to 4, then of 2: the least of three roundings is the right one.
-uint8_t e2m1_bits(float value) {
-  if (value != value) return 7;
-  const float magnitude = std::min(std::fabs(value), kFp4Max);
+// value * factor, rounded to nearest even, saturated, with the sign of value; the magnitude of NaN is 0. The codes of
+// the magnitudes 0, 0.5, … 6 are 0 … 7, at distances of 0.5 up to 2, of 1 up to 4, then of 2: the least of three
+// roundings is the right one.
+uint8_t times_to_e2m1(float value, float factor) {
+  const float product = std::fabs(value) * factor;
+  const float magnitude = product == product ? std::min(product, kFp4Max) : 0.0f;
   const float code = std::min(
       {std::nearbyint(magnitude * 2.0f), std::nearbyint(magnitude) + 2.0f, std::nearbyint(magnitude * 0.5f) + 4.0f});
   return static_cast<uint8_t>(static_cast<int>(code) | (std::signbit(value) ? 8 : 0));
@@ -27,7 +28,8 @@ uint8_t quantize_block(uint8_t* output, const float* values, float global_scale)
   const float wide = static_cast<float>(scale);
   const float inverse = wide == 0.0f ? 0.0f : 1.0f / (wide * (1.0f / global_scale));
   for (int i = 0; i < kFp4Block; i += 2) {
-    output[i / 2] = static_cast<uint8_t>(e2m1_bits(values[i] * inverse) | e2m1_bits(values[i + 1] * inverse) << 4);
+    output[i / 2] =
+        static_cast<uint8_t>(times_to_e2m1(values[i], inverse) | times_to_e2m1(values[i + 1], inverse) << 4);
   }
   return scale.bits;
 }

@@ -29,7 +29,7 @@ constexpr int kTensorBlocksPerSm = 4;  // so that a thread may have 64 registers
 
 __device__ __forceinline__ float scale_of(uint32_t amax_bits) {
   if (amax_bits == 0) return 0.0f;
-  const float scale = __fdiv_rn(__uint_as_float(amax_bits), kE4M3Max);
+  const float scale = over<448>(__uint_as_float(amax_bits));  // if it is not normal, it is replaced
   return scale < kSmallestScale ? kSmallestScale : scale;
 }
 
@@ -197,10 +197,13 @@ template <class T, bool kWide>
 Status run_tensor(const TensorQuantParams& params, Stream stream) {
   const char* name = "sgl_per_tensor_quant_fp8";
   const int64_t units = kWide ? std::max<int64_t>(1, params.num_elements / kSixteen) : params.num_elements;
-  const int64_t most = std::min(kMaxPartialAmaxes, int64_t{num_sms()} * kTensorBlocksPerSm);
-  const int64_t blocks = std::min(most, (units + kTensorBlock - 1) / kTensorBlock);
+  // With a given scale two units a thread and many blocks; else blocks that stay, because each needs all the maxima.
+  const bool is_static = params.partial_amaxes == nullptr;
+  const int64_t few = std::min(kMaxPartialAmaxes, int64_t{num_sms()} * kTensorBlocksPerSm);
+  const int64_t most = is_static ? std::max<int64_t>(few, (units + 2 * kTensorBlock - 1) / (2 * kTensorBlock)) : few;
+  const int64_t blocks = std::min({most, (units + kTensorBlock - 1) / kTensorBlock, int64_t{INT32_MAX}});
   const LaunchShape shape = {.grid = static_cast<unsigned>(blocks), .block = kTensorBlock, .pdl = true};
-  if (params.partial_amaxes != nullptr) {
+  if (!is_static) {
     SGL_RETURN_IF_ERROR(launch(name, amax_of_tensor_kernel<T, kWide>, shape, stream, params));
   }
   return launch(name, quantize_tensor_kernel<T, kWide>, shape, stream, params, blocks);

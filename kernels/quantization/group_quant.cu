@@ -26,9 +26,9 @@ struct Scale {
 
 template <bool kInt8>
 __device__ __forceinline__ Scale scale_of(const GroupQuantParams& params, uint32_t amax_bits) {
-  constexpr float kLargest = kInt8 ? 127.0f : kE4M3Max;
+  constexpr int kLargest = kInt8 ? 127 : 448;
   const float amax = __uint_as_float(max(amax_bits, __float_as_uint(params.eps)));
-  const float scale = __fdiv_rn(amax, kLargest);
+  const float scale = over<kLargest>(amax);
   if (!params.scale_ue8m0) return {scale, __fdiv_rn(kLargest, amax), 0};
   // Up to the next power of two; 255 for infinity and NaN, both NaN in UE8M0.
   const uint32_t exponent = min((__float_as_uint(scale) + 0x7fffffu) >> 23, 255u);
@@ -37,55 +37,61 @@ __device__ __forceinline__ Scale scale_of(const GroupQuantParams& params, uint32
           __uint_as_float(exponent == 255 ? nan : (254 - exponent) << 23), exponent};
 }
 
-__device__ __forceinline__ void write_scale(const GroupQuantParams& params, int64_t expert, int64_t token, int group,
-                                            const Scale& scale) {
-  const int64_t at_token = expert * params.scale_expert_stride + token * params.scale_stride;
+// `at` is that of the token's first group.
+__device__ __forceinline__ void write_scale(const GroupQuantParams& params, int64_t at, int group, const Scale& scale) {
   if (!params.packed_scales) {
-    static_cast<float*>(params.scales)[at_token + group * params.scale_group_stride] = scale.value;
+    static_cast<float*>(params.scales)[at + group * params.scale_group_stride] = scale.value;
     return;
   }
-  uint8_t* word = static_cast<uint8_t*>(params.scales) + 4 * (at_token + group / 4 * params.scale_group_stride);
-  word[group % 4] = static_cast<uint8_t>(scale.exponent);
-  if (group + 1 == params.num_groups()) {
-    for (int i = group % 4 + 1; i < 4; ++i) word[i] = 0;
+  uint8_t* word = static_cast<uint8_t*>(params.scales) + 4 * (at + (group >> 2) * params.scale_group_stride);
+  word[group & 3] = static_cast<uint8_t>(scale.exponent);
+  if ((group + 1) * params.group_size == params.token_size) {
+    for (int i = (group & 3) + 1; i < 4; ++i) word[i] = 0;
   }
 }
 
+// A group is 2^lanes_log2 lanes.
 template <class T, bool kInt8, bool kFuse, int kRows>
 __global__ void __launch_bounds__(kRowGridThreads)
-    quantize_groups_kernel(const __grid_constant__ GroupQuantParams params, int lanes) {
+    quantize_groups_kernel(const __grid_constant__ GroupQuantParams params, int lanes_log2) {
   wait_for_predecessor();
   release_successors();
-  const int column = static_cast<int>(row_vec()) * kSixteen;
-  // The row's end is a group's end, and a warp's row of threads holds whole groups: all lanes of a group leave here.
-  if (column >= params.token_size) return;
-  const int lane = (threadIdx.y * blockDim.x + threadIdx.x) % kWarpSize;
-  const uint32_t group_lanes = ((1u << lanes) - 1) << (lane / lanes * lanes);
+  const int sixteen = blockIdx.x * blockDim.x + threadIdx.x;
+  const bool in_row = sixteen * kSixteen < params.token_size;
+  const int column = in_row ? sixteen * kSixteen : 0;
+  const int group = sixteen >> lanes_log2, in_group = sixteen & ((1 << lanes_log2) - 1);
   for (int64_t expert = blockIdx.z; expert < params.num_experts; expert += gridDim.z) {
     const int64_t num_tokens =
         params.masked_m == nullptr ? params.num_tokens : min(params.num_tokens, int64_t{params.masked_m[expert]});
     const T* input = static_cast<const T*>(params.input) + expert * params.input_expert_stride + column;
     uint8_t* output = params.output + expert * params.output_expert_stride + column;
-    for (RowRange<kRows> tokens(num_tokens); tokens.more(); tokens.advance()) {
+    // All threads of a block go the same way, because lanes read from each other: those without work of their own load
+    // what others load, and store nothing.
+    const int block_tokens = blockDim.y * kRows;
+    for (int64_t first = int64_t{blockIdx.y} * block_tokens; first < num_tokens;
+         first += int64_t{gridDim.y} * block_tokens) {
       Sixteen<T> values[kRows], ups[kFuse ? kRows : 1];
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
-        if (tokens.at(i) >= num_tokens) continue;
-        values[i].load(input + tokens.at(i) * params.input_stride);
-        if constexpr (kFuse) ups[i].load(input + tokens.at(i) * params.input_stride + params.token_size);
+        const int64_t token = min(first + i * blockDim.y + threadIdx.y, num_tokens - 1);
+        values[i].load(input + token * params.input_stride);
+        if constexpr (kFuse) ups[i].load(input + token * params.input_stride + params.token_size);
       }
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
-        if (tokens.at(i) >= num_tokens) continue;
         if constexpr (kFuse) values[i].silu_and_mul(ups[i]);
         uint32_t amax = values[i].amax_bits();
-        for (int offset = lanes / 2; offset > 0; offset /= 2) {
-          amax = max(amax, __shfl_xor_sync(group_lanes, amax, offset));
-        }
+        if (lanes_log2 > 2) amax = max(amax, __shfl_xor_sync(0xffffffffu, amax, 4));
+        if (lanes_log2 > 1) amax = max(amax, __shfl_xor_sync(0xffffffffu, amax, 2));
+        if (lanes_log2 > 0) amax = max(amax, __shfl_xor_sync(0xffffffffu, amax, 1));
         const Scale scale = scale_of<kInt8>(params, amax);
-        if (lane % lanes == 0) write_scale(params, expert, tokens.at(i), column / params.group_size, scale);
-        *reinterpret_cast<uint4*>(output + tokens.at(i) * params.output_stride) =
-            kInt8 ? times_to_int8(values[i], scale.inverse) : times_to_e4m3(values[i], scale.inverse);
+        const uint4 result = kInt8 ? times_to_int8(values[i], scale.inverse) : times_to_e4m3(values[i], scale.inverse);
+        const int64_t token = first + i * blockDim.y + threadIdx.y;
+        if (!in_row || token >= num_tokens) continue;
+        *reinterpret_cast<uint4*>(output + token * params.output_stride) = result;
+        if (in_group == 0) {
+          write_scale(params, expert * params.scale_expert_stride + token * params.scale_stride, group, scale);
+        }
       }
     }
   }
@@ -93,6 +99,8 @@ __global__ void __launch_bounds__(kRowGridThreads)
 
 template <class T, bool kInt8, bool kFuse, int kRows>
 Status launch_groups(const GroupQuantParams& params, Stream stream) {
+  int lanes_log2 = 0;
+  while (kSixteen << lanes_log2 < params.group_size) ++lanes_log2;
   RowGrid shape = row_grid(params.token_size / kSixteen, params.num_tokens, kRows);
   shape.grid.z = static_cast<unsigned>(std::min(params.num_experts, kMostGridZ));
   if (params.masked_m != nullptr) {
@@ -100,14 +108,15 @@ Status launch_groups(const GroupQuantParams& params, Stream stream) {
     shape.grid.y = static_cast<unsigned>(std::min<int64_t>(shape.grid.y, std::max<int64_t>(1, share)));
   }
   return launch(params.operator_name, quantize_groups_kernel<T, kInt8, kFuse, kRows>,
-                {.grid = shape.grid, .block = shape.block, .pdl = true}, stream, params, params.group_size / kSixteen);
+                {.grid = shape.grid, .block = shape.block, .pdl = true}, stream, params, lanes_log2);
 }
 
 template <class T, bool kInt8, bool kFuse>
 Status run(const GroupQuantParams& params, Stream stream) {
+  constexpr int kRows = kFuse || sizeof(T) == 4 ? 2 : 4;  // what 64 bytes of loads and 96 registers allow
   const int64_t sixteens = params.num_experts * params.num_tokens * (params.token_size / kSixteen);
   if (sixteens < kManyVecs / 2) return launch_groups<T, kInt8, kFuse, 1>(params, stream);
-  return launch_groups<T, kInt8, kFuse, 2>(params, stream);
+  return launch_groups<T, kInt8, kFuse, kRows>(params, stream);
 }
 
 }  // namespace

@@ -15,16 +15,15 @@ inline constexpr int kSixteen = 16;
 // integer maximum that keeps a NaN.
 __device__ __forceinline__ uint32_t magnitude_bits(float value) { return __float_as_uint(value) & 0x7fffffff; }
 
-template <class T>
-struct PairOf;
-template <>
-struct PairOf<__half> {
-  using Type = __half2;
-};
-template <>
-struct PairOf<__nv_bfloat16> {
-  using Type = __nv_bfloat162;
-};
+// amax / kLargest for a result that is normal, rounded as a division rounds it: a product with the rounded reciprocal,
+// corrected by its exact remainder (Markstein 1990). Infinity and NaN stay.
+template <int kLargest>
+__device__ __forceinline__ float over(float amax) {
+  constexpr float kReciprocal = 1.0f / kLargest;
+  const float quotient = amax * kReciprocal;
+  const float remainder = fmaf(-quotient, static_cast<float>(kLargest), amax);
+  return amax < __uint_as_float(0x7f800000) ? fmaf(remainder, kReciprocal, quotient) : amax;
+}
 
 template <class T>
 struct Sixteen {
@@ -43,9 +42,16 @@ struct Sixteen {
   // Becomes silu(this) * up, rounded once: what silu_and_mul() writes.
   __device__ __forceinline__ void silu_and_mul(const Sixteen& up) {
 #pragma unroll
-    for (int i = 0; i < kSixteen; ++i) {
-      const float x = (*this)[i];
-      vecs[i / kPerVec][i % kPerVec] = from_float<T>(gate<T>(x, x) * up[i]);
+    for (int i = 0; i < kSixteen; i += 2) {
+      const float x0 = (*this)[i], x1 = (*this)[i + 1];
+      const float product0 = gate<T>(x0, x0) * up[i], product1 = gate<T>(x1, x1) * up[i + 1];
+      if constexpr (sizeof(T) == 4) {
+        vecs[i / kPerVec][i % kPerVec] = product0;
+        vecs[i / kPerVec][i % kPerVec + 1] = product1;
+      } else {
+        *reinterpret_cast<typename PairOf<T>::Type*>(&vecs[i / kPerVec][i % kPerVec]) =
+            PairOf<T>::round(product0, product1);
+      }
     }
   }
 

@@ -15,12 +15,12 @@ TIE_GOES_UP = torch.tensor([False, True, False, True, False, True, False])  # to
 
 
 def to_e2m1(values: torch.Tensor) -> torch.Tensor:
-    """float32 → codes 0 … 15; NaN is 7."""
-    magnitude = values.abs()
+    """float32, not negative → codes 0 … 7; NaN is 0."""
+    magnitude = values.nan_to_num(0.0, float("inf"))
     code = torch.bucketize(magnitude, TIES)  # how many ties lie below
     tie = code.clamp(max=len(TIES) - 1)
     code += (magnitude == TIES[tie]) & TIE_GOES_UP[tie]
-    return torch.where(values.isnan(), 7, code + 8 * values.signbit()).to(torch.uint8)
+    return code.to(torch.uint8)
 
 
 def quantized(x: torch.Tensor, global_scale: torch.Tensor):
@@ -30,7 +30,7 @@ def quantized(x: torch.Tensor, global_scale: torch.Tensor):
     scale = to_e4m3(global_scale * (amax * torch.tensor(1 / 6, dtype=F32)))
     wide = scale.float()
     inverse = torch.where(wide == 0, 0.0, 1.0 / (wide * (1.0 / global_scale)))
-    codes = to_e2m1((blocks * inverse[..., None]).flatten(1))
+    codes = to_e2m1((blocks.abs() * inverse[..., None]).flatten(1)) + 8 * x.signbit().to(torch.uint8)
     return codes[:, ::2] | codes[:, 1::2] << 4, scale
 
 

@@ -45,7 +45,7 @@ def scaled_fp4_quant(input: torch.Tensor, input_global_scale: torch.Tensor) -> t
         value  = e2m1(x · (1 / (scale · (1 / global))))         likewise, at most 6 in magnitude; 0 where scale is 0
 
     so that x is about value · scale / global, and global = 448 · 6 / max |x| uses the whole range. A NaN makes its
-    scale NaN (0x7f), and its 16 values 6; an infinity counts as the largest number.
+    scale NaN (0x7f), and its 16 values 0; an infinity counts as the largest number.
 
     Args:
       input: [..., K], float16 or bfloat16; K is a multiple of 16. M is the number of its rows.
