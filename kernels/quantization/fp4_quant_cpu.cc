@@ -12,13 +12,16 @@ constexpr int64_t kGrain = 16384;  // elements that make up for waking a thread:
 
 // value * factor, rounded to nearest even, saturated, with the sign of value; the magnitude of NaN is 0. The codes of
 // the magnitudes 0, 0.5, … 6 are 0 … 7, at distances of 0.5 up to 2, of 1 up to 4, then of 2: the least of three
-// roundings is the right one.
+// roundings to an integer is the right one, each done by adding 2^23.
 uint8_t times_to_e2m1(float value, float factor) {
+  constexpr float kRound = 8388608.0f;  // 2^23
   const float product = std::fabs(value) * factor;
-  const float magnitude = product == product ? std::min(product, kFp4Max) : 0.0f;
-  const float code = std::min(
-      {std::nearbyint(magnitude * 2.0f), std::nearbyint(magnitude) + 2.0f, std::nearbyint(magnitude * 0.5f) + 4.0f});
-  return static_cast<uint8_t>(static_cast<int>(code) | (std::signbit(value) ? 8 : 0));
+  const float inside = product < kFp4Max ? product : kFp4Max;
+  const float magnitude = product == product ? inside : 0.0f;
+  const float fine = magnitude * 2.0f + kRound, middle = magnitude + (kRound + 2.0f);
+  const float coarse = magnitude * 0.5f + (kRound + 4.0f);
+  const uint32_t code = internal::bits_of(std::min(std::min(fine, middle), coarse));
+  return static_cast<uint8_t>((code & 7) | (internal::bits_of(value) >> 28 & 8));
 }
 
 // Writes 16 values; returns their scale.
@@ -27,10 +30,9 @@ uint8_t quantize_block(uint8_t* output, const float* values, float global_scale)
   const Float8E4M3 scale(global_scale * (amax * (1.0f / kFp4Max)));
   const float wide = static_cast<float>(scale);
   const float inverse = wide == 0.0f ? 0.0f : 1.0f / (wide * (1.0f / global_scale));
-  for (int i = 0; i < kFp4Block; i += 2) {
-    output[i / 2] =
-        static_cast<uint8_t>(times_to_e2m1(values[i], inverse) | times_to_e2m1(values[i + 1], inverse) << 4);
-  }
+  uint8_t codes[kFp4Block];
+  for (int i = 0; i < kFp4Block; ++i) codes[i] = times_to_e2m1(values[i], inverse);
+  for (int i = 0; i < kFp4Block; i += 2) output[i / 2] = static_cast<uint8_t>(codes[i] | codes[i + 1] << 4);
   return scale.bits;
 }
 

@@ -38,10 +38,12 @@ void write_scale(const GroupQuantParams& params, int64_t expert, int64_t token, 
 }
 
 void times_to_int8(uint8_t* to, const float* values, float factor, int64_t count) {
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: the sum's last place is 1, and its low byte the rounded integer
   for (int64_t i = 0; i < count; ++i) {
     const float value = values[i] * factor;
     const float inside = std::min(std::max(value, -128.0f), 127.0f);
-    to[i] = value == value ? static_cast<uint8_t>(static_cast<int>(std::nearbyint(inside))) : 0;
+    const uint32_t rounded = internal::bits_of(inside + kRound);
+    to[i] = value == value ? static_cast<uint8_t>(rounded) : 0;
   }
 }
 

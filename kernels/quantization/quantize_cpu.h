@@ -36,6 +36,15 @@ inline void times_to_e4m3(uint8_t* to, const float* values, float factor, int64_
   for (int64_t i = 0; i < count; ++i) to[i] = Float8E4M3(values[i] * factor).bits;
 }
 
+template <class T>
+inline void silu_and_mul_to_floats(float* values, const T* gate, const T* up, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float x = static_cast<float>(gate[i]);
+    const float product = x / (1.0f + std::exp(-x)) * static_cast<float>(up[i]);
+    values[i] = static_cast<float>(static_cast<T>(product));
+  }
+}
+
 }  // namespace plain
 
 #ifdef SGL_AVX2
@@ -56,6 +65,18 @@ SGL_AVX2 inline uint32_t amax_bits(const float* values, int64_t count) {
 
 SGL_AVX2 inline void times_to_e4m3(uint8_t* to, const float* values, float factor, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = Float8E4M3(values[i] * factor).bits;
+}
+
+// `count` is a multiple of 8.
+template <class T>
+SGL_AVX2 inline void silu_and_mul_to_floats(float* values, const T* gate, const T* up, int64_t count) {
+  for (int64_t i = 0; i < count; i += 8) {
+    const __m256 x = load8(gate + i);
+    const __m256 denominator = _mm256_add_ps(_mm256_set1_ps(1.0f), exp8(_mm256_sub_ps(_mm256_setzero_ps(), x)));
+    T rounded[8];
+    store8(rounded, _mm256_mul_ps(_mm256_div_ps(x, denominator), load8(up + i)));
+    _mm256_storeu_ps(values + i, load8(rounded));
+  }
 }
 
 }  // namespace avx2
@@ -79,16 +100,12 @@ inline void times_to_e4m3(uint8_t* to, const float* values, float factor, int64_
   SGL_CPU_LOOP(times_to_e4m3, to, values, factor, count);
 }
 
-#undef SGL_CPU_LOOP
-
-// values = silu(gate) * up, rounded to T: what silu_and_mul() writes.
+// values = silu(gate) * up, rounded to T: what silu_and_mul() writes. `count` is a multiple of 8.
 template <class T>
 inline void silu_and_mul_to_floats(float* values, const T* gate, const T* up, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    const float x = static_cast<float>(gate[i]);
-    const float product = x / (1.0f + std::exp(-x)) * static_cast<float>(up[i]);
-    values[i] = static_cast<float>(static_cast<T>(product));
-  }
+  SGL_CPU_LOOP(silu_and_mul_to_floats, values, gate, up, count);
 }
+
+#undef SGL_CPU_LOOP
 
 }  // namespace sgl_kernel::cpu
