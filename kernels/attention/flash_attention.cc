@@ -10,6 +10,7 @@
 namespace sgl_kernel {
 
 SGL_DECLARE_TARGETS(flash_attention_forward);
+SGL_DECLARE_TARGETS(flash_attention_most_merged_splits);
 
 namespace {
 
@@ -222,21 +223,30 @@ Status check_results(const Arguments& a) {
   return check.status();
 }
 
-Status check_splits(const Arguments& a, int64_t num_splits) {
+int64_t num_partials_of(const Arguments& a) {
+  return a.out_accum.rank() > 0 ? std::max<int64_t>(a.out_accum.size(0), 1) : 1;
+}
+
+// Without num_splits each partial result is of one split. `most_merged` is of the call: 1 where it has many rows.
+Status check_splits(const Arguments& a, int64_t num_splits, int64_t most_merged) {
   Check check("fwd");
-  const int64_t splits = a.out_accum.rank() > 0 ? std::max<int64_t>(a.out_accum.size(0), 1) : 1;
+  const int64_t partials = num_partials_of(a);
   check.that(num_splits >= 0 && num_splits <= kMaxSplits, "num_splits", num_splits, "from 0 to 256");
-  check.that(splits <= kMaxSplits, "out_accum.shape[0]", splits, "at most 256");
+  check.that(partials <= kMaxSplits, "out_accum.shape[0]", partials, "at most 256");
   if (a.q.device().is_cpu()) return check.status();  // which does not split
-  check.that(num_splits == 0 || num_splits == splits, "out_accum.shape[0]", splits, "num_splits");
-  if (!check.ok() || splits <= 1) return check.status();
+  check.that(num_splits == 0 || num_splits == partials || partials_of(num_splits, most_merged) == partials,
+             "out_accum.shape[0]", partials, "fwd_num_partials() of num_splits");
+  if (!check.ok() || partials <= 1) return check.status();
   const int64_t batch = batch_of(a), num_heads = a.q.size(-2), head_dim_v = a.out.size(-1);
   if (a.cu_seqlens_q.has_value()) {
-    check.shape("out_accum", a.out_accum, {splits, num_heads, a.q.size(0), head_dim_v}, "of the splits")
-        .shape("softmax_lse_accum", a.softmax_lse_accum, {splits, num_heads, a.q.size(0)}, "of the splits");
+    check.shape("out_accum", a.out_accum, {partials, num_heads, a.q.size(0), head_dim_v}, "of the partial results")
+        .shape("softmax_lse_accum", a.softmax_lse_accum, {partials, num_heads, a.q.size(0)}, "of the partial results");
   } else {
-    check.shape("out_accum", a.out_accum, {splits, batch, num_heads, a.q.size(1), head_dim_v}, "of the splits")
-        .shape("softmax_lse_accum", a.softmax_lse_accum, {splits, batch, num_heads, a.q.size(1)}, "of the splits");
+    check
+        .shape("out_accum", a.out_accum, {partials, batch, num_heads, a.q.size(1), head_dim_v},
+               "of the partial results")
+        .shape("softmax_lse_accum", a.softmax_lse_accum, {partials, batch, num_heads, a.q.size(1)},
+               "of the partial results");
   }
   check.dtype("out_accum", a.out_accum, {DType::kF32})
       .dtype("softmax_lse_accum", a.softmax_lse_accum, {DType::kF32})
@@ -307,8 +317,8 @@ AttentionParams pointers_of(const Arguments& a) {
   params.lse = a.softmax_lse.data<float>();
   params.lse_head_stride = a.softmax_lse.size(-1);
   params.lse_batch_stride = a.softmax_lse.rank() == 3 ? a.softmax_lse.size(1) * a.softmax_lse.size(2) : 0;
-  if (!a.q.device().is_cpu() && a.out_accum.rank() > 0 && a.out_accum.size(0) > 1) {
-    params.num_splits = static_cast<int>(a.out_accum.size(0));
+  if (!a.q.device().is_cpu() && num_partials_of(a) > 1) {
+    params.num_partials = static_cast<int>(num_partials_of(a));
     params.out_accum = a.out_accum.data<float>();
     params.lse_accum = a.softmax_lse_accum.data<float>();
     params.lse_accum_head_stride = params.lse_head_stride;
@@ -335,6 +345,69 @@ Status check_unsupported(const TensorView& q, const OptionalTensor& q_v, const O
   return OkStatus();
 }
 
+constexpr int64_t kBlocksPerSm = 2;  // of few_packed_rows()
+
+// What a call of few_packed_rows() takes, in the time in which a multiprocessor's share of the memory bandwidth brings
+// one tile of keys. Blocks come in waves; a wave takes as long as the memory needs for it, or as a block needs for its
+// tiles if it were alone. The constants fit an H200's times.
+double few_rows_cost(int64_t blocks, int64_t tiles, int64_t splits, int64_t num_sms, int64_t most_merged) {
+  constexpr double kTileCost = 0.7;  // of a block alone
+  constexpr double kMergeCost = 0.8, kCombineCost = 4.0, kPartialCost = 0.03, kWaveCost = 3.0;
+  // Clusters of more than two blocks do not spread evenly: each lies within one part of the GPU.
+  constexpr int64_t kMostEvenCluster = 2;
+  constexpr double kUnevenShare = 1.6, kUnevenTile = 1.2;
+  const int64_t partials = partials_of(splits, most_merged), merged = splits / partials;
+  const int64_t tiles_each = (tiles + splits - 1) / splits;
+  const bool even = merged <= kMostEvenCluster;
+  const auto wave = [&](int64_t count) {
+    const double share = static_cast<double>(count) / static_cast<double>(num_sms);
+    return static_cast<double>(tiles_each) *
+           std::max(share * (even ? 1.0 : kUnevenShare), std::ceil(share) * kTileCost * (even ? 1.0 : kUnevenTile));
+  };
+  const int64_t slots = kBlocksPerSm * num_sms, full = blocks * splits / slots, rest = blocks * splits % slots;
+  double cost = static_cast<double>(full) * wave(slots) + (rest > 0 ? wave(rest) : 0.0);
+  cost += kWaveCost * static_cast<double>(full - (rest > 0 ? 0 : 1));
+  if (merged > 1) cost += kMergeCost;
+  if (partials > 1) cost += kCombineCost + kPartialCost * static_cast<double>(partials);
+  return cost;
+}
+
+int64_t splits_of_few_rows(int64_t blocks, int64_t tiles, int64_t num_sms, int64_t most_merged) {
+  int64_t best = 1;
+  double best_cost = few_rows_cost(blocks, tiles, 1, num_sms, most_merged);
+  // Beyond one wave of blocks only those that leave no partial results can pay.
+  const int64_t most = std::max(most_merged, kBlocksPerSm * num_sms / blocks);
+  for (int64_t splits = 2; splits <= std::min({kMaxSplits, tiles, most}); ++splits) {
+    const double cost = few_rows_cost(blocks, tiles, splits, num_sms, most_merged);
+    if (cost < best_cost) {
+      best_cost = cost;
+      best = splits;
+    }
+  }
+  return best;
+}
+
+// Just enough that every multiprocessor has a block.
+int64_t splits_of_many_rows(int64_t blocks, int64_t tiles, int64_t num_sms) {
+  constexpr double kGoodShare = 0.9;  // of the multiprocessors' time: splitting further would cost more than it gives
+  constexpr int64_t kLeastTiles = 8;  // of a split
+  if (blocks >= num_sms) return 1;
+  const int64_t most = std::min(kMaxSplits, (tiles + kLeastTiles - 1) / kLeastTiles);
+  int64_t best = 1;
+  double best_share = 0.0;
+  for (int64_t splits = 1; splits <= most && best_share < kGoodShare; ++splits) {
+    const int64_t tiles_each = (tiles + splits - 1) / splits;
+    if ((tiles + tiles_each - 1) / tiles_each != splits) continue;
+    const int64_t waves = (blocks * splits + num_sms - 1) / num_sms;
+    const double share = static_cast<double>(blocks * splits) / static_cast<double>(waves * num_sms);
+    if (share > best_share) {
+      best_share = share;
+      best = splits;
+    }
+  }
+  return best;
+}
+
 }  // namespace
 
 Status fwd(TensorView out, TensorView softmax_lse, TensorView out_accum, TensorView softmax_lse_accum,
@@ -358,12 +431,17 @@ Status fwd(TensorView out, TensorView softmax_lse, TensorView out_accum, TensorV
   SGL_RETURN_IF_ERROR(check_keys(arguments));
   SGL_RETURN_IF_ERROR(check_new_keys(arguments));
   SGL_RETURN_IF_ERROR(check_results(arguments));
-  SGL_RETURN_IF_ERROR(check_splits(arguments, num_splits));
 
   const int64_t seqlen_q = cu_seqlens_q.has_value() ? max_seqlen_q.value_or(q.size(0)) : q.size(1);
   const int64_t seqlen_k = page_table.has_value()     ? page_table->size(1) * k.size(1)
                            : cu_seqlens_k.has_value() ? max_seqlen_k.value_or(k.size(0))
                                                       : k.size(1);
+  int most_merged = 1;
+  if (few_packed_rows(seqlen_q, q.size(-2) / k.size(-2))) {
+    SGL_RETURN_IF_ERROR(
+        internal::dispatch("fwd", flash_attention_most_merged_splits_targets, q.device(), &most_merged));
+  }
+  SGL_RETURN_IF_ERROR(check_splits(arguments, num_splits, most_merged));
   const double scale = softmax_scale.value_or(1.0 / std::sqrt(static_cast<double>(q.size(-1))));
   Check check("fwd");
   check.that(!given_out.has_value() || given_out->data() == out.data(), "out", "is not the result tensor",
@@ -385,6 +463,7 @@ Status fwd(TensorView out, TensorView softmax_lse, TensorView out_accum, TensorV
   if (softmax_lse.empty()) return OkStatus();
 
   AttentionParams params = pointers_of(arguments);
+  params.num_splits = !q.device().is_cpu() && num_splits > 0 ? static_cast<int>(num_splits) : params.num_partials;
   params.batch = static_cast<int>(batch_of(arguments));
   params.seqlen_q = static_cast<int>(seqlen_q);
   params.total_q = q.rank() == 3 ? q.size(0) : q.size(0) * q.size(1);
@@ -407,34 +486,28 @@ Status fwd(TensorView out, TensorView softmax_lse, TensorView out_accum, TensorV
   return internal::dispatch("fwd", flash_attention_forward_targets, q.device(), params, stream);
 }
 
+int64_t fwd_most_merged_splits(Device device) {
+  int most = 1;
+  return internal::dispatch("fwd", flash_attention_most_merged_splits_targets, device, &most).ok() ? most : 1;
+}
+
+int64_t fwd_num_partials(int64_t num_splits, int64_t num_heads, int64_t num_heads_k, int64_t seqlen_q,
+                         int64_t most_merged) {
+  if (num_splits <= 1 || num_heads_k <= 0) return 1;
+  return partials_of(num_splits, few_packed_rows(seqlen_q, num_heads / num_heads_k) ? most_merged : 1);
+}
+
 int64_t fwd_num_splits(int64_t batch, int64_t num_heads, int64_t num_heads_k, int64_t seqlen_q, int64_t seqlen_k,
-                       int64_t window_left, int64_t window_right, int64_t num_sms) {
-  constexpr double kGoodShare = 0.9;  // of the multiprocessors' time: splitting further would cost more than it gives
+                       int64_t window_left, int64_t window_right, int64_t num_sms, int64_t most_merged) {
   if (batch <= 0 || num_heads <= 0 || num_heads_k <= 0 || seqlen_q <= 0 || seqlen_k <= 0 || num_sms <= 0) return 1;
   const int64_t group = num_heads / num_heads_k;
   const bool few = few_packed_rows(seqlen_q, group);
-  const int64_t blocks_per_sm = few ? 2 : 1;
-  const int64_t tile_rows = few ? 16 : 128, least_keys = few ? 256 : 512;  // of a split
+  const int64_t tile_rows = few ? 16 : 128;
   if (window_left >= 0 && window_right >= 0) seqlen_k = std::min(seqlen_k, window_left + window_right + seqlen_q);
   const int64_t blocks = batch * num_heads_k * ((seqlen_q * group + tile_rows - 1) / tile_rows);
-  const int64_t slots = num_sms * blocks_per_sm;
-  int64_t most = std::min(kMaxSplits, (seqlen_k + least_keys - 1) / least_keys);
-  // Where the blocks fill the GPU already, splitting only evens out the last wave.
-  if (blocks >= slots) most = std::min<int64_t>(most, few ? 8 : 1);
   const int64_t tiles = (seqlen_k + kSplitTile - 1) / kSplitTile;
-  int64_t best = 1;
-  double best_share = 0.0;
-  for (int64_t splits = 1; splits <= most && best_share < kGoodShare; ++splits) {
-    const int64_t tiles_each = (tiles + splits - 1) / splits;
-    if ((tiles + tiles_each - 1) / tiles_each != splits) continue;  // a split takes whole tiles: one would get none
-    const int64_t waves = (blocks * splits + slots - 1) / slots;
-    const double share = static_cast<double>(blocks * splits) / static_cast<double>(waves * slots);
-    if (share > best_share) {
-      best_share = share;
-      best = splits;
-    }
-  }
-  return best;
+  return few ? splits_of_few_rows(blocks, tiles, num_sms, std::max<int64_t>(most_merged, 1))
+             : splits_of_many_rows(blocks, tiles, num_sms);
 }
 
 }  // namespace sgl_kernel

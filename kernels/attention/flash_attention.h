@@ -13,8 +13,8 @@
 //                [Tk, Hk, D], [Tk, Hk, Dv]                 with cu_seqlens_k
 //                [pages, page_size, Hk, D], […, Dv]        with page_table [C, max_pages]; any page_size
 //   out_accum, softmax_lse_accum                           scratch of num_splits > 1, f32, dense:
-//                [S, B, H, Sq, Dv] and [S, B, H, Sq]       or [S, H, Tq, Dv] and [S, H, Tq]; S = num_splits <= 256
-//                else, and on the CPU, empty: their first extent is 0
+//                [P, B, H, Sq, Dv] and [P, B, H, Sq]       or [P, H, Tq, Dv] and [P, H, Tq]; P = fwd_num_partials()
+//                if P = 1, and on the CPU, empty: their first extent is 0
 //   rotated_q    q's shape and dtype, dense                scratch of rotary_cos; else empty
 //   k_new, v_new [B, Sn, Hk, D], [B, Sn, Hk, Dv]           or [Tn, Hk, …] with cu_seqlens_k_new; written to the cache
 //                                                          behind its seqused_k keys, and attended to with them
@@ -67,10 +67,19 @@ Status fwd(TensorView out, TensorView softmax_lse, TensorView out_accum, TensorV
            bool is_rotary_interleaved, const std::optional<TensorView>& scheduler_metadata, int64_t num_splits,
            std::optional<bool> pack_gqa, int64_t sm_margin, const std::optional<TensorView>& sinks, Stream stream);
 
-// How many ways to split the keys so that a GPU of `num_sms` multiprocessors is busy: between 1 and 256. From the
-// shapes alone: seqlen_q and seqlen_k are the extents or bounds that fwd() goes by, appended keys included; the windows
-// are -1 where there are none.
+// How many splits fwd() merges before it leaves partial results, on that device and for calls of few queries: 1 if
+// none.
+int64_t fwd_most_merged_splits(Device device);
+
+// How many partial results num_splits <= 256 splits leave, with fwd_most_merged_splits() of the device. The extents are
+// those that fwd() goes by.
+int64_t fwd_num_partials(int64_t num_splits, int64_t num_heads, int64_t num_heads_k, int64_t seqlen_q,
+                         int64_t most_merged);
+
+// How many ways to split the keys so that a GPU of `num_sms` multiprocessors is done soonest: between 1 and 256. From
+// the shapes alone: seqlen_q and seqlen_k are the extents or bounds that fwd() goes by, appended keys included; the
+// windows are -1 where there are none, most_merged is fwd_most_merged_splits().
 int64_t fwd_num_splits(int64_t batch, int64_t num_heads, int64_t num_heads_k, int64_t seqlen_q, int64_t seqlen_k,
-                       int64_t window_left, int64_t window_right, int64_t num_sms);
+                       int64_t window_left, int64_t window_right, int64_t num_sms, int64_t most_merged);
 
 }  // namespace sgl_kernel

@@ -1,9 +1,10 @@
-// Step 3 of attention with split keys: bound by the reads of the partial outputs, which come from the L2.
+// Step 3 of attention with split keys, whose partial results are called splits here: bound by the reads of the partial
+// outputs, which come from the L2.
 //
 //   lse = log(sum_s exp(lse_s) + exp(sink)),   out = sum_s exp(lse_s - lse) out_s
 //
 // One block a query row of one head. Warp w sums the splits w, w + 8, …; then the warps are added in order, so the bits
-// depend on num_splits alone.
+// depend on num_partials alone.
 #include "kernels/attention/flash_attention_mma.cuh"
 #include "kernels/attention/flash_attention_portable.h"
 #include "kernels/base/launch.h"
@@ -24,6 +25,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) combine_splits_kernel(const __g
   __shared__ float weights[kMaxSplits];
   __shared__ float sums[kWarps][kMaxHeadDim];
   wait_for_predecessor();
+  release_successors();
   int index = blockIdx.x;
   const int token = index % params.seqlen_q;
   index /= params.seqlen_q;
@@ -40,7 +42,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) combine_splits_kernel(const __g
 #pragma unroll
   for (int i = 0; i < kMaxSplits / kWarp; ++i) {
     const int split = i * kWarp + lane;
-    lse[i] = split < params.num_splits ? lse_accum[split * params.lse_accum_split_stride] : negative_infinity();
+    lse[i] = split < params.num_partials ? lse_accum[split * params.lse_accum_split_stride] : negative_infinity();
     top = fmaxf(top, lse[i]);
   }
   const float sink = sink_of(params, row.head);
@@ -67,13 +69,13 @@ __global__ void __launch_bounds__(kWarps* kWarp) combine_splits_kernel(const __g
 
   const float* out_accum = params.out_accum + out_accum_index(params, sequence, batch, 0, row);
   float output[kLaneColumns] = {};
-  for (int first = warp; first < params.num_splits; first += kWarps * kAtOnce) {
+  for (int first = warp; first < params.num_partials; first += kWarps * kAtOnce) {
     float weight[kAtOnce];
     float4 parts[kAtOnce][kLaneColumns / 4] = {};
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       const int split = first + i * kWarps;
-      weight[i] = split < params.num_splits ? weights[split] : 0.0f;
+      weight[i] = split < params.num_partials ? weights[split] : 0.0f;
 #pragma unroll
       for (int part = 0; part < kLaneColumns / 4; ++part) {
         const int column = part * 4 * kWarp + lane * 4;

@@ -15,6 +15,7 @@
 
 #include "kernels/attention/flash_attention_params.h"
 #include "kernels/attention/flash_attention_rows.cuh"
+#include "kernels/device/copy_async.cuh"
 #include "kernels/device/vec.cuh"
 
 namespace sgl_kernel::SGL_TARGET {
@@ -29,18 +30,6 @@ inline constexpr int64_t kNoRow = -1;  // the offset of a row that is filled wit
 __device__ __forceinline__ void copy_chunk_async(uint32_t destination, const void* source, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(destination), "l"(source), "r"(valid ? 16 : 0)
                : "memory");
-}
-
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-// Waits until at most kPending of this thread's groups are under way.
-template <int kPending>
-__device__ __forceinline__ void wait_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
-
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
 // The byte offset of a chunk of a row of kDim elements. The exclusive or spreads eight neighbouring rows' chunks over

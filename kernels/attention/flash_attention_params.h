@@ -1,9 +1,10 @@
 // What every target of flash_attention gets: the checked arguments of fwd() as pointers, strides and numbers.
 //
-// A target defines one function, flash_attention_forward(). It does, in this order:
+// A target defines flash_attention_most_merged_splits() and flash_attention_forward(), which does, in this order:
 //   1. if k_new: rotate the new keys and the queries, write the new keys and values into the cache;
-//   2. attend; with num_splits > 1 each split leaves a partial result and its LSE in out_accum and lse_accum;
-//   3. if num_splits > 1: combine the splits.
+//   2. attend; with num_partials > 1 that many partial results and their LSEs are left in out_accum and lse_accum, one
+//      of every num_splits / num_partials splits;
+//   3. if num_partials > 1: combine them.
 // The index and mask arithmetic below is the only one: the CPU target, the portable kernels and Hopper's share it.
 #pragma once
 
@@ -72,9 +73,10 @@ struct AttentionParams {
   float* lse = nullptr;
   int64_t lse_batch_stride = 0, lse_head_stride = 0;
 
-  // Partial results of num_splits > 1, f32, dense: [num_splits, batch, num_heads, seqlen_q, head_dim_v], or
-  // [num_splits, num_heads, total_q, head_dim_v]; lse_accum likewise without the last dimension.
+  // Partial results, if more than one, f32, dense: [num_partials, batch, num_heads, seqlen_q, head_dim_v], or
+  // [num_partials, num_heads, total_q, head_dim_v]; lse_accum likewise without the last dimension.
   int num_splits = 1;
+  int num_partials = 1;  // num_splits, or that over what most_merged_splits() allows
   float* out_accum = nullptr;
   float* lse_accum = nullptr;
   int64_t out_accum_split_stride = 0, out_accum_batch_stride = 0, out_accum_head_stride = 0;  // a row: head_dim_v
@@ -190,10 +192,11 @@ inline constexpr int kSplitTile = 64;  // keys: where the portable kernels split
 // depend on the sequence and on num_splits alone, not on the rest of the batch.
 SGL_HOST_DEVICE inline KeyRange split_of(KeyRange range, int split, int num_splits, int tile) {
   if (range.end <= range.begin) return {0, 0};
-  const int64_t first_tile = range.begin / tile;
-  const int64_t tiles = (range.end + tile - 1) / tile - first_tile;
-  const int64_t each = (tiles + num_splits - 1) / num_splits;
-  const int64_t begin = (first_tile + each * split) * tile, end = begin + each * tile;
+  const int first_tile = range.begin / tile;
+  const int tiles = (range.end - 1) / tile + 1 - first_tile;
+  const int each = (tiles + num_splits - 1) / num_splits;
+  const int64_t begin = (first_tile + static_cast<int64_t>(each) * split) * tile;
+  const int64_t end = begin + static_cast<int64_t>(each) * tile;
   return {static_cast<int>(begin > range.begin ? (begin < range.end ? begin : range.end) : range.begin),
           static_cast<int>(end < range.end ? end : range.end)};
 }
@@ -223,6 +226,17 @@ SGL_HOST_DEVICE inline AttentionParams with_rotated_queries(AttentionParams para
   params.q_row_stride = static_cast<int64_t>(params.num_heads) * params.head_dim;
   params.q_batch_stride = params.cu_seqlens_q != nullptr ? 0 : params.seqlen_q * params.q_row_stride;
   return params;
+}
+
+// How many splits of few_packed_rows() a target may merge inside step 2: a power of two, 1 if it merges none.
+inline constexpr int kMostMergedSplits = 16;  // the most blocks that a cluster can have
+Status flash_attention_most_merged_splits(int* most);
+
+// The partial results of num_splits splits where `most_merged` may be merged: the largest power of two that divides
+// num_splits is, up to that.
+inline int64_t partials_of(int64_t num_splits, int64_t most_merged) {
+  const int64_t merged = num_splits & -num_splits;
+  return num_splits / (merged < most_merged ? merged : most_merged);
 }
 
 // The target function: steps 1 to 3. The portable CUDA code behind it is declared in flash_attention_portable.h.

@@ -8,7 +8,7 @@ Status flash_attention_portable(const AttentionParams& given, Stream stream) {
   const AttentionParams params = with_rotated_queries(given);
   SGL_RETURN_IF_ERROR(few_packed_rows(params) ? attend_grouped_heads(params, stream)
                                               : attend_query_tiles(params, stream));
-  return params.num_splits > 1 ? combine_splits(params, stream) : OkStatus();
+  return params.num_partials > 1 ? combine_splits(params, stream) : OkStatus();
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

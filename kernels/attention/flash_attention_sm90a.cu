@@ -99,11 +99,16 @@ TensorMapShape values_shape(const AttentionParams& params) {
                      params.v_head_stride);
 }
 
+Status flash_attention_most_merged_splits(int* most) {
+  *most = kMostMergedSplits;
+  return OkStatus();
+}
+
 Status flash_attention_forward(const AttentionParams& given, Stream stream) {
   if (given.k_new != nullptr) SGL_RETURN_IF_ERROR(append_new_keys(given, stream));
   const AttentionParams params = with_rotated_queries(given);
   SGL_RETURN_IF_ERROR(attend(params, stream));
-  return params.num_splits > 1 ? combine_splits(params, stream) : OkStatus();
+  return params.num_partials > 1 ? combine_splits(params, stream) : OkStatus();
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

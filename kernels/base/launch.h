@@ -8,6 +8,7 @@
 
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <string>
 #include <string_view>
 
@@ -72,14 +73,31 @@ Status allow_shared_memory(const char* operator_name, void (*kernel)(Params...),
                                                          static_cast<int>(bytes)));
 }
 
-// The number of multiprocessors of the current device.
+// The number of multiprocessors of the current device. Asked of CUDA once a device.
 inline int num_sms() {
+  constexpr int kCached = 64;
+  static std::atomic<int> cache[kCached];
   int device = 0, count = 1;
+  if (cudaGetDevice(&device) == cudaSuccess && device < kCached) {
+    if (const int known = cache[device].load(std::memory_order_relaxed)) return known;
+  }
+  if (cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
+    cudaGetLastError();
+    return 1;
+  }
+  if (device < kCached) cache[device].store(count, std::memory_order_relaxed);
+  return count;
+}
+
+// The shared memory, in bytes, that a block of the current device may have after allow_shared_memory().
+inline int max_shared_memory() {
+  constexpr int kEveryDevice = 48 * 1024;
+  int device = 0, bytes = kEveryDevice;
   if (cudaGetDevice(&device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
+      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) {
     cudaGetLastError();
   }
-  return count;
+  return bytes;
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

@@ -77,11 +77,18 @@ def _num_sms(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+@functools.cache
+def _most_merged_splits(device: torch.device) -> int:
+    return _native.fwd_most_merged_splits(torch.cuda.current_device() if device.index is None else device.index)
+
+
 def _attention_results(
     q, k, v, k_new, out, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, page_table, window_left, window_right,
     is_causal, num_splits, sm_margin,
 ):  # fmt: skip
-    """fwd's four results, empty: out, softmax_lse, and the splits' partial ones (of no elements with one split)."""
+    """fwd's four results, empty: out, softmax_lse, and the partial ones (of no elements if there are none); num_splits.
+
+    num_splits is the chosen one where it was 0."""
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if tensor.dim() < 3:  # the native function looks at the rest
             raise ValueError(f"fwd: {name} has {tensor.dim()} dimensions, expected 3 or 4")
@@ -95,24 +102,26 @@ def _attention_results(
     else:
         batch, seqlen_q = cu_seqlens_q.shape[0] - 1, rows[0] if max_seqlen_q is None else max_seqlen_q
         lse_shape = (num_heads, rows[0])
-    if q.device.type != "cuda":
-        num_splits = 1
-    elif num_splits == 0:
-        if page_table is not None:
-            seqlen_k = page_table.shape[-1] * k.shape[1]
-        elif cu_seqlens_k is not None:
-            seqlen_k = k.shape[0] if max_seqlen_k is None else max_seqlen_k
-        else:
-            seqlen_k = k.shape[1]
-        num_splits = _native.fwd_num_splits(
-            batch, num_heads, k.shape[-2], seqlen_q, seqlen_k, window_left, 0 if is_causal else window_right,
-            max(_num_sms(q.device) - sm_margin, 1),
-        )  # fmt: skip
+    partials = 1
+    if q.device.type == "cuda":
+        if num_splits == 0:
+            if page_table is not None:
+                seqlen_k = page_table.shape[-1] * k.shape[1]
+            elif cu_seqlens_k is not None:
+                seqlen_k = k.shape[0] if max_seqlen_k is None else max_seqlen_k
+            else:
+                seqlen_k = k.shape[1]
+            num_splits = _native.fwd_num_splits(
+                batch, num_heads, k.shape[-2], seqlen_q, seqlen_k, window_left, 0 if is_causal else window_right,
+                max(_num_sms(q.device) - sm_margin, 1), _most_merged_splits(q.device),
+            )  # fmt: skip
+        merged = _most_merged_splits(q.device)
+        partials = _native.fwd_num_partials(num_splits, num_heads, k.shape[-2], seqlen_q, merged)
     softmax_lse = q.new_empty(lse_shape, dtype=torch.float32)
-    splits = num_splits if num_splits > 1 else 0
-    softmax_lse_accum = q.new_empty((splits, *lse_shape), dtype=torch.float32)
-    out_accum = q.new_empty((splits, *lse_shape, head_dim_v), dtype=torch.float32)
-    return out, softmax_lse, out_accum, softmax_lse_accum
+    accum_shape = (partials if partials > 1 else 0, *lse_shape)
+    softmax_lse_accum = q.new_empty(accum_shape, dtype=torch.float32)
+    out_accum = q.new_empty((*accum_shape, head_dim_v), dtype=torch.float32)
+    return (out, softmax_lse, out_accum, softmax_lse_accum), num_splits
 
 
 @implements("fwd")
@@ -122,11 +131,11 @@ def _fwd(
     v_descale, softmax_scale, is_causal, window_size_left, window_size_right, attention_chunk, softcap,
     is_rotary_interleaved, scheduler_metadata, num_splits, pack_gqa, sm_margin, sinks,
 ):  # fmt: skip
-    results = _attention_results(
+    results, num_splits = _attention_results(
         q, k, v, k_new, out, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, page_table, window_size_left,
         window_size_right, is_causal, num_splits, sm_margin,
     )  # fmt: skip
-    rotated_q = q.new_empty(q.shape if rotary_cos is not None else (0,))
+    rotated_q = q if rotary_cos is None else q.new_empty(q.shape)  # not used without rotation
     _native.fwd(
         *results, rotated_q, q, k, v, k_new, v_new, q_v, out, cu_seqlens_q, cu_seqlens_k, cu_seqlens_k_new, seqused_q,
         seqused_k, max_seqlen_q, max_seqlen_k, page_table, kv_batch_idx, leftpad_k, rotary_cos, rotary_sin,
@@ -147,4 +156,4 @@ def _fwd_fake(
     return _attention_results(
         q, k, v, k_new, out, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, page_table, window_size_left,
         window_size_right, is_causal, num_splits, sm_margin,
-    )  # fmt: skip
+    )[0]  # fmt: skip

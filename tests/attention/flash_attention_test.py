@@ -375,7 +375,7 @@ def test_splits_agree(device):
     k, v = (torch.randn(2, 1100, 2, 128, dtype=F16, device=device) for _ in range(2))
     used = torch.tensor([1100, 65], dtype=torch.int32, device=device)
     whole, whole_lse, *_ = flash_attn_with_kvcache(q, k, v, cache_seqlens=used, num_splits=1, return_softmax_lse=True)
-    for num_splits in (0, 2, 7, 18, 256):
+    for num_splits in (0, 2, 4, 7, 8, 16, 18, 48, 256):
         out, lse, *_ = flash_attn_with_kvcache(
             q, k, v, cache_seqlens=used, num_splits=num_splits, return_softmax_lse=True
         )
@@ -386,6 +386,43 @@ def test_splits_agree(device):
         )
         if num_splits > 0:
             assert torch.equal(one, out[1:])
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("head_dim", [64, 128, 192, 256])
+@pytest.mark.parametrize("num_splits", [2, 8, 16, 32])
+def test_splits_without_keys(num_splits, head_dim):
+    """Sequences of no key and of fewer tiles than splits, sinks, NaN behind the keys; the bits of every replay."""
+    from sgl_kernel.flash_attn import flash_attn_with_kvcache
+
+    used = torch.tensor([0, 1, 63, 64, 700, 1024], dtype=torch.int32, device="cuda")
+    batch, page_size, pages = len(used), 16, 64
+    q = torch.randn(batch, 1, 15, head_dim, dtype=BF16, device="cuda")
+    k = torch.randn(batch * pages, page_size, 3, head_dim, dtype=BF16, device="cuda")
+    v = torch.randn(batch * pages, page_size, 3, min(head_dim, 128), dtype=BF16, device="cuda")
+    table = torch.randperm(batch * pages, device="cuda").to(torch.int32).view(batch, pages)
+    sinks = torch.randn(15, device="cuda")
+
+    def attend(splits, sinks=None):
+        return flash_attn_with_kvcache(
+            q, k, v, cache_seqlens=used, page_table=table, num_splits=splits, sinks=sinks, return_softmax_lse=True
+        )[:2]
+
+    for given in (None, sinks):
+        for split, whole in zip(attend(num_splits, given), attend(1, given), strict=True):
+            torch.testing.assert_close(split, whole, atol=2e-2 if split.dtype == BF16 else 1e-5, rtol=1e-2)
+    out, lse = attend(num_splits)
+    assert not out[0].any() and torch.isneginf(lse[0]).all()
+    for row, length in enumerate(used.tolist()):
+        slots = (table[row].long()[:, None] * page_size + torch.arange(page_size, device="cuda")).flatten()
+        k.view(-1, *k.shape[2:])[slots[length:]] = math.nan
+        v.view(-1, *v.shape[2:])[slots[length:]] = math.nan
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = attend(num_splits)
+    for _ in range(5):
+        graph.replay()
+        assert torch.equal(captured[0], out) and torch.equal(captured[1], lse)
 
 
 @pytest.mark.parametrize("device", DEVICES)
