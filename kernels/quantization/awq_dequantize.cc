@@ -28,6 +28,7 @@ Status awq_dequantize(TensorView result, TensorView qweight, TensorView scales, 
   check.shape("scales", scales, {Check::kAny, words * kAwqPerWord}, "qweight.shape[1] * 8")
       .shape("qzeros", qzeros, {groups, words}, "scales.shape[0], qweight.shape[1]")
       .shape("result", result, {rows, words * kAwqPerWord}, "qweight.shape[0], qweight.shape[1] * 8")
+      .that(rows <= INT32_MAX, "qweight.shape[0]", rows, "less than 2^31")
       .that(rows == 0 || (groups > 0 && rows % groups == 0), "scales.shape[0]", groups, "a divisor of qweight.shape[0]")
       .contiguous("qweight", qweight)
       .contiguous("scales", scales)

@@ -25,6 +25,7 @@ void check_rows(Check& check, const TensorView& output, const TensorView& output
       .same_device({{"input", input}, {"output", output}, {"output_scale", output_scale}});
   if (!check.ok()) return;
   const int64_t width = input.size(1), size = fuse_silu_and_mul ? width / 2 : width;
+  check.that(width <= INT32_MAX, "input.shape[1]", width, "less than 2^31");
   check.that(size % kFp4Block == 0 && (!fuse_silu_and_mul || width % 2 == 0), "input.shape[1]", width,
              fuse_silu_and_mul ? "a multiple of 32" : "a multiple of 16");
   if (!check.ok()) return;

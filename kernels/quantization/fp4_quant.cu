@@ -20,7 +20,7 @@ constexpr int64_t kMostGridZ = 65535;       // CUDA's limit: the kernel loops ov
 // Eight values times 8 * `eighth` as e2m1, the first in the lowest bits: rounded to nearest even, saturated, with the
 // sign of the value; the magnitude of NaN is 0. The codes of the magnitudes 0, 0.5, … 6 are 0 … 7, at distances of 0.5
 // up to 2, of 1 up to 4, then of 2: the least of three roundings to an integer is the right one, each done by adding
-// 2^23. There is an instruction for all this on some GPUs; this is as fast as memory, and the same everywhere.
+// 2^23. Some GPUs have an instruction for all this; these few have the same bits everywhere.
 template <class T>
 __device__ __forceinline__ uint32_t times_to_e2m1(const Vec<T, 8>& values, float eighth) {
   constexpr float kRound = 8388608.0f;  // 2^23

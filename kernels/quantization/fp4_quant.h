@@ -9,6 +9,7 @@
 //   output_scale  int32       e4m3 bytes, four to a word, in the order that tensor cores read: tiles of 128 rows by 4
 //                             scales, 512 bytes each, row after row of tiles; scale (m, k) of a tile is byte
 //                             m % 32 * 16 + m / 32 * 4 + k. Scales behind K / 16 up to a multiple of 4 are 0.
+//
 // Values keep their sign. A NaN makes its scale NaN (0x7f), and its 16 values 0; an infinity counts as the largest
 // number. Tensors have a dense last dimension; input, and its rows, start at multiples of 16 bytes, output's of 8;
 // output_scale is contiguous. Outputs overlap neither each other nor an input. An empty input is a no-op. Wrong dtypes,
@@ -31,9 +32,8 @@ Status scaled_fp4_quant(TensorView output, TensorView input, TensorView output_s
 //   output_scale                    [R, ceil(K / 64)]
 //   input_global_scale              [E] f32: global of each expert
 //   input_offset_by_experts         [E + 1] int32: expert e has rows offset[e] … offset[e + 1] - 1, ascending
-//   output_scale_offset_by_experts  [E + 1] int32: its scales begin at row offset[e] of output_scale, a multiple of
-//   128,
-//                                   and reach over whole tiles
+//   output_scale_offset_by_experts  [E + 1] int32: its scales begin at row offset[e] of output_scale, a
+//                                   multiple of 128, and reach over whole tiles
 // Rows of no expert, and scales of no row, are not written. Offsets that lead out of a tensor are InvalidArgument on
 // the CPU; on a GPU nothing is written for them.
 Status scaled_fp4_experts_quant(TensorView output, TensorView output_scale, TensorView input,

@@ -2,13 +2,16 @@
 // (5 where the tensor's scale has to be found first, less what the L2 cache still holds).
 //
 //   a token   A block holds it in registers, 16 or 32 elements a thread: read once, one maximum over the block,
-//   written.
-//             Tokens of up to 1024 elements take a warp, four to a block. Longer than 32768 elements, or not whole
-//             aligned sixteens: element by element, read twice.
-//   a tensor  As many blocks as fit on the GPU stride over it. Where the scale has to be found, a first kernel leaves
-//   the
-//             maximum of each block in the workspace, and the second, launched to overlap the end of the first, takes
-//             the maximum of those in every block. It goes backwards, so that it begins with what the cache holds.
+//             written. Tokens of up to 1024 elements take a warp, four to a block. Longer than 32768 elements, or not
+//             whole aligned sixteens: element by element, read twice.
+//   a tensor  With its scale given, two sixteens a thread. Where it has to be found, a first kernel of as many
+//             blocks as fit on the GPU leaves the maximum of each block in the workspace, and a second, launched
+//             to overlap the end of the first, takes the maximum of those in every block. It goes backwards, so that
+//             it begins with what the cache holds.
+//
+// Measured on an H200, 2026-11-23, bf16, inputs beyond the L2 cache, a scale a token: 16384 tokens of 4096 / 7168
+// elements take 47.9 / 82.3 µs (4200 / 4280 GB/s), 1024 of 4096 5.3, 128 1.95, one 1.06 (an empty kernel: 1.0). A scale
+// that is found for a tensor of 16384x4096: 90.1 µs, of 128x4096 3.4.
 #include <algorithm>
 
 #include "kernels/base/launch.h"

@@ -17,9 +17,8 @@
 namespace sgl_kernel {
 
 // One scale for the tensor. is_static: output_s is given, and read; 0 gives zeros. Else it is found, and written.
-//   workspace           uint8, contiguous, at least sgl_per_tensor_quant_fp8_workspace_size() bytes, 4-byte aligned;
-//   not
-//                       read before it is written. Empty will do if is_static.
+//   workspace           uint8, contiguous, at least sgl_per_tensor_quant_fp8_workspace_size() bytes, 4-byte
+//                       aligned; not read before it is written. Empty will do if is_static.
 //   input, output_q     any shape, contiguous
 //   output_s            one element
 Status sgl_per_tensor_quant_fp8(TensorView workspace, TensorView input, TensorView output_q, TensorView output_s,
@@ -29,9 +28,8 @@ Status sgl_per_tensor_quant_fp8(TensorView workspace, TensorView input, TensorVi
 int64_t sgl_per_tensor_quant_fp8_workspace_size();
 
 // One scale for each token, which does not depend on the other tokens.
-//   input, output_q     [T, D], the last dimension dense, rows may be strided. 16-byte aligned rows with D a multiple
-//   of 16
-//                       are the fastest.
+//   input, output_q     [T, D], the last dimension dense, rows may be strided. 16-byte aligned rows with D a
+//                       multiple of 16 are the fastest.
 //   output_s            [T] or [T, 1], contiguous
 Status sgl_per_token_quant_fp8(TensorView input, TensorView output_q, TensorView output_s, Stream stream);
 

@@ -37,6 +37,7 @@ Status check_and_run(const char* name, const TensorView& input, const TensorView
       .that(fp8_max == (to_int8 ? 127.0 : 448.0), "fp8_max", fp8_max, "the largest value of output_q's dtype")
       .that(scale_ue8m0 || !packed, "output_s", "has dtype int32 without scale_ue8m0", "float32");
   const int64_t width = input.size(-1), size = fuse_silu_and_mul ? width / 2 : width;
+  check.that(width <= INT32_MAX, "input.shape[-1]", width, "less than 2^31");
   check.that(size % group_size == 0 && (!fuse_silu_and_mul || width % 2 == 0), "input.shape[-1]", width,
              fuse_silu_and_mul ? "twice a multiple of group_size" : "a multiple of group_size");
   SGL_RETURN_IF_ERROR(check.status());

@@ -1,5 +1,5 @@
 // Group quantization: memory-bound, 3 bytes moved for an element of 16 bits (5 with the fused activation). A thread
-// takes sixteen neighbours of one or two tokens, see device/row_grid.cuh; a group is 1 to 8 neighbouring lanes, which
+// takes sixteen neighbours of one to four tokens, see device/row_grid.cuh; a group is 1 to 8 neighbouring lanes, which
 // share their maximum by shuffles.
 //
 // With masked_m the grid has an expert's blocks along z, as many as share out kMaskedBlocksPerSm; they stride over the

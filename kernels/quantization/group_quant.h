@@ -8,16 +8,16 @@
 //   output_q  [T, H], [E, T, H]      float8_e4m3fn | int8
 //   output_s  the scales, of input's rank, any strides without overlap (row-major, column-major, padded for TMA):
 //             f32   [..., T, H / group_size]
-//             int32 [..., T, ceil(H / group_size / 4)], only with scale_ue8m0: the scales' exponents (UE8M0: the power
-//             of
-//                   two is 2^(byte - 127)), four groups to a word, the first in the lowest byte; bytes behind the last
-//                   group are 0
-//   masked_m  [E] int32, only with a three-dimensional input: of expert e the first masked_m[e] tokens are computed,
-//   and
-//             what belongs to the others is not written
+//             int32 [..., T, ceil(H / group_size / 4)], only with scale_ue8m0: the scales' exponents (UE8M0: the
+//                   power of two is 2^(byte - 127)), four groups to a word, the first in the lowest byte; bytes
+//                   behind the last group are 0
+//   masked_m  [E] int32, only with a three-dimensional input: of expert e the first masked_m[e] tokens are
+//             computed, and what belongs to the others is not written
 // group_size is 16, 32, 64 or 128, and divides H. eps is at least 1e-30. fp8_min and fp8_max are the limits of
 // output_q's dtype: -448 and 448, -128 and 127. input and output_q have a dense last dimension, and start, and step, by
-// multiples of 16 bytes. A group of zeros has the scale of eps, and zeros. A NaN makes its group's scale NaN, its e4m3
+// multiples of 16 bytes.
+//
+// A group of zeros has the scale of eps, and zeros. A NaN makes its group's scale NaN, its e4m3
 // values 0x7f (NaN) and its int8 values 0; an infinity makes the scale infinite, infinities 0x7f or 0, and the others
 // 0. UE8M0 has one byte, 255, for both, and all of the group's values are then as for NaN. A group's result depends on
 // nothing else. Outputs overlap neither each other nor an input. An empty input is a no-op. Wrong dtypes, shapes,
