@@ -1,0 +1,197 @@
+// The main loop of matrix products on Hopper: D[rows, cols] = sum_k left[row, k] * right[col, k], operands of 8 bits.
+//
+// One thread, the producer, keeps a ring of stages in shared memory full with the copy engine. A team of kConsumers
+// warpgroups multiplies a tile, each warpgroup 64 * kRowBlocks of its rows by all its columns; of several teams, each
+// has its own tiles. Along K a stage holds 128 bytes, one row of the swizzle.
+//
+// A Config C of a kernel says
+//   Sum         float for e4m3 operands, int32_t for int8
+//   kRowBlocks, kConsumers, kCols, kStages
+//   kFactors        numbers that a warp besides the producer leaves in each stage; 0: there is no such warp
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/device/tma_sm90.cuh"
+#include "kernels/device/wgmma_8bit_sm90.cuh"
+
+namespace sgl_kernel::SGL_TARGET::matmul {
+
+inline constexpr int kWarpgroup = 128;
+inline constexpr int kBlockK = kSwizzleBytes;  // K of a stage, in elements of a byte
+inline constexpr int kInstructionK = 32;
+inline constexpr int kInstructionRows = 64;
+
+template <class C>
+inline constexpr int kTileRows = kInstructionRows * C::kRowBlocks * C::kConsumers;
+
+// What a consumer thread holds of D: by row block, in wgmma's layout.
+template <class C>
+using Sums = typename C::Sum[C::kRowBlocks][C::kCols / 2];
+
+template <class C>
+struct Ring {
+  alignas(kSwizzleAtomBytes) uint8_t left[C::kStages][kTileRows<C> * kBlockK];
+  alignas(kSwizzleAtomBytes) uint8_t right[C::kStages][C::kCols * kBlockK];
+  Barrier full[C::kStages], empty[C::kStages];
+  float factors[C::kStages][C::kFactors > 0 ? C::kFactors : 1];
+
+  // One thread; then fence_barrier_init() and a barrier of the block.
+  __device__ __forceinline__ void init() {
+    for (int stage = 0; stage < C::kStages; ++stage) {
+      full[stage].init(C::kFactors > 0 ? 1 + 32 : 1);
+      empty[stage].init(C::kConsumers * kWarpgroup / 32);
+    }
+  }
+};
+
+template <class C>
+using Position = RingPosition<C::kStages>;
+
+inline int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
+
+// Rows of a box of an operand. A matrix of fewer rows than a tile is described by a box as small, because the copy
+// engine takes long over rows outside the matrix. What then stays in the rest of the tile only enters sums that nobody
+// stores.
+inline int box_rows_of(int64_t rows, int tile_rows) { return rows < tile_rows ? static_cast<int>(rows) : tile_rows; }
+
+// The map of an operand [rows, k] of bytes.
+inline Status encode_operand(const char* operator_name, CUtensorMap* map, const void* data, int64_t rows, int64_t k,
+                             int64_t row_bytes, int tile_rows) {
+  return encode_matrix_map(operator_name, map,
+                           {.data = const_cast<void*>(data),
+                            .rows = static_cast<uint64_t>(rows),
+                            .columns = static_cast<uint64_t>(k),
+                            .row_bytes = static_cast<uint64_t>(row_bytes),
+                            .box_rows = static_cast<uint32_t>(box_rows_of(rows, tile_rows)),
+                            .box_columns = kBlockK,
+                            .element_bytes = 1});
+}
+
+// The producer's loop over K blocks [begin, end) of the tile at (row, col). box_rows are those of both operands
+// together.
+template <class C>
+__device__ __forceinline__ void produce(Ring<C>& ring, Position<C>& at, const CUtensorMap* left_map,
+                                        const CUtensorMap* right_map, int row, int col, int begin, int end,
+                                        int box_rows) {
+  for (int block = begin; block < end; ++block) {
+    Barrier* full = &ring.full[at.index];
+    ring.empty[at.index].wait(at.parity ^ 1);
+    full->arrive_and_expect(box_rows * kBlockK);
+    load_matrix_box(ring.left[at.index], left_map, full, row, block * kBlockK);
+    load_matrix_box(ring.right[at.index], right_map, full, col, block * kBlockK);
+    at.advance();
+  }
+}
+
+// Each warp of the consumers says that it has read the stage: all its lanes, what they read by themselves included.
+template <class C>
+__device__ __forceinline__ void release(Ring<C>& ring, int stage) {
+  if (C::kFactors > 0) __syncwarp();
+  if (threadIdx.x % 32 == 0) ring.empty[stage].arrive();
+}
+
+// Issues the products of one stage. The sums are overwritten if `fresh`.
+template <class C>
+__device__ __forceinline__ void multiply_stage(const Ring<C>& ring, int stage, int consumer, bool fresh,
+                                               Sums<C>& sums) {
+  constexpr int kBlockBytes = kInstructionRows * kBlockK;
+  const uint64_t right = make_descriptor(shared_address(ring.right[stage]), 0);
+  const uint64_t left = make_descriptor(shared_address(ring.left[stage]) + consumer * C::kRowBlocks * kBlockBytes, 0);
+#pragma unroll
+  for (int k = 0; k < kBlockK / kInstructionK; ++k) {
+#pragma unroll
+    for (int block = 0; block < C::kRowBlocks; ++block) {
+      wgmma_8bit<C::kCols>(sums[block], left + descriptor_offset(block * kBlockBytes + k * kInstructionK),
+                           right + descriptor_offset(k * kInstructionK), k == 0 ? !fresh : 1);
+    }
+  }
+}
+
+template <class C>
+__device__ __forceinline__ void pin_sums(Sums<C>& sums) {
+#pragma unroll
+  for (int block = 0; block < C::kRowBlocks; ++block) pin_registers(sums[block]);
+}
+
+// The consumers' loop over num_blocks K blocks, at least one. A stage is released while the next one is multiplied.
+// issued() is called when the last product is under way.
+template <class C, class Issued>
+__device__ __forceinline__ void multiply(Ring<C>& ring, Position<C>& at, int num_blocks, int consumer, Sums<C>& sums,
+                                         Issued&& issued) {
+  int previous = -1;
+  for (int block = 0; block < num_blocks; ++block) {
+    ring.full[at.index].wait(at.parity);
+    pin_sums<C>(sums);
+    open_wgmma();
+    multiply_stage<C>(ring, at.index, consumer, block == 0, sums);
+    commit_wgmma();
+    pin_sums<C>(sums);
+    if (previous >= 0) {
+      wait_wgmma<1>();
+      release<C>(ring, previous);
+    }
+    previous = at.index;
+    at.advance();
+  }
+  issued();
+  wait_wgmma<0>();
+  pin_sums<C>(sums);
+  release<C>(ring, previous);
+}
+
+// The consumers' loop where the sums of each K block have factors of their own: totals = sum_b factor_b[row] * sums_b,
+// kRowBlocks being 1 and the ring's factors one for each row of the tile. The sums of one block are scaled while the
+// next block is multiplied.
+template <class C, class Issued>
+__device__ __forceinline__ void multiply_scaled(Ring<C>& ring, Position<C>& at, int num_blocks, int consumer,
+                                                Sums<C>& totals, Issued&& issued) {
+  static_assert(C::kRowBlocks == 1 && C::kFactors == kTileRows<C>);
+  const int row = consumer * kInstructionRows + threadIdx.x % kWarpgroup / 32 * 16 + threadIdx.x % 32 / 4;
+  Sums<C> even, odd;
+#pragma unroll
+  for (auto& total : totals[0]) total = 0;
+  const auto issue = [&](Sums<C>& sums) {
+    ring.full[at.index].wait(at.parity);
+    pin_sums<C>(sums);
+    open_wgmma();
+    multiply_stage<C>(ring, at.index, consumer, true, sums);
+    commit_wgmma();
+    pin_sums<C>(sums);
+  };
+  const auto scale = [&](int stage, Sums<C>& sums) {
+    pin_sums<C>(sums);
+    const float factor[2] = {ring.factors[stage][row], ring.factors[stage][row + 8]};
+    release<C>(ring, stage);
+#pragma unroll
+    for (int i = 0; i < C::kCols / 2; ++i) totals[0][i] += factor[i / 2 % 2] * static_cast<float>(sums[0][i]);
+  };
+  int previous = 0;
+  const auto step = [&](Sums<C>& next, Sums<C>& done) {
+    issue(next);
+    wait_wgmma<1>();
+    scale(previous, done);
+    previous = at.index;
+    at.advance();
+  };
+  issue(even);
+  previous = at.index;
+  at.advance();
+  int block = 1;
+  for (; block + 1 < num_blocks; block += 2) {
+    step(odd, even);
+    step(even, odd);
+  }
+  if (block < num_blocks) {
+    step(odd, even);
+    issued();
+    wait_wgmma<0>();
+    scale(previous, odd);
+  } else {
+    issued();
+    wait_wgmma<0>();
+    scale(previous, even);
+  }
+}
+
+}  // namespace sgl_kernel::SGL_TARGET::matmul
