@@ -4,11 +4,7 @@
 // multiprocessors.
 #include "kernels/base/launch.h"
 #include "kernels/device/dtype_switch.cuh"
-<<<<<<< HEAD
-#include "kernels/device/math.cuh"
-=======
 #include "kernels/device/gate.cuh"
->>>>>>> main
 #include "kernels/device/pdl.cuh"
 #include "kernels/device/row_grid.cuh"
 #include "kernels/device/vec.cuh"

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "kernels/device/fp8.cuh"
-#include "kernels/device/math.cuh"
+#include "kernels/device/gate.cuh"
 #include "kernels/device/vec.cuh"
 
 namespace sgl_kernel::SGL_TARGET {
