@@ -30,10 +30,9 @@ struct Int8 {
   using Sum = int32_t;
 };
 
-// The exponent's bias is 7 in e4m3 and 127 in f32; by a product with this, subnormals come right, too.
-constexpr float kRebias = 1.329227995784916e36f;  // 2^120
-
 float decode_e4m3(uint8_t bits) {
+  // The exponent's bias is 7 in e4m3 and 127 in f32; so shifted, subnormals come right, too.
+  constexpr float kRebias = 1.329227995784916e36f;  // 2^120
   const uint32_t sign = static_cast<uint32_t>(bits & 0x80) << 24, magnitude = bits & 0x7f;
   if (magnitude == 0x7f) return internal::float_of(sign | 0x7fc00000);  // NaN
   return internal::float_of(sign | magnitude << 20) * kRebias;
@@ -61,7 +60,7 @@ void plain_strip(const Decoded* a, const Decoded* b, int rows, int columns, Sum 
 #ifdef SGL_AVX2
 
 SGL_AVX2 void avx2_decode(const uint8_t* from, int64_t count, float* to) {
-  const __m256 rebias = _mm256_set1_ps(kRebias);
+  const __m256 rebias = _mm256_set1_ps(1.329227995784916e36f);
   const __m256i most = _mm256_set1_epi32(0x7f), quiet_nan = _mm256_set1_epi32(0x7fc00000);
   int64_t i = 0;
   for (; i + 8 <= count; i += 8) {
@@ -208,9 +207,8 @@ void multiply_tile(const ScaledMmParams& params, int64_t first_row, int64_t firs
       if (!params.blockwise) {
         value *= params.row_scales.at(first_row + row) * params.column_scales.at(first_column + column);
       }
-      if (params.bias != nullptr) {
+      if (params.bias != nullptr)
         value += static_cast<float>(static_cast<const Output*>(params.bias)[first_column + column]);
-      }
       output[column] = Output(value);
     }
   }
