@@ -1,5 +1,6 @@
 #include "kernels/base/check.h"
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
@@ -197,7 +198,10 @@ Check& Check::no_overlap(const char* output_name, const TensorView& output, cons
 }
 
 Check& Check::that(bool holds, const char* name, double value, const char* expected) {
-  return holds || !ok() ? *this : fail(name, "is " + std::to_string(value), expected);
+  if (holds || !ok()) return *this;
+  char text[32];  // std::to_string() would call 1e-12 "0.000000"
+  std::snprintf(text, sizeof(text), "is %g", value);
+  return fail(name, text, expected);
 }
 
 Check& Check::that(bool holds, const char* name, int64_t value, const char* expected) {

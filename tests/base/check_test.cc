@@ -24,7 +24,7 @@ void test_text() {
             "op: y has shape [3], expected [4] (= x.shape[-1])");
   EXPECT_EQ(message(Check("op").shape("x", x, {Check::kAny, 5})), "op: x has shape [2, 4], expected [*, 5]");
   EXPECT_EQ(message(Check("op").same_shape("y", y, "x", x)), "op: y has shape [3], expected [2, 4] (= x.shape)");
-  EXPECT_EQ(message(Check("op").that(false, "eps", -1.0, "at least 0")), "op: eps is -1.000000, expected at least 0");
+  EXPECT_EQ(message(Check("op").that(false, "eps", -1e-12, "at least 0")), "op: eps is -1e-12, expected at least 0");
   EXPECT_EQ(message(Check("op").that(false, "type", 7, "a type")), "op: type is 7, expected a type");
   const TensorView far(memory, DType::kF32, {2, 4}, {Device::Kind::kCuda, 1});
   EXPECT_EQ(message(Check("op").same_device({{"x", x}, {"far", far}})),
