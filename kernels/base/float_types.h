@@ -21,6 +21,14 @@ struct BFloat16 {
   operator float() const;
 };
 
+// float8_e4m3fn: no infinities, and one NaN of each sign. What is above 448, the largest value, becomes that.
+struct Float8E4M3 {
+  uint8_t bits = 0;
+  Float8E4M3() = default;
+  explicit Float8E4M3(float value);
+  operator float() const;
+};
+
 namespace internal {
 inline uint32_t bits_of(float value) {
   uint32_t bits;
@@ -73,6 +81,35 @@ inline Half::operator float() const {
     return sign != 0 ? -value : value;
   }
   return internal::float_of(sign | ((magnitude << 13) + 0x38000000));
+}
+
+inline Float8E4M3::Float8E4M3(float value) {
+  const uint32_t wide = internal::bits_of(value);
+  const uint32_t sign = (wide >> 24) & 0x80;
+  const uint32_t magnitude = wide & 0x7fffffff;
+  if (magnitude > 0x7f800000) {
+    bits = static_cast<uint8_t>(sign | 0x7f);  // NaN
+  } else if (magnitude >= 0x43e00000) {
+    bits = static_cast<uint8_t>(sign | 0x7e);  // 448 and above
+  } else if (magnitude < 0x3c800000) {
+    // Subnormal: adding 2^14 lets the float adder shift and round at 2^-9, the smallest step.
+    const float shifted = internal::float_of(magnitude) + 16384.0f;
+    bits = static_cast<uint8_t>(sign | (internal::bits_of(shifted) - 0x46800000));
+  } else {
+    const uint32_t odd = (magnitude >> 20) & 1;
+    bits = static_cast<uint8_t>(sign | ((magnitude - 0x3c000000 + 0x7ffff + odd) >> 20));
+  }
+}
+
+inline Float8E4M3::operator float() const {
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x80) << 24;
+  const uint32_t magnitude = bits & 0x7f;
+  if (magnitude == 0x7f) return internal::float_of(sign | 0x7fc00000);
+  if (magnitude < 0x08) {
+    const float value = static_cast<float>(magnitude) * 0.001953125f;  // 2^-9 steps
+    return sign != 0 ? -value : value;
+  }
+  return internal::float_of(sign | ((magnitude << 20) + 0x3c000000));
 }
 
 }  // namespace sgl_kernel
