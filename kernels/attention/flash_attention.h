@@ -44,7 +44,8 @@
 // The same bits every run. A row's bits depend on its own sequence and on num_splits (and, on a GPU, on which side of
 // few_packed_rows() the longest sequence lies), not on the other rows of the batch: fix num_splits for that.
 //
-// Wrong dtypes, shapes, strides, alignments or devices are InvalidArgument and nothing is written. No queries: a no-op.
+// Wrong dtypes, shapes, strides, alignments or devices are InvalidArgument and nothing is written. No queries: a no-op,
+// which appends no k_new either.
 // Source: Dao 2023 (FlashAttention-2), Milakov & Gimelshein 2018 (online softmax), FlashAttention-3's interface.
 #pragma once
 

@@ -251,10 +251,21 @@ Check& Check::aligned(const char* name, const TensorView& tensor, int64_t bytes)
 
 Check& Check::no_internal_overlap(const char* name, const TensorView& tensor) {
   if (!ok() || tensor.empty()) return *this;
+  int dims[TensorView::kMaxRank], num_dims = 0;  // those of more than one element, by ascending stride
   for (int dim = 0; dim < tensor.rank(); ++dim) {
-    if (tensor.size(dim) > 1 && tensor.stride(dim) == 0) {
-      return fail(name, "has strides " + strides_string(tensor), "no stride of 0 (it is written)");
+    if (tensor.size(dim) <= 1) continue;
+    int place = num_dims++;
+    for (; place > 0 && tensor.stride(dims[place - 1]) > tensor.stride(dim); --place) dims[place] = dims[place - 1];
+    dims[place] = dim;
+  }
+  int64_t span = 1;  // of the dimensions so far, in elements
+  for (int i = 0; i < num_dims; ++i) {
+    const int64_t stride = tensor.stride(dims[i]);
+    if (stride < span) {
+      return fail(name, "has shape " + shape_string(tensor) + " and strides " + strides_string(tensor),
+                  "elements at addresses of their own (it is written)");
     }
+    span += (tensor.size(dims[i]) - 1) * stride;
   }
   return *this;
 }

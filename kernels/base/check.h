@@ -56,7 +56,8 @@ class Check {
   Check& uniform_rows(const char* name, const TensorView& tensor, int64_t* row_stride);
   // The pointer and every stride but the last dimension's are multiples of `bytes`.
   Check& aligned(const char* name, const TensorView& tensor, int64_t bytes);
-  // No two elements of an output share an address (an expanded tensor's do).
+  // No two elements of an output share an address (an expanded tensor's do): each stride exceeds what the dimensions of
+  // smaller strides span.
   Check& no_internal_overlap(const char* name, const TensorView& tensor);
   // The bytes of `output`, if any, are apart from those of `input`. Slices of a common row (of a fused qkv tensor, of a
   // cache that holds keys and values in turn) are told apart; else the spans of both must not meet.

@@ -106,6 +106,10 @@ Status apply_rope_pos_ids_cos_sin_cache(TensorView q, TensorView k, TensorView q
                     {"cos_sin_cache", cos_sin_cache},
                     {"pos_ids", pos_ids}});
   check_table(check, cos_sin_cache, q.size(2));
+  for (const NamedTensor& rotated : {NamedTensor{"q_rope", q_rope}, NamedTensor{"k_rope", k_rope}}) {
+    check.no_overlap(rotated.name, rotated.tensor, "cos_sin_cache", cos_sin_cache)
+        .no_overlap(rotated.name, rotated.tensor, "pos_ids", pos_ids);
+  }
   const bool writes_cache = v.has_value();
   check.that(writes_cache == k_buffer.has_value() && writes_cache == v_buffer.has_value() &&
                  writes_cache == kv_cache_loc.has_value(),
@@ -129,10 +133,14 @@ Status apply_rope_pos_ids_cos_sin_cache(TensorView q, TensorView k, TensorView q
             {{"q", q}, {"v", *v}, {"k_buffer", *k_buffer}, {"v_buffer", *v_buffer}, {"kv_cache_loc", *kv_cache_loc}})
         .no_overlap("k_buffer", *k_buffer, "v_buffer", *v_buffer)
         .no_overlap("q_rope", q_rope, "v", *v)
-        .no_overlap("k_rope", k_rope, "v", *v);
+        .no_overlap("k_rope", k_rope, "v", *v)
+        .no_overlap("q_rope", q_rope, "kv_cache_loc", *kv_cache_loc)
+        .no_overlap("k_rope", k_rope, "kv_cache_loc", *kv_cache_loc);
     for (const NamedTensor& cache : {NamedTensor{"k_buffer", *k_buffer}, NamedTensor{"v_buffer", *v_buffer}}) {
-      for (const NamedTensor& other : {NamedTensor{"q", q}, NamedTensor{"k", k}, NamedTensor{"v", *v},
-                                       NamedTensor{"q_rope", q_rope}, NamedTensor{"k_rope", k_rope}}) {
+      for (const NamedTensor& other :
+           {NamedTensor{"q", q}, NamedTensor{"k", k}, NamedTensor{"v", *v}, NamedTensor{"q_rope", q_rope},
+            NamedTensor{"k_rope", k_rope}, NamedTensor{"cos_sin_cache", cos_sin_cache}, NamedTensor{"pos_ids", pos_ids},
+            NamedTensor{"kv_cache_loc", *kv_cache_loc}}) {
         check.no_overlap(cache.name, cache.tensor, other.name, other.tensor);
       }
     }
@@ -187,7 +195,12 @@ Status rotary_embedding(TensorView positions, TensorView query, const std::optio
     check.no_overlap("key", *key, "query", query).same_device({{"query", query}, {"key", *key}});
   }
   check.same_device({{"query", query}, {"positions", positions}, {"cos_sin_cache", cos_sin_cache}})
-      .dtype("cos_sin_cache", cos_sin_cache, {DType::kF32, query.dtype()});
+      .dtype("cos_sin_cache", cos_sin_cache, {DType::kF32, query.dtype()})
+      .no_overlap("query", query, "positions", positions)
+      .no_overlap("query", query, "cos_sin_cache", cos_sin_cache);
+  if (key.has_value()) {
+    check.no_overlap("key", *key, "positions", positions).no_overlap("key", *key, "cos_sin_cache", cos_sin_cache);
+  }
   check_table(check, cos_sin_cache, head_size);
   SGL_RETURN_IF_ERROR(check.status());
   if (query.empty() && (!key.has_value() || key->empty())) return OkStatus();

@@ -8,6 +8,9 @@
 
 namespace sgl_kernel {
 
+inline constexpr int64_t kMaxRows = INT32_MAX / 8;   // of up to 8 blocks each, whose number is an int
+inline constexpr int64_t kMaxVocab = INT32_MAX - 3;  // rounded up to vectors of 4, still an int
+
 // i32 or i64, by what a caller has.
 struct IntArray {
   const void* data = nullptr;

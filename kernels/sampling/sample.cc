@@ -1,6 +1,5 @@
 #include "kernels/sampling/sample.h"
 
-#include <limits>
 #include <string>
 
 #include "kernels/base/check.h"
@@ -14,10 +13,6 @@ SGL_DECLARE_TARGETS(sample_tokens);
 namespace {
 
 using Optional = std::optional<TensorView>;
-
-// A row is searched by at most 8 blocks, and a grid has less than 2^31.
-constexpr int64_t kMaxSamples = std::numeric_limits<int32_t>::max() / 8;
-constexpr int64_t kMaxVocab = std::numeric_limits<int32_t>::max() - 3;  // rounded up to vectors of 4, still an int
 
 void check_array(Check& check, const char* name, const Optional& array, const TensorView& probs,
                  const TensorView& output, std::initializer_list<DType> dtypes) {
@@ -48,7 +43,7 @@ Status check_common(Check& check, SampleParams* params, const TensorView& probs,
   if (!indices.has_value()) check.shape("output", output, {probs.size(0)}, "probs.shape[0]");
   check.that(output.empty() || probs.size(1) > 0, "probs.shape[-1]", probs.size(1), "at least 1")
       .that(probs.size(1) <= kMaxVocab, "probs.shape[-1]", probs.size(1), "below 2^31 - 3")
-      .that(output.size(0) <= kMaxSamples, "output.shape[0]", output.size(0), "at most 2^28 - 1");
+      .that(output.size(0) <= kMaxRows, "output.shape[0]", output.size(0), "at most 2^28 - 1");
   check_array(check, "maybe_indices", indices, probs, output, {DType::kI32, DType::kI64});
   SGL_RETURN_IF_ERROR(check.status());
 

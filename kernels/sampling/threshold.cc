@@ -1,7 +1,5 @@
 #include "kernels/sampling/threshold.h"
 
-#include <limits>
-
 #include "kernels/base/check.h"
 #include "kernels/base/dispatch.h"
 #include "kernels/sampling/threshold_params.h"
@@ -13,10 +11,6 @@ SGL_DECLARE_TARGETS(apply_threshold);
 namespace {
 
 using Optional = std::optional<TensorView>;
-
-// A row is searched by at most 8 blocks, and a grid has less than 2^31.
-constexpr int64_t kMaxRows = std::numeric_limits<int32_t>::max() / 8;
-constexpr int64_t kMaxVocab = std::numeric_limits<int32_t>::max() - 3;  // rounded up to vectors of 4, still an int
 
 struct Names {
   const char *input, *output, *array;

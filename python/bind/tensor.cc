@@ -82,8 +82,9 @@ struct KnownType {
   const DLPackExchangeAPI* api = nullptr;
 };
 constexpr int kKnownTypes = 4;
-KnownType known[kKnownTypes];  // guarded by the interpreter's lock, like the next one
+KnownType known[kKnownTypes];  // guarded by the interpreter's lock, like the next two
 int next_known = 0;
+const DLPackExchangeAPI* last_used = nullptr;  // of the tensor that was loaded last
 
 // Null if the type has no exchange API of the version that this was built with.
 const DLPackExchangeAPI* exchange_api(PyTypeObject* type) {
@@ -111,6 +112,7 @@ const DLPackExchangeAPI* exchange_api(PyTypeObject* type) {
 bool load_tensor(py::handle object, TensorView* view, py::object* owner) {
   if (object.is_none()) return false;
   if (const DLPackExchangeAPI* api = exchange_api(Py_TYPE(object.ptr()))) {
+    last_used = api;
     DLTensor tensor;
     if (api->dltensor_from_py_object_no_sync(object.ptr(), &tensor) != 0) throw py::error_already_set();
     *view = view_of(tensor);
@@ -130,8 +132,8 @@ bool load_tensor(py::handle object, TensorView* view, py::object* owner) {
 Stream current_stream(Device device) {
   if (device.is_cpu()) return {};
   void* stream = nullptr;
-  if (const DLPackExchangeAPI* api = known[0].api) {
-    if (api->current_work_stream(kDLCUDA, device.index, &stream) != 0) throw py::error_already_set();
+  if (last_used != nullptr && last_used->current_work_stream != nullptr) {
+    if (last_used->current_work_stream(kDLCUDA, device.index, &stream) != 0) throw py::error_already_set();
     return {stream};
   }
   const py::object torch = py::module_::import("torch");

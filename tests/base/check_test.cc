@@ -49,6 +49,9 @@ void test_layouts() {
   EXPECT(!Check("op").dense_last_dim("x", gaps).ok());
   EXPECT(!Check("op").no_internal_overlap("x", expanded).ok());
   EXPECT(Check("op").no_internal_overlap("x", rows).ok());
+  EXPECT(!Check("op").no_internal_overlap("x", strided({4, 8}, {1, 1})).ok());
+  EXPECT(!Check("op").no_internal_overlap("x", strided({4, 8}, {7, 1})).ok());
+  EXPECT(Check("op").no_internal_overlap("x", strided({8, 4}, {1, 8})).ok());  // transposed
   int64_t stride = 0;
   EXPECT(Check("op").uniform_rows("x", strided({2, 3, 4}, {18, 6, 1}), &stride).ok());
   EXPECT_EQ(stride, 6);

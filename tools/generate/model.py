@@ -17,6 +17,7 @@ from tools.generate.gguf_file import GgufError, GgufFile, Weight
 
 PAGE_SIZE = 64  # tokens of a KV page: a tile of the attention kernels
 FEW_TOKENS = 8  # up to here the matrix-vector kernel is the faster one
+WIDEST_INPUT = 16384  # of the kernels that make their input
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +127,8 @@ class Linear:
 
     def _takes_few(self, x: torch.Tensor) -> bool:
         """Whether one kernel does it all. It saves a GPU launches, which is what few tokens cost; a CPU has none."""
-        return x.is_cuda and x.shape[0] <= FEW_TOKENS and len(self._weights) == 1 and self._weights[0].is_block_format
+        fits = x.shape[0] <= FEW_TOKENS and x.shape[-1] <= WIDEST_INPUT
+        return x.is_cuda and fits and len(self._weights) == 1 and self._weights[0].is_block_format
 
 
 def multiply(x: torch.Tensor, weight: Weight) -> torch.Tensor:
