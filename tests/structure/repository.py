@@ -6,6 +6,7 @@ import pathlib
 import re
 import sys
 
+import tests
 from tests.harness import OPERATORS
 from tests.harness.schema import Schema, parse_schema
 
@@ -47,6 +48,7 @@ def sections(path: pathlib.Path):
 @functools.cache
 def operators_under_test() -> frozenset[str]:
     """The names of all Operators in the repository's tests."""
+    tests.__path__.append(str(ROOT / "tests"))  # for modules beside the tests
     for path in (ROOT / "tests").rglob("*_test.py"):
         if "operator_tests(" not in path.read_text() or path.parent == ROOT / "tests/harness":
             continue
