@@ -14,4 +14,7 @@ PYBIND11_MODULE(_gemm, module) {
   ops.def<&int8_scaled_mm>(
       "int8_scaled_mm(Tensor mat_a, Tensor mat_b, Tensor scales_a, Tensor scales_b, ScalarType out_dtype, "
       "Tensor? bias) -> Tensor");
+  ops.def<&bmm_fp8>(
+      "bmm_fp8(Tensor A, Tensor B, Tensor! D, Tensor A_scale, Tensor B_scale, Tensor workspace_buffer, "
+      "int cublas_handle) -> ()");
 }
