@@ -3,10 +3,9 @@
 // Grid: a block a tile (mma_tile.cuh) of a batch. int8 is multiplied as it is; e4m3 and e5m2 are widened to f16, which
 // holds them exactly, and summed in f32.
 // Bound by the tensor cores for many rows, by the latency of one tile for few: K is not split. Not measured.
-#include <cuda_fp8.h>
-
 #include "kernels/base/launch.h"
 #include "kernels/device/copy_async.cuh"
+#include "kernels/device/fp8.cuh"
 #include "kernels/device/mma_int8.cuh"
 #include "kernels/device/vec.cuh"
 #include "kernels/gemm/mma_tile.cuh"
@@ -22,13 +21,11 @@ struct Stage {
   alignas(16) uint8_t b[kTile][kPitch];
 };
 
-// Four fp8 numbers as pairs of f16.
-template <__nv_fp8_interpretation_t kFormat>
-__device__ __forceinline__ void widen(uint32_t bytes, uint32_t& low, uint32_t& high) {
-  const __half2_raw first = __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(bytes & 0xffff), kFormat);
-  const __half2_raw second = __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(bytes >> 16), kFormat);
-  low = first.x | static_cast<uint32_t>(first.y) << 16;
-  high = second.x | static_cast<uint32_t>(second.y) << 16;
+// Four fp8 numbers as pairs of f16, which holds them exactly. e5m2 is the upper half of f16.
+template <DType kDtype>
+__device__ __forceinline__ HalfPairs widen(uint32_t four) {
+  if constexpr (kDtype == DType::kF8E4M3) return half_of_e4m3(four);
+  return {__byte_perm(four, 0, 0x1404), __byte_perm(four, 0, 0x3424)};
 }
 
 // An operand as a thread holds it for the products of one kMmaK; a[0], a[1] and b[0] are of its first half.
@@ -49,7 +46,7 @@ struct Int8 {
 
 // The instruction's order along K does not matter as long as both operands have the same one: it takes the pairs of a
 // thread's four bytes where it expects the pairs of columns 2t and 2t + 8.
-template <__nv_fp8_interpretation_t kLeft, __nv_fp8_interpretation_t kRight>
+template <DType kLeft, DType kRight>
 struct Fp8 {
   using Sum = float;
   struct Left {
@@ -62,16 +59,17 @@ struct Fp8 {
     Left wide;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      widen<kLeft>(a[2 * half], wide.a[half][0], wide.a[half][2]);
-      widen<kLeft>(a[2 * half + 1], wide.a[half][1], wide.a[half][3]);
+      const HalfPairs upper = widen<kLeft>(a[2 * half]), lower = widen<kLeft>(a[2 * half + 1]);
+      wide.a[half][0] = upper.first;
+      wide.a[half][1] = lower.first;
+      wide.a[half][2] = upper.second;
+      wide.a[half][3] = lower.second;
     }
     return wide;
   }
   static __device__ __forceinline__ Right right(uint32_t b0, uint32_t b1) {
-    Right wide;
-    widen<kRight>(b0, wide.b[0][0], wide.b[0][1]);
-    widen<kRight>(b1, wide.b[1][0], wide.b[1][1]);
-    return wide;
+    const HalfPairs first = widen<kRight>(b0), second = widen<kRight>(b1);
+    return {{{first.first, first.second}, {second.first, second.second}}};
   }
   static __device__ __forceinline__ void multiply(float (&d)[4], const Left& left, const Right& right) {
     mma_f16(d, left.a[0], right.b[0]);
@@ -210,14 +208,14 @@ Status launch_operand(const ScaledMmParams& params, Stream stream) {
 
 Status scaled_mm_portable(const ScaledMmParams& params, Stream stream) {
   if (params.a_dtype == DType::kI8) return launch_operand<Int8, false>(params, stream);
-  using E4m3 = Fp8<__NV_E4M3, __NV_E4M3>;
+  using E4m3 = Fp8<DType::kF8E4M3, DType::kF8E4M3>;
   if (params.blockwise) return launch_operand<E4m3, true>(params, stream);
   const bool b_is_e5m2 = params.b_dtype == DType::kF8E5M2;
   if (params.a_dtype == DType::kF8E5M2) {
-    return b_is_e5m2 ? launch_operand<Fp8<__NV_E5M2, __NV_E5M2>, false>(params, stream)
-                     : launch_operand<Fp8<__NV_E5M2, __NV_E4M3>, false>(params, stream);
+    return b_is_e5m2 ? launch_operand<Fp8<DType::kF8E5M2, DType::kF8E5M2>, false>(params, stream)
+                     : launch_operand<Fp8<DType::kF8E5M2, DType::kF8E4M3>, false>(params, stream);
   }
-  return b_is_e5m2 ? launch_operand<Fp8<__NV_E4M3, __NV_E5M2>, false>(params, stream)
+  return b_is_e5m2 ? launch_operand<Fp8<DType::kF8E4M3, DType::kF8E5M2>, false>(params, stream)
                    : launch_operand<E4m3, false>(params, stream);
 }
 
