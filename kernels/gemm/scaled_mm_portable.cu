@@ -6,6 +6,7 @@
 #include "kernels/base/launch.h"
 #include "kernels/device/copy_async.cuh"
 #include "kernels/device/fp8.cuh"
+#include "kernels/device/mma_f16.cuh"
 #include "kernels/device/mma_int8.cuh"
 #include "kernels/device/vec.cuh"
 #include "kernels/gemm/mma_tile.cuh"

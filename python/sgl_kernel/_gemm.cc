@@ -1,4 +1,5 @@
 #include "kernels/gemm/scaled_mm.h"
+#include "kernels/gemm/skinny_mm.h"
 #include "python/bind/operators.h"
 
 PYBIND11_MODULE(_gemm, module) {
@@ -17,4 +18,7 @@ PYBIND11_MODULE(_gemm, module) {
   ops.def<&bmm_fp8>(
       "bmm_fp8(Tensor A, Tensor B, Tensor! D, Tensor A_scale, Tensor B_scale, Tensor workspace_buffer, "
       "int cublas_handle) -> ()");
+
+  ops.def<&dsv3_fused_a_gemm>("dsv3_fused_a_gemm(Tensor! output, Tensor mat_a, Tensor mat_b) -> ()");
+  ops.def<&dsv3_router_gemm>("dsv3_router_gemm(Tensor! output, Tensor mat_a, Tensor mat_b) -> ()");
 }

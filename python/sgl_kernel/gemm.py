@@ -12,7 +12,14 @@ import torch
 from sgl_kernel import _gemm as _native
 from sgl_kernel._ops import eager_or_traced, fakes, implements
 
-__all__ = ["bmm_fp8", "fp8_blockwise_scaled_mm", "fp8_scaled_mm", "int8_scaled_mm"]
+__all__ = [
+    "bmm_fp8",
+    "dsv3_fused_a_gemm",
+    "dsv3_router_gemm",
+    "fp8_blockwise_scaled_mm",
+    "fp8_scaled_mm",
+    "int8_scaled_mm",
+]
 
 # Upstream has these names in this module as well.
 _OF_QUANTIZATION = frozenset(
@@ -181,3 +188,48 @@ def fp8_blockwise_scaled_mm(
       ValueError: another shape, dtype, stride or device.
     """
     return _blockwise_operator(mat_a, mat_b, scales_a, scales_b, out_dtype)
+
+
+_fused_a_operator = eager_or_traced("dsv3_fused_a_gemm", _native.dsv3_fused_a_gemm)
+_router_operator = eager_or_traced("dsv3_router_gemm", _native.dsv3_router_gemm)
+
+
+def dsv3_fused_a_gemm(mat_a: torch.Tensor, mat_b: torch.Tensor, output: torch.Tensor | None = None) -> torch.Tensor:
+    """Multiplies a few rows with a column-major bfloat16 matrix: result = mat_a @ mat_b.
+
+    Args:
+      mat_a: [M, K], bfloat16; rows may be strided. Any M, but the kernel is made for up to 16.
+      mat_b: [K, N], bfloat16, column-major: stride(0) == 1.
+      output: [M, N], bfloat16: takes the result.
+
+    Returns:
+      [M, N], bfloat16: `output` if given. Sums are float32's.
+
+    Raises:
+      ValueError: another shape, dtype, stride or device.
+    """
+    if output is None:
+        output = _product(mat_a, mat_b, mat_a.dtype)
+    _fused_a_operator(output, mat_a, mat_b)
+    return output
+
+
+def dsv3_router_gemm(
+    hidden_states: torch.Tensor, router_weights: torch.Tensor, out_dtype: torch.dtype = torch.bfloat16
+) -> torch.Tensor:
+    """Multiplies a few rows with the rows of a bfloat16 matrix: result = hidden_states @ router_weights.T.
+
+    Args:
+      hidden_states: [M, K], bfloat16; rows may be strided. Any M, but the kernel is made for up to 16.
+      router_weights: [N, K], bfloat16; rows may be strided.
+      out_dtype: bfloat16 or float32.
+
+    Returns:
+      [M, N], out_dtype. Sums are float32's.
+
+    Raises:
+      ValueError: another shape, dtype, stride or device.
+    """
+    output = _product(hidden_states, router_weights.t() if router_weights.dim() == 2 else router_weights, out_dtype)
+    _router_operator(output, hidden_states, router_weights)
+    return output
