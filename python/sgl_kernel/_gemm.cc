@@ -1,3 +1,4 @@
+#include "kernels/gemm/fp4_mm.h"
 #include "kernels/gemm/scaled_mm.h"
 #include "kernels/gemm/skinny_mm.h"
 #include "python/bind/operators.h"
@@ -21,4 +22,8 @@ PYBIND11_MODULE(_gemm, module) {
 
   ops.def<&dsv3_fused_a_gemm>("dsv3_fused_a_gemm(Tensor! output, Tensor mat_a, Tensor mat_b) -> ()");
   ops.def<&dsv3_router_gemm>("dsv3_router_gemm(Tensor! output, Tensor mat_a, Tensor mat_b) -> ()");
+
+  ops.def<&cutlass_scaled_fp4_mm>(
+      "cutlass_scaled_fp4_mm(Tensor! out, Tensor a, Tensor b, Tensor block_scale_a, Tensor block_scale_b, Tensor alpha) "
+      "-> ()");
 }

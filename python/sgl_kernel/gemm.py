@@ -14,6 +14,7 @@ from sgl_kernel._ops import eager_or_traced, fakes, implements
 
 __all__ = [
     "bmm_fp8",
+    "cutlass_scaled_fp4_mm",
     "dsv3_fused_a_gemm",
     "dsv3_router_gemm",
     "fp8_blockwise_scaled_mm",
@@ -233,3 +234,37 @@ def dsv3_router_gemm(
     output = _product(hidden_states, router_weights.t() if router_weights.dim() == 2 else router_weights, out_dtype)
     _router_operator(output, hidden_states, router_weights)
     return output
+
+
+_fp4_operator = eager_or_traced("cutlass_scaled_fp4_mm", _native.cutlass_scaled_fp4_mm)
+
+
+def cutlass_scaled_fp4_mm(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    block_scale_a: torch.Tensor,
+    block_scale_b: torch.Tensor,
+    alpha: torch.Tensor,
+    out_dtype: torch.dtype,
+) -> torch.Tensor:
+    """Multiplies NVFP4 matrices, as scaled_fp4_quant makes them, on any GPU.
+
+        result[i, j] = alpha · Σ_l a[i, l] · scale_a[i, l // 16] · b[j, l] · scale_b[j, l // 16]
+
+    Args:
+      a: [M, K / 2], uint8: two e2m1 values a byte, the first in the low bits. K is a multiple of 16.
+      b: [N, K / 2], uint8.
+      block_scale_a: [ceil(M / 128) · 128, ceil(K / 64) · 4], float8_e4m3fn, in tiles of 128 × 4; contiguous.
+      block_scale_b: [ceil(N / 128) · 128, ceil(K / 64) · 4], likewise.
+      alpha: float32, one element: 1 / (global scale of a · global scale of b).
+      out_dtype: float16 or bfloat16.
+
+    Returns:
+      [M, N], out_dtype. Products are exact, sums are float32's.
+
+    Raises:
+      ValueError: another shape, dtype, stride or device.
+    """
+    out = a.new_empty((a.shape[0], b.shape[0]) if a.dim() == b.dim() == 2 else (0, 0), dtype=out_dtype)
+    _fp4_operator(out, a, b, block_scale_a, block_scale_b, alpha)
+    return out
