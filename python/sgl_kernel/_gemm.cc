@@ -1,4 +1,5 @@
 #include "kernels/gemm/fp4_mm.h"
+#include "kernels/gemm/qserve_mm.h"
 #include "kernels/gemm/scaled_mm.h"
 #include "kernels/gemm/skinny_mm.h"
 #include "python/bind/operators.h"
@@ -26,4 +27,11 @@ PYBIND11_MODULE(_gemm, module) {
   ops.def<&cutlass_scaled_fp4_mm>(
       "cutlass_scaled_fp4_mm(Tensor! out, Tensor a, Tensor b, Tensor block_scale_a, Tensor block_scale_b, Tensor alpha) "
       "-> ()");
+
+  ops.def<&qserve_w4a8_per_chn_gemm>(
+      "qserve_w4a8_per_chn_gemm(Tensor _in_feats, Tensor _kernel, Tensor _wscales, Tensor _ascales, Tensor _w_szs, "
+      "Tensor _a_ssums, Tensor! _out_feats) -> ()");
+  ops.def<&qserve_w4a8_per_group_gemm>(
+      "qserve_w4a8_per_group_gemm(Tensor _in_feats, Tensor _kernel, Tensor _zeros, Tensor _scales_i8, Tensor _wscales, "
+      "Tensor _ascales, Tensor! _out_feats) -> ()");
 }

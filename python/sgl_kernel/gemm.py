@@ -20,6 +20,8 @@ __all__ = [
     "fp8_blockwise_scaled_mm",
     "fp8_scaled_mm",
     "int8_scaled_mm",
+    "qserve_w4a8_per_chn_gemm",
+    "qserve_w4a8_per_group_gemm",
 ]
 
 # Upstream has these names in this module as well.
@@ -268,3 +270,82 @@ def cutlass_scaled_fp4_mm(
     out = a.new_empty((a.shape[0], b.shape[0]) if a.dim() == b.dim() == 2 else (0, 0), dtype=out_dtype)
     _fp4_operator(out, a, b, block_scale_a, block_scale_b, alpha)
     return out
+
+
+_per_channel_operator = eager_or_traced("qserve_w4a8_per_chn_gemm", _native.qserve_w4a8_per_chn_gemm)
+_per_group_operator = eager_or_traced("qserve_w4a8_per_group_gemm", _native.qserve_w4a8_per_group_gemm)
+
+
+def _qserve_result(in_feats, kernel):
+    rows = in_feats.shape[0] if in_feats.dim() > 0 else 0
+    columns = kernel.shape[0] if kernel.dim() > 0 else 0
+    return in_feats.new_empty((rows, columns), dtype=torch.float16)
+
+
+def qserve_w4a8_per_chn_gemm(
+    in_feats: torch.Tensor,
+    kernel: torch.Tensor,
+    wscales: torch.Tensor,
+    ascales: torch.Tensor,
+    w_szs: torch.Tensor,
+    a_ssums: torch.Tensor,
+    out_feats: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Multiplies int8 rows with QServe's 4-bit weights that have a scale and a zero point for each channel.
+
+        result[i, j] = ascales[i] · wscales[j] · Σ_l in_feats[i, l] · q[j, l] - a_ssums[i] · w_szs[j]
+
+    Args:
+      in_feats: [M, K], int8; rows may be strided.
+      kernel: [N, K / 2], int8: the weights q, 0 to 15, in QServe's tiles of 32 × 32 (kernels/gemm/qserve_mm.h).
+      wscales: float16, N numbers.
+      ascales: float16, M numbers.
+      w_szs: float16, N numbers: scale times zero point.
+      a_ssums: float16, M numbers: sums of the rows as they were before quantization.
+      out_feats: [M, N], float16: takes the result.
+
+    Returns:
+      [M, N], float16: `out_feats` if given. The sum is exact in int32; K is at most 131071.
+
+    Raises:
+      ValueError: another shape, dtype, stride or device; N or K is no multiple of 32.
+    """
+    if out_feats is None:
+        out_feats = _qserve_result(in_feats, kernel)
+    _per_channel_operator(in_feats, kernel, wscales, ascales, w_szs, a_ssums, out_feats)
+    return out_feats
+
+
+def qserve_w4a8_per_group_gemm(
+    in_feats: torch.Tensor,
+    kernel: torch.Tensor,
+    zeros: torch.Tensor,
+    scales_i8: torch.Tensor,
+    wscales: torch.Tensor,
+    ascales: torch.Tensor,
+    out_feats: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Multiplies int8 rows with QServe's 4-bit weights that have an int8 scale and zero for each group of 128.
+
+        weight[j, l] = int8(q[j, l] · scale[j, l // 128] + zero[j, l // 128])
+        result[i, j] = ascales[i] · wscales[j] · Σ_l in_feats[i, l] · weight[j, l]
+
+    Args:
+      in_feats: [M, K], int8; rows may be strided. K is a multiple of 128.
+      kernel: [N, K / 2], int8: the weights q, 0 to 15, in QServe's tiles of 32 × 32 (kernels/gemm/qserve_mm.h).
+      zeros: [K / 128, N], int8, in QServe's order of rows: minus the zero point times the scale.
+      scales_i8: [K / 128, N], int8, in that order.
+      wscales: float16, N numbers.
+      ascales: float16, M numbers.
+      out_feats: [M, N], float16: takes the result.
+
+    Returns:
+      [M, N], float16: `out_feats` if given. The sum is exact in int32; K is at most 131071.
+
+    Raises:
+      ValueError: another shape, dtype, stride or device; N is no multiple of 32, or K none of 128.
+    """
+    if out_feats is None:
+        out_feats = _qserve_result(in_feats, kernel)
+    _per_group_operator(in_feats, kernel, zeros, scales_i8, wscales, ascales, out_feats)
+    return out_feats
