@@ -22,7 +22,7 @@ def packed(q):
     rows, width = q.shape
     at, shift = byte_of_weight(torch.arange(rows)[:, None], torch.arange(width)[None, :], width)
     result = torch.zeros(rows * width // 2, dtype=torch.int32)
-    result.index_add_(0, at.reshape(-1), (q.cpu() << shift).int().reshape(-1))
+    result.index_add_(0, at.reshape(-1), (q.cpu().int() << shift.int()).reshape(-1))
     return result.to(torch.uint8).view(torch.int8).view(rows, width // 2)
 
 
@@ -40,12 +40,10 @@ def place_of_row(rows):
 
 class QserveMm(Operator):
     empty = [case(m=0, n=32, k=128), case(m=3, n=0, k=128)]
-    batch = {"_in_feats": 0, "_ascales": 0, "_a_ssums": 0, "_out_feats": 0}
+    batch = {"_in_feats": 0, "_ascales": 0, "_out_feats": 0}
     strided = ("_in_feats", "_out_feats")
-    misaligned = ("_in_feats", "_out_feats", "_wscales", "_ascales", "_w_szs", "_a_ssums")
-    accepts = {
-        f"{name}.rank": "the number of its elements counts" for name in ("_wscales", "_ascales", "_w_szs", "_a_ssums")
-    }
+    misaligned = ("_in_feats", "_out_feats", "_wscales", "_ascales")
+    accepts = {f"{name}.rank": "the number of its elements counts" for name in ("_wscales", "_ascales")}
 
     def tensors(self, case, draw):
         q = draw.integers(0, 16, (case.n, case.k), torch.int32)
@@ -61,6 +59,13 @@ class QserveMm(Operator):
 
 
 class PerChannel(QserveMm):
+    batch = {**QserveMm.batch, "_a_ssums": 0}
+    misaligned = (*QserveMm.misaligned, "_w_szs", "_a_ssums")
+    accepts = {
+        **QserveMm.accepts,
+        "_w_szs.rank": "the number of its elements counts",
+        "_a_ssums.rank": "the number of its elements counts",
+    }
     cases = [
         case(m=5, n=96, k=160),
         case(m=1, n=32, k=4096),
