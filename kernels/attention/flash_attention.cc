@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/attention/flash_attention_indices.h"
 #include "kernels/attention/flash_attention_params.h"
 #include "kernels/base/check.h"
 #include "kernels/base/dispatch.h"
@@ -477,6 +478,8 @@ Status fwd(TensorView out, TensorView softmax_lse, TensorView out_accum, TensorV
   if (is_causal) params.window_right = 0;
   params.rotate_q_by_row = params.window_left >= 0 || params.window_right >= 0 || params.attention_chunk > 0;
   if (params.batch == 0 || params.seqlen_q == 0) return OkStatus();
+  const int64_t cache_batch = page_table.has_value() ? page_table->size(0) : k.size(0);
+  SGL_RETURN_IF_ERROR(check_attention_indices(params, cache_batch, q.device(), stream));
   return internal::dispatch("fwd", flash_attention_forward_targets, q.device(), params, stream);
 }
 

@@ -34,9 +34,11 @@
 // their strides.
 //
 // max_seqlen_q and max_seqlen_k bound every sequence's lengths under cu_seqlens_*; without them the totals do. Longer
-// sequences are cut there, as lengths beyond the cache are. What the index tensors hold is the caller's duty otherwise:
-// cu_seqlens ascend within the tensors, page and batch indices are in range. What the cache holds behind a sequence's
-// last key is never looked at, NaN included. scheduler_metadata and pack_gqa change nothing; sm_margin is
+// sequences are cut there, as lengths beyond the cache are. Index tensors that hold anything else are refused before
+// anything is written, on a GPU if checks_values() (SGL_KERNEL_CHECK=1), where they are the caller's duty otherwise:
+// cu_seqlens ascend within the tensors; seqused_* of them are within their sequences; the cache has room for k_new;
+// kv_batch_idx, leftpad_k and the pages of a sequence's keys are in range. What page_table and the cache hold behind a
+// sequence's last key is never looked at, NaN included. scheduler_metadata and pack_gqa change nothing; sm_margin is
 // fwd_num_splits()'s.
 //
 // The same bits every run. A row's bits depend on its own sequence and on num_splits (and, on a GPU, on which side of

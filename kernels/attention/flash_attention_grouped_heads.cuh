@@ -10,8 +10,8 @@
 // each block takes every so many rows. Short calls are a chain of latencies (lengths, page table, keys, merge), so what
 // stands before and after the loop is kept short: numbers that need a division come from the host.
 //
-// bf16, 64 query and 4 KV heads of 128, pages of 64, on an H200 (2026-11-23): 245 us = 4402 GB/s for 128 sequences of
-// 4096 keys, 67 us = 4019 GB/s for 16 of 8192, 12 us for one of 8192.
+// bf16, 64 query and 4 KV heads of 128, pages of 64, on an H200 (2026-11-23): 245 µs = 4402 GB/s for 128 sequences of
+// 4096 keys, 67 µs = 4019 GB/s for 16 of 8192, 12 µs for one of 8192.
 #pragma once
 
 #include <algorithm>

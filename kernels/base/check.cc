@@ -1,7 +1,14 @@
 #include "kernels/base/check.h"
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
+
+#include "kernels/base/dispatch.h"
+
+#ifdef SGL_WITH_CUDA
+#include <cuda_runtime_api.h>
+#endif
 
 namespace sgl_kernel {
 namespace {
@@ -53,6 +60,52 @@ bool interleave(const TensorView& a, const TensorView& b) {
   return inner_a.end - inner_a.begin <= offset && offset + (inner_b.end - inner_b.begin) <= step;
 }
 
+// The indices of element `i`, in row-major order, and its value.
+struct Index {
+  int64_t at[TensorView::kMaxRank];
+  int64_t value;
+};
+
+Index index_at(const TensorView& indices, int64_t i) {
+  Index index = {};
+  int64_t offset = 0;
+  for (int dim = indices.rank() - 1; dim >= 0; --dim) {
+    index.at[dim] = dim > 0 ? i % indices.size(dim) : i;
+    if (dim > 0) i /= indices.size(dim);
+    offset += index.at[dim] * indices.stride(dim);
+  }
+  index.value =
+      indices.dtype() == DType::kI64 ? indices.data<const int64_t>()[offset] : indices.data<const int32_t>()[offset];
+  return index;
+}
+
+#ifdef SGL_WITH_CUDA
+bool is_captured(Stream stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  if (cudaStreamIsCapturing(static_cast<cudaStream_t>(stream.handle), &status) != cudaSuccess) {
+    cudaGetLastError();  // the default stream beside a capture: the launch says so
+    return true;
+  }
+  return status != cudaStreamCaptureStatusNone;
+}
+
+// Copies `count` bytes of a GPU's memory once the stream has done what it has to do.
+Status copy_to_host(const char* operator_name, void* to, const void* from, size_t count, Stream stream) {
+  const auto handle = static_cast<cudaStream_t>(stream.handle);
+  cudaError_t error = cudaMemcpyAsync(to, from, count, cudaMemcpyDeviceToHost, handle);
+  if (error == cudaSuccess) error = cudaStreamSynchronize(handle);
+  if (error == cudaSuccess) return OkStatus();
+  cudaGetLastError();
+  return Internal(std::string(operator_name) + ": CUDA says " + cudaGetErrorString(error) + ", while indices are read");
+}
+#else
+bool is_captured(Stream) { return true; }  // nothing runs there: dispatch says so
+
+Status copy_to_host(const char* operator_name, void*, const void*, size_t, Stream) {
+  return Unsupported(std::string(operator_name) + ": a tensor is on a GPU, expected the CPU (all this is built for)");
+}
+#endif
+
 }  // namespace
 
 std::string shape_string(const TensorView& tensor) {
@@ -61,12 +114,31 @@ std::string shape_string(const TensorView& tensor) {
   return list_string(shape, tensor.rank());
 }
 
-bool checks_values() {
+bool checks_values(Device device, Stream stream) {
+  if (device.is_cpu()) return true;
   static const bool enabled = [] {
     const char* value = std::getenv("SGL_KERNEL_CHECK");
     return value != nullptr && std::strcmp(value, "1") == 0;
   }();
-  return enabled;
+  if (!enabled) return false;
+  DeviceGuard guard(device);
+  return !is_captured(stream);
+}
+
+Status HostCopy::take(const char* operator_name, const TensorView& tensor, Stream stream) {
+  view_ = tensor;
+  if (tensor.device().is_cpu() || tensor.empty()) return OkStatus();
+  const Span span = span_of(tensor);
+  bytes_.resize(static_cast<size_t>(span.end - span.begin));
+  int64_t shape[TensorView::kMaxRank], strides[TensorView::kMaxRank];
+  for (int dim = 0; dim < tensor.rank(); ++dim) {
+    shape[dim] = tensor.size(dim);
+    strides[dim] = tensor.stride(dim);
+  }
+  char* const data = bytes_.data() + (tensor.data<const char>() - span.begin);
+  view_ = TensorView(data, tensor.dtype(), tensor.rank(), shape, strides, Device());
+  DeviceGuard guard(tensor.device());
+  return copy_to_host(operator_name, bytes_.data(), span.begin, bytes_.size(), stream);
 }
 
 Check& Check::fail(const char* name, const std::string& is, const std::string& expected) {
@@ -196,8 +268,26 @@ Check& Check::no_overlap(const char* output_name, const TensorView& output, cons
   return fail(output_name, std::string("overlaps ") + input_name + " in memory", "memory of its own");
 }
 
+Check& Check::in_range(const char* name, const TensorView& indices, int64_t end, const char* source, Stream stream) {
+  if (!ok() || indices.empty() || !checks_values(indices.device(), stream)) return *this;
+  HostCopy copy;
+  status_ = copy.take(operator_, indices, stream);
+  if (!ok()) return *this;
+  const int64_t count = indices.num_elements();
+  for (int64_t i = 0; i < count; ++i) {
+    const Index index = index_at(copy.view(), i);
+    if (index.value >= 0 && index.value < end) continue;
+    return fail((name + list_string(index.at, indices.rank())).c_str(), "is " + std::to_string(index.value),
+                "at least 0 and less than " + std::to_string(end) + " (= " + source + ")");
+  }
+  return *this;
+}
+
 Check& Check::that(bool holds, const char* name, double value, const char* expected) {
-  return holds || !ok() ? *this : fail(name, "is " + std::to_string(value), expected);
+  if (holds || !ok()) return *this;
+  char text[32];  // std::to_string() would call 1e-12 "0.000000"
+  std::snprintf(text, sizeof(text), "is %g", value);
+  return fail(name, text, expected);
 }
 
 Check& Check::that(bool holds, const char* name, int64_t value, const char* expected) {

@@ -15,6 +15,7 @@
 #include <initializer_list>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "kernels/base/status.h"
 #include "kernels/base/tensor_view.h"
@@ -61,6 +62,10 @@ class Check {
   // cache that holds keys and values in turn) are told apart; else the spans of both must not meet.
   Check& no_overlap(const char* output_name, const TensorView& output, const char* input_name, const TensorView& input);
 
+  // Every index is at least 0 and less than `end`. Looks if checks_values(). i32 | i64, any shape; `source` as in
+  // shape().
+  Check& in_range(const char* name, const TensorView& indices, int64_t end, const char* source, Stream stream);
+
   // Anything else. `value` is formatted only on failure: that(eps >= 0, "eps", eps, "at least 0").
   Check& that(bool holds, const char* name, double value, const char* expected);
   Check& that(bool holds, const char* name, int64_t value, const char* expected);
@@ -80,7 +85,23 @@ class Check {
 // "[2, 4096]"
 std::string shape_string(const TensorView& tensor);
 
-// Whether SGL_KERNEL_CHECK=1 asks for the checks that read values (indices in range, no NaN). Read once.
-bool checks_values();
+// Whether what index tensors hold is checked: always on the CPU; on a GPU if the variable SGL_KERNEL_CHECK is 1 (it is
+// read once), unless the stream is being captured: a graph's indices are those of its replays. Such a check waits for
+// the stream, the one thing below python/ that does.
+bool checks_values(Device device, Stream stream);
+
+// A tensor where the host can read it: on the CPU the tensor itself, else a copy of the memory that it spans, with its
+// strides, made behind what the stream does already.
+class HostCopy {
+ public:
+  Status take(const char* operator_name, const TensorView& tensor, Stream stream);
+
+  // Valid while this object and the tensor are.
+  const TensorView& view() const { return view_; }
+
+ private:
+  std::vector<char> bytes_;
+  TensorView view_;
+};
 
 }  // namespace sgl_kernel

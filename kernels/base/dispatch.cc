@@ -101,6 +101,18 @@ size_t best_target(const Target* built, size_t count, int device_sm) {
   return index;
 }
 
+Status unserved(const char* operator_name, const Target* built, size_t count, Device device, int device_sm) {
+  std::string text = std::string(operator_name) + ": device cuda:" + std::to_string(device.index);
+  if (device_sm > 0) {
+    text += " has compute capability " + std::to_string(device_sm / 10) + "." + std::to_string(device_sm % 10);
+  } else {
+    text += " is not known to the CUDA runtime of this build";
+  }
+  text += ", expected one that a built target serves (built:";
+  for (size_t i = 0; i < count; ++i) text += (i == 0 ? " " : ", ") + std::string(traits_of(built[i]).name);
+  return Unsupported(text + ")");
+}
+
 Status pick_target(const char* operator_name, const Target* built, size_t count, Device device, size_t* index) {
   if (device.is_cpu()) {
     *index = 0;  // every concept has the CPU target, and lists it first
@@ -108,12 +120,7 @@ Status pick_target(const char* operator_name, const Target* built, size_t count,
   }
   const int sm = device_sm(device.index);
   *index = best_target(built, count, sm);
-  if (*index < count) return OkStatus();
-  std::string names;
-  for (size_t i = 0; i < count; ++i) names += (i == 0 ? "" : ", ") + std::string(traits_of(built[i]).name);
-  return Unsupported(std::string(operator_name) + ": device cuda:" + std::to_string(device.index) +
-                     (sm > 0 ? " is sm_" + std::to_string(sm) : " is not known to the CUDA runtime of this build") +
-                     ", expected one that a built target serves (built: " + names + ")");
+  return *index < count ? OkStatus() : unserved(operator_name, built, count, device, sm);
 }
 
 }  // namespace internal

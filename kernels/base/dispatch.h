@@ -47,8 +47,11 @@ namespace internal {
 // major architecture and a lower minor one; else the highest PTX below it. `count` if there is none.
 size_t best_target(const Target* built, size_t count, int device_sm);
 
-// The index in `built` of the best target for `device`. An Unsupported status names the operator, the device's SM and
-// what is built.
+// What a call gets on a GPU that no built target serves: Unsupported, with the operator, the device, its compute
+// capability (90 for 9.0, 0 if unknown) and what is built.
+Status unserved(const char* operator_name, const Target* built, size_t count, Device device, int device_sm);
+
+// The index in `built` of the best target for `device`, or unserved().
 Status pick_target(const char* operator_name, const Target* built, size_t count, Device device, size_t* index);
 
 template <class Function, size_t kCount, class... Args>

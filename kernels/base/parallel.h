@@ -2,10 +2,10 @@
 //
 //   parallel_for(num_rows, /*grain=*/16, [&](int64_t begin, int64_t end) { for (int64_t row = begin; …) … });
 //
-// Work is split into contiguous ranges of at least `grain`, a few for each of num_threads() threads; which thread takes
-// which range is left to chance. What is computed for an index must not depend on the range it is in. The caller takes
-// part, and takes all ranges that no other thread begins. A call from within a worker, or while another thread is in a
-// parallel_for, runs serially on the calling thread.
+// Work is split into contiguous ranges of about `grain` or more (of more than half of it, if there are several), a few
+// for each of num_threads() threads; which thread takes which range is left to chance. What is computed for an index
+// must not depend on the range it is in. The caller takes part, and takes all ranges that no other thread begins. A
+// call from within a worker, or while another thread is in a parallel_for, runs serially on the calling thread.
 #pragma once
 
 #include <cstdint>

@@ -14,9 +14,7 @@ constexpr int64_t kMaxHeadDim = 1024;  // a head is one block's work at most
 
 Heads heads_of(const TensorView& tensor) { return {tensor.data(), tensor.stride(0), tensor.stride(1)}; }
 
-Indices indices_of(const char* name, const TensorView& tensor) {
-  return {tensor.data(), tensor.dtype() == DType::kI64, name};
-}
+Indices indices_of(const TensorView& tensor) { return {tensor.data(), tensor.dtype() == DType::kI64}; }
 
 // The very same elements: what "in place" means.
 bool same_memory(const TensorView& a, const TensorView& b) {
@@ -141,6 +139,9 @@ Status apply_rope_pos_ids_cos_sin_cache(TensorView q, TensorView k, TensorView q
   }
   SGL_RETURN_IF_ERROR(check.status());
   if (q.empty() && k.empty()) return OkStatus();
+  check.in_range("pos_ids", pos_ids, cos_sin_cache.size(0), "cos_sin_cache.shape[0]", stream);
+  if (writes_cache) check.in_range("kv_cache_loc", *kv_cache_loc, k_buffer->size(0), "k_buffer.shape[0]", stream);
+  SGL_RETURN_IF_ERROR(check.status());
 
   RopeParams params = {};
   params.operator_name = "apply_rope_pos_ids_cos_sin_cache";
@@ -160,14 +161,12 @@ Status apply_rope_pos_ids_cos_sin_cache(TensorView q, TensorView k, TensorView q
     params.v = heads_of(*v);
     params.k_buffer = heads_of(*k_buffer);
     params.v_buffer = heads_of(*v_buffer);
-    params.slots = indices_of("kv_cache_loc", *kv_cache_loc);
-    params.num_slots = k_buffer->size(0);
+    params.slots = indices_of(*kv_cache_loc);
   }
-  params.positions = indices_of("pos_ids", pos_ids);
+  params.positions = indices_of(pos_ids);
   params.cos_sin_cache = cos_sin_cache.data();
   params.cache_dtype = cos_sin_cache.dtype();
   params.cache_stride = cos_sin_cache.stride(0);
-  params.max_position = cos_sin_cache.size(0);
   return internal::dispatch(params.operator_name, rope_targets, q.device(), params, stream);
 }
 
@@ -192,6 +191,8 @@ Status rotary_embedding(TensorView positions, TensorView query, const std::optio
   check_table(check, cos_sin_cache, head_size);
   SGL_RETURN_IF_ERROR(check.status());
   if (query.empty() && (!key.has_value() || key->empty())) return OkStatus();
+  check.in_range("positions", positions, cos_sin_cache.size(0), "cos_sin_cache.shape[0]", stream);
+  SGL_RETURN_IF_ERROR(check.status());
 
   RopeParams params = {};
   params.operator_name = "rotary_embedding";
@@ -204,11 +205,10 @@ Status rotary_embedding(TensorView positions, TensorView query, const std::optio
   params.interleave = !is_neox;
   params.q = params.q_rope = heads_of(query_heads);
   if (key.has_value()) params.k = params.k_rope = heads_of(key_heads);
-  params.positions = indices_of("positions", positions);
+  params.positions = indices_of(positions);
   params.cos_sin_cache = cos_sin_cache.data();
   params.cache_dtype = cos_sin_cache.dtype();
   params.cache_stride = cos_sin_cache.stride(0);
-  params.max_position = cos_sin_cache.size(0);
   return internal::dispatch(params.operator_name, rope_targets, query.device(), params, stream);
 }
 

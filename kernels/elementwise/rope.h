@@ -5,9 +5,10 @@
 // Pair i < rotary_dim / 2 is elements (i, i + rotary_dim / 2), or (2i, 2i + 1) if interleaved. Elements from rotary_dim
 // on are copied. Row p of cos_sin_cache holds the cosines of position p, then its sines: [max_position, rotary_dim].
 //
-// Positions and cache slots lie in range: the CPU target refuses those that do not, before it writes anything; on a GPU
-// they are the caller's duty. Of tokens that share a cache slot, which one stays is not defined. No tokens: a no-op.
-// Wrong dtypes, shapes, strides or devices are InvalidArgument. Source: Su et al. 2021 (RoFormer).
+// Positions and cache slots lie in range: those that do not are refused before anything is written, on a GPU if
+// checks_values() (SGL_KERNEL_CHECK=1), where they are the caller's duty otherwise. Of tokens that share a cache slot,
+// which one stays is not defined. No tokens: a no-op. Wrong dtypes, shapes, strides or devices are InvalidArgument.
+// Source: Su et al. 2021 (RoFormer).
 #pragma once
 
 #include <optional>

@@ -2,7 +2,6 @@
 // 8 pairs at a time with AVX2.
 #include <algorithm>
 #include <cstring>
-#include <string>
 
 #include "kernels/base/cpu_avx2.h"
 #include "kernels/base/cpu_dtype_switch.h"
@@ -14,16 +13,6 @@ namespace {
 
 int64_t at(const Indices& indices, int64_t i) {
   return indices.is_64 ? static_cast<const int64_t*>(indices.data)[i] : static_cast<const int32_t*>(indices.data)[i];
-}
-
-Status check_range(const char* operator_name, const Indices& indices, int64_t count, int64_t limit) {
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t index = at(indices, i);
-    if (index >= 0 && index < limit) continue;
-    return InvalidArgument(std::string(operator_name) + ": " + indices.name + "[" + std::to_string(i) + "] is " +
-                           std::to_string(index) + ", expected at least 0 and less than " + std::to_string(limit));
-  }
-  return OkStatus();
 }
 
 template <class T>
@@ -102,10 +91,6 @@ void run(const RopeParams& params) {
 }  // namespace
 
 Status rope(const RopeParams& params, Stream) {
-  SGL_RETURN_IF_ERROR(check_range(params.operator_name, params.positions, params.num_tokens, params.max_position));
-  if (params.v.data != nullptr) {
-    SGL_RETURN_IF_ERROR(check_range(params.operator_name, params.slots, params.num_tokens, params.num_slots));
-  }
   SGL_CPU_SWITCH_FLOAT(params.dtype, T, {
     if (params.cache_dtype == DType::kF32) {
       run<T, float>(params);

@@ -17,7 +17,6 @@ struct Heads {
 struct Indices {
   const void* data = nullptr;
   bool is_64 = false;
-  const char* name = "";  // as the operator calls it
 };
 
 struct RopeParams {
@@ -35,13 +34,11 @@ struct RopeParams {
   Heads k, k_rope;
   Heads v, k_buffer, v_buffer;  // null unless k and v are written to a cache
   Indices slots;                // "
-  int64_t num_slots;
 
   Indices positions;
   const void* cos_sin_cache;
   DType cache_dtype;
   int64_t cache_stride;
-  int64_t max_position;
 };
 
 Status rope(const RopeParams& params, Stream stream);

@@ -77,7 +77,7 @@ Status scale_vectors(const char* name, DType operand, const TensorView& output, 
         .same_device({{"mat_a", mat_a}, {"bias", *bias}})
         .no_overlap("output", output, "bias", *bias);
   }
-  // 2^17 products of 2^14 are 2^31, of which the largest, (-128)^2, cannot be all.
+  // A product is at most (-128)^2 = 2^14, and the largest int32 is 2^31 - 1: one product less than 2^17 of them fit.
   constexpr int64_t kMostK = 131071;
   check.that(operand != DType::kI8 || params.k <= kMostK, "mat_a.shape[1]", params.k,
              "at most 131071 (the sum is an int32)");

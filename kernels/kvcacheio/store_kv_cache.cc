@@ -105,11 +105,11 @@ Status store_kv_cache(TensorView k_cache, TensorView v_cache, TensorView out_loc
       .no_overlap("v_cache", v_cache, "k", k);
   SGL_RETURN_IF_ERROR(check.status());
   if (k.empty() && v.empty()) return OkStatus();
+  SGL_RETURN_IF_ERROR(check.in_range("out_loc", out_loc, k_cache.size(0), "k_cache.shape[0]", stream).status());
 
   params.out_loc = out_loc.data();
   params.loc_is_64 = out_loc.dtype() == DType::kI64;
   params.num_tokens = out_loc.size(0);
-  params.num_slots = k_cache.size(0);
   return internal::dispatch("store_kv_cache", copy_rows_to_slots_targets, k_cache.device(), params, stream);
 }
 

@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <cstring>
-#include <string>
 
 #include "kernels/base/parallel.h"
 #include "kernels/kvcacheio/store_kv_cache_params.h"
@@ -24,13 +23,6 @@ void copy_row(const RowCopy& copy, int64_t token, int64_t slot) {
 }  // namespace
 
 Status copy_rows_to_slots(const StoreKvCacheParams& params, Stream) {
-  for (int64_t token = 0; token < params.num_tokens; ++token) {
-    const int64_t slot = slot_of(params, token);
-    if (slot >= 0 && slot < params.num_slots) continue;
-    return InvalidArgument("store_kv_cache: out_loc[" + std::to_string(token) + "] is " + std::to_string(slot) +
-                           ", expected at least 0 and less than " + std::to_string(params.num_slots) +
-                           " (= k_cache.shape[0])");
-  }
   const int64_t token_bytes = params.k.num_heads * params.k.head_bytes + params.v.num_heads * params.v.head_bytes;
   constexpr int64_t kBytesPerThread = 64 << 10;  // some 10 µs
   parallel_for(params.num_tokens, std::max<int64_t>(1, kBytesPerThread / std::max<int64_t>(1, token_bytes)),

@@ -21,7 +21,6 @@ struct StoreKvCacheParams {
   const void* out_loc;
   bool loc_is_64;
   int64_t num_tokens;
-  int64_t num_slots;
 };
 
 Status copy_rows_to_slots(const StoreKvCacheParams& params, Stream stream);

@@ -1,5 +1,7 @@
 #include "kernels/quantization/fp4_quant.h"
 
+#include <string>
+
 #include "kernels/base/check.h"
 #include "kernels/base/dispatch.h"
 #include "kernels/quantization/fp4_quant_params.h"
@@ -69,6 +71,33 @@ void check_list(Check& check, const char* name, const TensorView& list, DType dt
 
 int64_t whole_tiles(int64_t rows) { return (rows + kScaleTileRows - 1) / kScaleTileRows * kScaleTileRows; }
 
+// That both lists of offsets stay within the tensors, if checks_values().
+Status check_offsets(const Fp4QuantParams& params, const TensorView& input_offsets, const TensorView& scale_offsets,
+                     Stream stream) {
+  if (!checks_values(input_offsets.device(), stream)) return OkStatus();
+  HostCopy input_copy, scale_copy;
+  SGL_RETURN_IF_ERROR(input_copy.take(params.operator_name, input_offsets, stream));
+  SGL_RETURN_IF_ERROR(scale_copy.take(params.operator_name, scale_offsets, stream));
+  const auto* rows = input_copy.view().data<const int32_t>();
+  const auto* scale_rows = scale_copy.view().data<const int32_t>();
+  const auto error = [&](const char* name, int index, int64_t is, const char* expected) {
+    const std::string element = std::string(name) + "[" + std::to_string(index) + "]";
+    return Check(params.operator_name).that(false, element.c_str(), is, expected).status();
+  };
+  for (int i = 0; i <= params.num_experts; ++i) {
+    const int64_t before = i == 0 ? 0 : rows[i - 1];
+    if (rows[i] < before || rows[i] > params.num_rows) {
+      return error("input_offset_by_experts", i, rows[i], "ascending, from 0 to input.shape[0]");
+    }
+    if (i == 0 || rows[i] == before) continue;
+    const int64_t first = scale_rows[i - 1];
+    if (first < 0 || first + whole_tiles(rows[i] - before) > params.num_scale_rows) {
+      return error("output_scale_offset_by_experts", i - 1, first, "whole tiles of 128 rows within output_scale");
+    }
+  }
+  return OkStatus();
+}
+
 Status run(const Fp4QuantParams& params, Device device, Stream stream) {
   if (params.num_rows == 0 || params.num_blocks == 0 || params.num_experts == 0) return OkStatus();
   return internal::dispatch(params.operator_name, quantize_fp4_targets, device, params, stream);
@@ -118,6 +147,9 @@ Status scaled_fp4_experts_quant(TensorView output, TensorView output_scale, Tens
   params.offsets = input_offset_by_experts.data<int32_t>();
   params.scale_offsets = output_scale_offset_by_experts.data<int32_t>();
   params.num_experts = static_cast<int>(experts);
+  if (!input.empty()) {
+    SGL_RETURN_IF_ERROR(check_offsets(params, input_offset_by_experts, output_scale_offset_by_experts, stream));
+  }
   return run(params, input.device(), stream);
 }
 

@@ -1,6 +1,4 @@
 // NVFP4 quantization on the CPU: the rows of an expert are shared out over the threads.
-#include <string>
-
 #include "kernels/base/parallel.h"
 #include "kernels/quantization/fp4_quant_params.h"
 #include "kernels/quantization/quantize_cpu.h"
@@ -56,27 +54,6 @@ void quantize_row(const Fp4QuantParams& params, int64_t row, int64_t in_expert, 
   }
 }
 
-int64_t whole_tiles(int64_t rows) { return (rows + kScaleTileRows - 1) / kScaleTileRows * kScaleTileRows; }
-
-Status check_offsets(const Fp4QuantParams& params) {
-  const auto error = [&](const char* name, int index, const std::string& expected) {
-    return InvalidArgument(std::string(params.operator_name) + ": " + name + "[" + std::to_string(index) + "] is out " +
-                           "of range, expected " + expected);
-  };
-  for (int i = 0; i <= params.num_experts; ++i) {
-    const int64_t before = i == 0 ? 0 : params.offsets[i - 1];
-    if (params.offsets[i] < before || params.offsets[i] > params.num_rows) {
-      return error("input_offset_by_experts", i, "ascending, up to input.shape[0]");
-    }
-    if (i == 0 || params.offsets[i] == before) continue;
-    const int64_t first = params.scale_offsets[i - 1];
-    if (first < 0 || first + whole_tiles(params.offsets[i] - before) > params.num_scale_rows) {
-      return error("output_scale_offset_by_experts", i - 1, "whole tiles of 128 rows within output_scale");
-    }
-  }
-  return OkStatus();
-}
-
 // Rows `first` … `first` + `count` - 1, which are one expert's.
 template <class T>
 void quantize_rows(const Fp4QuantParams& params, int64_t first, int64_t count, float global_scale, uint8_t* scales) {
@@ -89,7 +66,6 @@ void quantize_rows(const Fp4QuantParams& params, int64_t first, int64_t count, f
 template <class T>
 Status run(const Fp4QuantParams& params) {
   if (params.offsets != nullptr) {
-    SGL_RETURN_IF_ERROR(check_offsets(params));
     for (int expert = 0; expert < params.num_experts; ++expert) {
       const int64_t first = params.offsets[expert];
       uint8_t* const scales = params.scales + params.scale_offsets[expert] * params.padded_blocks;

@@ -1,6 +1,7 @@
 // ggml_dequantize: a warp decodes 32 groups of 32 weights at a time, one a lane, and writes them 16 bytes a lane, in
 // order. Bound by memory: 2 or 4 bytes written for each 0.2 to 1.1 read. Enough warps are resident to hide the copies,
-// so that a warp handles one run of groups and ends. H200, 8192 x 8192 to bf16: 3.4 to 3.8 TB/s, read and written.
+// so that a warp handles one run of groups and ends. H200, 2026-11-23, 8192 x 8192 to bf16: 3.4 to 3.8 TB/s, read and
+// written.
 #include "kernels/base/launch.h"
 #include "kernels/device/pdl.cuh"
 #include "kernels/quantization/ggml.h"

@@ -5,8 +5,8 @@
 // there, one step ahead of the products. The integer sums of a group of 32 become floats and are scaled at once, since
 // every group has scales of its own: that, in the float units, is what bounds many tokens; few are bound by W's bytes.
 //
-// H200, 8192 x 8192 Q4_1 or Q8_0: 4096 tokens at 127 to 132 TFLOP/s, 64 at 56 to 70. Up to 64 tokens are bound by the
-// latency of a block's steps: too few bytes are on their way.
+// H200, 2026-11-23, 8192 x 8192 Q4_1 or Q8_0: 4096 tokens at 127 to 132 TFLOP/s, 64 at 56 to 70. Up to 64 tokens are
+// bound by the latency of a block's steps: too few bytes are on their way.
 //
 // A result adds its groups in their order in either tile shape: a token's bits do not depend on the number of tokens.
 #include "kernels/base/launch.h"

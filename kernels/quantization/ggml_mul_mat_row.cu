@@ -8,7 +8,7 @@
 //
 // The lines of W and of the norm's weight are asked into the L2 cache before the predecessor ends: a hint, not a read.
 //
-// H200, 2026-11-23, one token, X as it is, weights out of memory, in a CUDA graph: Q4_1 576 x 576 in 2.0 us, 3072 x 576
+// H200, 2026-11-23, one token, X as it is, weights out of memory, in a CUDA graph: Q4_1 576 x 576 in 2.0 µs, 3072 x 576
 // in 2.4, 576 x 1536 in 2.8; Q4_0 1536 x 4096 in 4.8. Blocks of 8 or 32 warps make a token of SmolLM2-135M 0.5% or 6%
 // slower.
 #include <algorithm>

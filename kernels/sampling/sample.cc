@@ -82,9 +82,11 @@ void take_top_p(Check& check, SampleParams* params, const TensorView& probs, con
   params->top_p = static_cast<float>(top_p);
 }
 
-Status run(Check& check, const SampleParams& params, const TensorView& output, Stream stream) {
+Status run(Check& check, const SampleParams& params, const TensorView& output, const Optional& indices, Stream stream) {
   SGL_RETURN_IF_ERROR(check.status());
   if (output.empty()) return OkStatus();
+  if (indices.has_value()) check.in_range("maybe_indices", *indices, params.num_rows, "probs.shape[0]", stream);
+  SGL_RETURN_IF_ERROR(check.status());
   return internal::dispatch(params.operator_name, sample_tokens_targets, output.device(), params, stream);
 }
 
@@ -102,7 +104,7 @@ Status top_k_top_p(SampleParams params, const TensorView& probs, const TensorVie
   SGL_RETURN_IF_ERROR(check_common(check, &params, probs, output, indices, seed));
   take_top_k(check, &params, probs, output, top_k_arr, top_k);
   take_top_p(check, &params, probs, output, top_p_arr, top_p);
-  return run(check, params, output, stream);
+  return run(check, params, output, indices, stream);
 }
 
 }  // namespace
@@ -137,7 +139,7 @@ Status top_p_sampling_from_probs(TensorView probs, TensorView output, const Opti
   Check check(params.operator_name);
   SGL_RETURN_IF_ERROR(check_common(check, &params, probs, output, maybe_indices, seed));
   take_top_p(check, &params, probs, output, maybe_top_p_arr, top_p_val);
-  return run(check, params, output, stream);
+  return run(check, params, output, maybe_indices, stream);
 }
 
 Status min_p_sampling_from_probs(TensorView probs, TensorView output, const Optional& maybe_indices,
@@ -150,7 +152,7 @@ Status min_p_sampling_from_probs(TensorView probs, TensorView output, const Opti
   check_array(check, "maybe_min_p_arr", maybe_min_p_arr, probs, output, {DType::kF32});
   if (check.ok() && maybe_min_p_arr.has_value()) params.min_p_arr = float_array(*maybe_min_p_arr);
   params.min_p = static_cast<float>(min_p_val);
-  return run(check, params, output, stream);
+  return run(check, params, output, maybe_indices, stream);
 }
 
 }  // namespace sgl_kernel

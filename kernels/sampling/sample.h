@@ -21,7 +21,8 @@
 // Arithmetic: a probability counts as an integer number of units, 2^-32 of the row's highest power of two (mass.h), so
 // that sums are exact in any order; a token less likely than 2^-33 of the likeliest is never drawn. Thresholds are
 // exact. NaN and negative probabilities count as 0, infinity as the largest finite float. A row with nothing above
-// 2^-96 counts as all zero, and its sample is token 0. An index outside 0 … num_rows - 1 gives -1 and reads nothing.
+// 2^-96 counts as all zero, and its sample is token 0. An index outside 0 … num_rows - 1 is refused before
+// anything is written; on a GPU only if checks_values() (SGL_KERNEL_CHECK=1), otherwise it gives -1 and reads nothing.
 //
 // No scratch memory. Zero samples are a no-op. Wrong dtypes, shapes, strides, devices, a NaN scalar, and vocab == 0 are
 // InvalidArgument. Source: the joint filter of FlashInfer's sampling, with ties broken by id.

@@ -1,5 +1,3 @@
-#include <string>
-
 #include "kernels/base/parallel.h"
 #include "kernels/sampling/row_cpu.h"
 #include "kernels/sampling/sample_params.h"
@@ -32,14 +30,6 @@ int32_t sample_row(const SampleParams& params, int64_t sample, ProbRow::Scratch&
 }  // namespace
 
 Status sample_tokens(const SampleParams& params, Stream) {
-  for (int64_t sample = 0; sample < params.num_samples; ++sample) {
-    const int64_t row = params.row(sample);
-    if (row < 0 || row >= params.num_rows) {
-      return InvalidArgument(std::string(params.operator_name) + ": maybe_indices[" + std::to_string(sample) + "] is " +
-                             std::to_string(row) + ", expected 0 to " + std::to_string(params.num_rows - 1) +
-                             " (= probs.shape[0] - 1)");
-    }
-  }
   parallel_for(params.num_samples, /*grain=*/1, [&](int64_t begin, int64_t end) {
     ProbRow::Scratch scratch;
     for (int64_t sample = begin; sample < end; ++sample) {

@@ -89,12 +89,29 @@ Signature read_schema(const char* schema, const std::string& kinds) {
   return signature;
 }
 
-void throw_type_error(const Signature& signature, size_t argument, py::handle value) {
+namespace {
+
+// "rmsnorm: weight "
+std::string operator_and_argument(const Signature& signature, size_t argument) {
   const std::string& declared = signature.arguments[argument];
   const size_t space = declared.find(' ');
-  const std::string name = declared.substr(space + 1, declared.find('=') - space - 1);
-  throw py::type_error(signature.name + ": " + name + " is a " + Py_TYPE(value.ptr())->tp_name + ", expected " +
-                       declared.substr(0, space));
+  return signature.name + ": " + declared.substr(space + 1, declared.find('=') - space - 1) + " ";
+}
+
+}  // namespace
+
+void throw_type_error(const Signature& signature, size_t argument, py::handle value) {
+  const std::string& declared = signature.arguments[argument];
+  throw py::type_error(operator_and_argument(signature, argument) + "is a " + Py_TYPE(value.ptr())->tp_name +
+                       ", expected " + declared.substr(0, declared.find(' ')));
+}
+
+void throw_value_error(const Signature& signature, size_t argument, const py::value_error& error) {
+  throw py::value_error(operator_and_argument(signature, argument) + error.what());
+}
+
+void throw_value_error(const Signature& signature, size_t argument, const std::invalid_argument& error) {
+  throw std::invalid_argument(operator_and_argument(signature, argument) + error.what());
 }
 
 void throw_count_error(const Signature& signature, size_t count) {

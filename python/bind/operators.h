@@ -19,6 +19,7 @@
 #include <pybind11/stl.h>
 
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <type_traits>
@@ -82,6 +83,11 @@ Signature read_schema(const char* schema, const std::string& kinds);
 
 [[noreturn]] void throw_type_error(const Signature& signature, size_t argument, pybind11::handle value);
 
+// Of load_tensor(), and of StackTensor::view(), whose text says what the tensor is: puts the operator and the argument
+// in front.
+[[noreturn]] void throw_value_error(const Signature& signature, size_t argument, const pybind11::value_error& error);
+[[noreturn]] void throw_value_error(const Signature& signature, size_t argument, const std::invalid_argument& error);
+
 [[noreturn]] void throw_count_error(const Signature& signature, size_t count);
 
 // To be called while an exception is handled: makes it the interpreter's error.
@@ -92,13 +98,28 @@ template <class T>
 class Argument {
  public:
   Argument(const Signature& signature, size_t index, pybind11::handle value) {
-    if (!caster_.load(value, /*convert=*/true)) throw_type_error(signature, index, value);
+    try {
+      if (caster_.load(value, /*convert=*/true)) return;
+    } catch (const pybind11::value_error& error) {
+      throw_value_error(signature, index, error);
+    }
+    throw_type_error(signature, index, value);
   }
   const T& get() { return pybind11::detail::cast_op<T&>(caster_); }
 
  private:
   pybind11::detail::make_caster<T> caster_;
 };
+
+// The parameter that is an argument on the dispatcher's stack.
+template <class T>
+T parameter_of(const Signature& signature, size_t index, const StackArgument<T>& argument) {
+  try {
+    return argument.get();
+  } catch (const std::invalid_argument& error) {
+    throw_value_error(signature, index, error);
+  }
+}
 
 // Calls an operator on the stream that stream_of() gives for its first tensor's device.
 template <class Function, class... Params>
@@ -139,7 +160,8 @@ struct Bound {
   template <size_t... kIndex>
   static void from_torch(StackValue* stack, std::index_sequence<kIndex...>) {
     const std::tuple<StackArgument<Params>...> arguments(stack[kIndex]...);
-    throw_through_torch(call(kFunction, &torch_stream, Params(std::get<kIndex>(arguments).get())...));
+    throw_through_torch(
+        call(kFunction, &torch_stream, parameter_of(signature, kIndex, std::get<kIndex>(arguments))...));
   }
 };
 

@@ -39,8 +39,8 @@ DType dtype_of(const DLDataType& type) {
         return DType::kF8E5M2;
     }
   }
-  throw py::value_error("a tensor has DLPack dtype (code " + std::to_string(type.code) + ", " +
-                        std::to_string(type.bits) + " bits), which no operator takes");
+  throw py::value_error("has DLPack dtype (code " + std::to_string(type.code) + ", " + std::to_string(type.bits) +
+                        " bits), which no operator takes");
 }
 
 Device device_of(const DLDevice& device) {
@@ -52,14 +52,14 @@ Device device_of(const DLDevice& device) {
     case kDLCUDAManaged:
       return {Device::Kind::kCuda, device.device_id};
     default:
-      throw py::value_error("a tensor is on DLPack device type " + std::to_string(device.device_type) +
+      throw py::value_error("is on DLPack device type " + std::to_string(device.device_type) +
                             ", expected the CPU or CUDA");
   }
 }
 
 TensorView view_of(const DLTensor& tensor) {
   if (tensor.ndim > TensorView::kMaxRank) {
-    throw py::value_error("a tensor has " + std::to_string(tensor.ndim) + " dimensions, expected at most " +
+    throw py::value_error("has " + std::to_string(tensor.ndim) + " dimensions, expected at most " +
                           std::to_string(TensorView::kMaxRank));
   }
   int64_t dense[TensorView::kMaxRank];

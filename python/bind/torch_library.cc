@@ -45,7 +45,7 @@ struct Torch {
   TorchError (*get_dtype)(void* tensor, int32_t* result);
   TorchError (*get_device_type)(void* tensor, int32_t* result);
   TorchError (*get_device_index)(void* tensor, int32_t* result);
-  TorchError (*get_current_cuda_stream)(int32_t device, void** result);  // null in a torch without CUDA
+  TorchError (*get_current_cuda_stream)(int32_t device, void** result) = nullptr;  // of a torch without CUDA
 
   int32_t device_type_cpu;
   int32_t device_type_cuda;
@@ -137,20 +137,20 @@ TensorView StackTensor::view() const {
         torch().get_strides(handle_, &strides) | torch().get_dtype(handle_, &torch_dtype) |
         torch().get_device_type(handle_, &device_type) | torch().get_device_index(handle_, &device_index));
   if (rank > TensorView::kMaxRank) {
-    throw std::invalid_argument("a tensor has " + std::to_string(rank) + " dimensions, expected at most " +
+    throw std::invalid_argument("has " + std::to_string(rank) + " dimensions, expected at most " +
                                 std::to_string(TensorView::kMaxRank));
   }
   int i = 0;
   while (i < kNumDTypes && torch().dtypes[i] != torch_dtype) ++i;
   if (i == kNumDTypes) {
-    throw std::invalid_argument("a tensor has torch's dtype number " + std::to_string(torch_dtype) +
+    throw std::invalid_argument("has torch's dtype number " + std::to_string(torch_dtype) +
                                 ", which no operator takes");
   }
   Device device;
   if (device_type == torch().device_type_cuda) {
     device = {Device::Kind::kCuda, device_index};
   } else if (device_type != torch().device_type_cpu) {
-    throw std::invalid_argument("a tensor is on torch's device type " + std::to_string(device_type) +
+    throw std::invalid_argument("is on torch's device type " + std::to_string(device_type) +
                                 ", expected the CPU or CUDA");
   }
   return TensorView(data, kDTypes[i].dtype, static_cast<int>(rank), sizes, strides, device);

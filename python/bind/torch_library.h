@@ -39,7 +39,7 @@ class StackTensor {
   StackTensor(const StackTensor&) = delete;
   StackTensor& operator=(const StackTensor&) = delete;
 
-  // Throws std::invalid_argument if it has a dtype, device or rank that no operator takes.
+  // Throws std::invalid_argument if it has a dtype, device or rank that no operator takes: "has …", "is on …".
   TensorView view() const;
 
  private:

@@ -261,7 +261,7 @@ def apply_rope_pos_ids_cos_sin_cache(
       enable_pdl: programmatic dependent launch; None is True. Ignored before sm_90.
       v: [T, Hk, D]; with it k_buffer and v_buffer, [S, Hk, D], and kv_cache_loc, [T], int32 or int64, from 0 to S - 1.
 
-    Positions and slots out of range are a ValueError on the CPU; on a GPU they are the caller's duty.
+    Positions and slots out of range are a ValueError; on a GPU they are looked at under SGL_KERNEL_CHECK=1 alone.
 
     Raises:
       ValueError: a shape, dtype, stride or device is not as above.

@@ -129,7 +129,8 @@ def flash_attn_with_kvcache(
       scratch.
 
     Raises:
-      ValueError: a shape, dtype, stride or device is not as above.
+      ValueError: a shape, dtype, stride or device is not as above, or an index (which on a GPU is looked at under
+        SGL_KERNEL_CHECK=1 alone).
       NotImplementedError: score_mod or aux_tensors.
     """
     _refuse("flash_attn_with_kvcache", score_mod, aux_tensors, ver)
@@ -195,7 +196,8 @@ def flash_attn_varlen_func(
       softmax_lse is float32 [H, Tq] and the last two are scratch.
 
     Raises:
-      ValueError: a shape, dtype, stride or device is not as above.
+      ValueError: a shape, dtype, stride or device is not as above, or an index (which on a GPU is looked at under
+        SGL_KERNEL_CHECK=1 alone).
       NotImplementedError: score_mod or aux_tensors.
     """
     _refuse("flash_attn_varlen_func", score_mod, aux_tensors, ver)

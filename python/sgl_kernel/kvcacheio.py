@@ -24,7 +24,7 @@ def store_kv_cache(
       out_loc: [T], int32 or int64, from 0 to S - 1. Of tokens that share a slot, which one stays is not defined.
       k, v: [T, ...], of that dtype, with as many elements a row as their cache.
 
-    Slots out of range are a ValueError on the CPU; on a GPU they are the caller's duty.
+    Slots out of range are a ValueError; on a GPU they are looked at under SGL_KERNEL_CHECK=1 alone.
 
     Raises:
       ValueError: a shape, dtype, stride or device is not as above.

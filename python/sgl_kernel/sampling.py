@@ -168,7 +168,7 @@ def top_k_top_p_sampling_from_probs(
       top_k: int, or [num_samples] of integers.
       top_p: float, or [num_samples] of floats.
       indices: [num_samples], int32 or int64: sample s draws from probs[indices[s]]. None: sample s draws from row s. An
-        index out of range is a ValueError on the CPU; on a GPU its sample is -1.
+        index out of range is a ValueError; on a GPU under SGL_KERNEL_CHECK=1 alone, otherwise its sample is -1.
       filter_apply_order: "top_k_first": p is a share of the first k tokens' sum. "joint": of the whole row's; the
         shorter of the two prefixes is kept.
       deterministic: ignored, every result is.

@@ -24,7 +24,7 @@ void test_text() {
             "op: y has shape [3], expected [4] (= x.shape[-1])");
   EXPECT_EQ(message(Check("op").shape("x", x, {Check::kAny, 5})), "op: x has shape [2, 4], expected [*, 5]");
   EXPECT_EQ(message(Check("op").same_shape("y", y, "x", x)), "op: y has shape [3], expected [2, 4] (= x.shape)");
-  EXPECT_EQ(message(Check("op").that(false, "eps", -1.0, "at least 0")), "op: eps is -1.000000, expected at least 0");
+  EXPECT_EQ(message(Check("op").that(false, "eps", -1e-12, "at least 0")), "op: eps is -1e-12, expected at least 0");
   EXPECT_EQ(message(Check("op").that(false, "type", 7, "a type")), "op: type is 7, expected a type");
   const TensorView far(memory, DType::kF32, {2, 4}, {Device::Kind::kCuda, 1});
   EXPECT_EQ(message(Check("op").same_device({{"x", x}, {"far", far}})),
@@ -57,6 +57,24 @@ void test_layouts() {
   EXPECT(!Check("op").aligned("x", strided({2, 4}, {5, 1}), 8).ok());
 }
 
+void test_in_range() {
+  int64_t slots[] = {3, 0, 7, 4};
+  int32_t positions[] = {0, 5, 2, -1, 1, 3};
+  const TensorView i64(slots, DType::kI64, {4}), i32(positions, DType::kI32, {2, 3});
+  const auto message = [](const char* name, const TensorView& tensor, int64_t end) {
+    return std::string(Check("op").in_range(name, tensor, end, "cache.shape[0]", Stream()).status().message());
+  };
+  EXPECT_EQ(message("slots", i64, 8), "");
+  EXPECT_EQ(message("slots", i64, 7), "op: slots[2] is 7, expected at least 0 and less than 7 (= cache.shape[0])");
+  EXPECT_EQ(message("positions", i32, 9),
+            "op: positions[1, 0] is -1, expected at least 0 and less than 9 (= cache.shape[0])");
+  // Every second one.
+  const int64_t shape[] = {2}, strides[] = {2};
+  const TensorView sparse(slots, DType::kI64, 1, shape, strides, {});
+  EXPECT_EQ(message("slots", sparse, 7), "op: slots[1] is 7, expected at least 0 and less than 7 (= cache.shape[0])");
+  EXPECT_EQ(message("slots", TensorView(slots, DType::kI64, {0}), 0), "");
+}
+
 void test_overlap() {
   const TensorView x(memory, DType::kF32, {2, 4}), next(memory + 8, DType::kF32, {4}),
       shifted(memory + 7, DType::kF32, {4});
@@ -77,6 +95,7 @@ int main() {
   sgl_kernel::test_text();
   sgl_kernel::test_first_failure_wins();
   sgl_kernel::test_layouts();
+  sgl_kernel::test_in_range();
   sgl_kernel::test_overlap();
   return sgl_kernel::test::result();
 }

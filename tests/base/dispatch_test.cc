@@ -45,11 +45,25 @@ void test_pick_target() {
   EXPECT(text.find("(built: cpu)") != std::string::npos);
 }
 
+void test_unserved() {
+  constexpr Target kHopperOnly[] = {Target::kCpu, Target::kSm90a};
+  const Device device = {Device::Kind::kCuda, 1};
+  const Status status = internal::unserved("rmsnorm", kHopperOnly, 2, device, 89);
+  EXPECT(status.code() == StatusCode::kUnsupported);
+  EXPECT_EQ(std::string(status.message()),
+            "rmsnorm: device cuda:1 has compute capability 8.9, expected one that a built target serves (built: cpu, "
+            "sm_90a)");
+  EXPECT_EQ(std::string(internal::unserved("rmsnorm", kHopperOnly, 2, device, 0).message()),
+            "rmsnorm: device cuda:1 is not known to the CUDA runtime of this build, expected one that a built target "
+            "serves (built: cpu, sm_90a)");
+}
+
 }  // namespace
 }  // namespace sgl_kernel
 
 int main() {
   sgl_kernel::test_best_target();
   sgl_kernel::test_pick_target();
+  sgl_kernel::test_unserved();
   return sgl_kernel::test::result();
 }

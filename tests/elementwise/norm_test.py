@@ -151,3 +151,15 @@ def test_operator_runs_without_python():
     sgl_kernel.rmsnorm(torch.randn(3, 64), torch.randn(64))  # loads the family
     for key in ("CPU", "CUDA"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key("sgl_kernel::rmsnorm", key)
+
+
+def test_tensors_that_no_operator_takes():
+    """What the binding itself refuses names the operator and the argument, too."""
+    import sgl_kernel
+
+    x, weight, out = torch.randn(3, 64), torch.randn(64), torch.empty(3, 64)
+    for wrong, what in ((weight.to(torch.complex64), "has "), (torch.zeros(1, 1, 1, 1, 1, 1, 1), "has 7 dimensions")):
+        with pytest.raises(ValueError, match=f"^rmsnorm: weight {what}"):
+            sgl_kernel.rmsnorm(x, wrong)
+        with pytest.raises(ValueError, match=f"^rmsnorm: weight {what}"):
+            torch.ops.sgl_kernel.rmsnorm(out, x, wrong, 1e-6, False)

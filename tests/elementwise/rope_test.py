@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.harness import Expected, Operator, bad_alias, bad_shape, bad_value, case, operator_tests
+from tests.harness import Expected, Operator, bad_alias, bad_index, bad_shape, bad_value, case, operator_tests
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 MAX_POSITION = 64
@@ -61,6 +61,10 @@ class ApplyRope(Operator):
         bad_shape("kv_cache_loc", (4,)),
         bad_value("v", None),
         bad_value("kv_cache_loc", None),
+        bad_index("pos_ids", -1),
+        bad_index("pos_ids", MAX_POSITION),
+        bad_index("kv_cache_loc", -1),
+        bad_index("kv_cache_loc", 8),
         bad_alias("k_buffer", "v_buffer"),
         bad_alias("k_rope", "v"),
     ]
@@ -121,6 +125,8 @@ class RotaryEmbedding(Operator):
         bad_shape("query", (4, 512)),
         bad_shape("key", (5, 100)),
         bad_shape("cos_sin_cache", (MAX_POSITION, 66)),
+        bad_index("positions", -1),
+        bad_index("positions", MAX_POSITION),
         bad_alias("key", "query"),
     ]
 
@@ -207,7 +213,7 @@ def test_scaled_cache_is_refused():
 
 
 @pytest.mark.parametrize("position", [-1, 8])
-def test_position_out_of_range_on_the_cpu(position):
+def test_position_out_of_range(position):
     import sgl_kernel
 
     query = torch.randn(2, 64)

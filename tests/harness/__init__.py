@@ -21,9 +21,11 @@ from tests.harness.operator import (
     Operator,
     bad_alias,
     bad_dtype,
+    bad_index,
     bad_shape,
     bad_value,
     case,
+    checks_values,
 )
 
 __all__ = [
@@ -38,9 +40,11 @@ __all__ = [
     "assert_same_bits",
     "bad_alias",
     "bad_dtype",
+    "bad_index",
     "bad_shape",
     "bad_value",
     "case",
+    "checks_values",
     "operator_tests",
 ]
 

@@ -13,7 +13,7 @@ import torch
 
 from tests.harness.compare import assert_same_bits
 from tests.harness.memory import Arguments, Snapshot, bytes_of, poison, relocate, same_storage
-from tests.harness.operator import OPERATORS, Bad, Draw, bad_value
+from tests.harness.operator import OPERATORS, Bad, Draw, bad_value, checks_values
 
 CHECKS = []
 
@@ -230,7 +230,7 @@ def takes_or_refuses_layouts(operator, device, case):
 
 def bad_rows(operator, args, device) -> list[Bad]:
     """The operator's own rows, and those that hold for any tensor."""
-    rows = [row for row in operator.bad if device == "cpu" or not row.cpu_only]
+    rows = [row for row in operator.bad if checks_values(device) or not row.by_value]
     tensors = {name: t for name, t in args.items() if isinstance(t, torch.Tensor)}
     for name, tensor in tensors.items():
         wrong = torch.int16 if tensor.dtype.is_floating_point else torch.float64

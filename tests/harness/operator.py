@@ -18,6 +18,7 @@
 Everything else is in checks.py. A class attribute may be given to the constructor instead.
 """
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ class Bad:
     mutate: Callable[[Arguments], object]
     exception: type | tuple[type, ...] = ValueError
     names: str = ""  # a regular expression of what the message may name instead of the argument
-    cpu_only: bool = False  # a wrong value in a tensor: on a GPU that is the caller's duty
+    by_value: bool = False  # a wrong value in a tensor: looked at if checks_values()
 
 
 def bad_value(argument, value, label="", **kwargs) -> Bad:
@@ -105,6 +106,21 @@ def bad_shape(argument, shape, **kwargs) -> Bad:
     return Bad(
         argument, f"{argument}{list(shape)}", lambda a: a.update({argument: a[argument].new_zeros(shape)}), **kwargs
     )
+
+
+def bad_index(argument, index, **kwargs) -> Bad:
+    """The argument with another first element."""
+
+    def mutate(args):
+        args[argument] = args[argument].clone()
+        args[argument].view(-1)[0] = index
+
+    return Bad(argument, f"{argument}[0]={index}", mutate, by_value=True, **kwargs)
+
+
+def checks_values(device) -> bool:
+    """Whether the operators look at what index tensors on that device hold."""
+    return device == "cpu" or os.environ.get("SGL_KERNEL_CHECK") == "1"
 
 
 def bad_dtype(argument, dtype, **kwargs) -> Bad:

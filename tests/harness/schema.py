@@ -13,10 +13,6 @@ class Argument:
     def is_tensor(self) -> bool:
         return self.type.startswith("Tensor")
 
-    @property
-    def is_optional(self) -> bool:
-        return self.type.endswith("?")
-
 
 @dataclass(frozen=True)
 class Schema:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.harness import Operator, bad_alias, bad_shape, case, operator_tests
+from tests.harness import Operator, bad_alias, bad_index, bad_shape, case, operator_tests
 
 
 class StoreKvCache(Operator):
@@ -30,6 +30,8 @@ class StoreKvCache(Operator):
         bad_shape("v", (5, 4, 64)),
         bad_shape("v_cache", (7, 4, 128)),
         bad_shape("out_loc", (4,)),
+        bad_index("out_loc", -1),
+        bad_index("out_loc", 8),
         bad_alias("k_cache", "v_cache"),
         bad_alias("k_cache", "k"),
     ]
@@ -100,7 +102,7 @@ def test_fallback():
 
 
 @pytest.mark.parametrize("slot", [-1, 4])
-def test_slot_out_of_range_on_the_cpu(slot):
+def test_slot_out_of_range(slot):
     import sgl_kernel
 
     cache = torch.zeros(2, 4, 8)

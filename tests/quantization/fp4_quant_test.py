@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.harness import Operator, assert_same_bits, bad_alias, bad_shape, case, operator_tests
+from tests.harness import Operator, assert_same_bits, bad_alias, bad_index, bad_shape, case, operator_tests
 from tests.quantization.float8 import E4M3, NO_OPCHECK, to_e4m3
 
 F32, F16, BF16, I32 = torch.float32, torch.float16, torch.bfloat16, torch.int32
@@ -167,6 +167,10 @@ class ByOffsets(ExpertsQuant):
         *ExpertsQuant.bad,
         bad_shape("input_offset_by_experts", (3,)),
         bad_shape("output_scale_offset_by_experts", (6,)),
+        bad_index("input_offset_by_experts", -1),
+        bad_index("input_offset_by_experts", 8),
+        bad_index("output_scale_offset_by_experts", -128),
+        bad_index("output_scale_offset_by_experts", 256),
     ]
 
     def experts(self, case):

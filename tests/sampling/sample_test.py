@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.harness import Operator, bad_shape, bad_value, case, operator_tests
+from tests.harness import Bad, Operator, bad_shape, bad_value, case, checks_values, operator_tests
 
 devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 
@@ -46,6 +46,13 @@ class Sampling(Operator):
         self.bad = [
             bad_shape("output", (7,)),
             bad_value("maybe_indices", torch.zeros(7, dtype=torch.int64)),
+            *(
+                Bad("maybe_indices", f"maybe_indices={row}", change, by_value=True)
+                for row, change in (
+                    (-1, lambda a: a.update(maybe_indices=torch.full_like(a.output, -1))),
+                    ("rows", lambda a: a.update(maybe_indices=torch.full_like(a.output, a.probs.shape[0]))),
+                )
+            ),
             *(bad_value(name, torch.ones(7, dtype=dtype)) for name, dtype in self.arrays.items()),
             *(bad_value(name, float("nan")) for name in self.scalars if name not in self.any_value),
         ]
@@ -256,8 +263,8 @@ def test_indices_out_of_range(device):
 
     probs = torch.rand(2, 50, device=device)
     indices = torch.tensor([0, 2, -1], device=device)
-    if device == "cpu":
-        with pytest.raises(ValueError, match=r"maybe_indices\[1\] is 2, expected 0 to 1"):
+    if checks_values(device):
+        with pytest.raises(ValueError, match=r"maybe_indices\[1\] is 2, expected at least 0 and less than 2"):
             sgl_kernel.top_p_sampling_from_probs(probs, 0.5, indices)
     else:
         assert sgl_kernel.top_p_sampling_from_probs(probs, 0.5, indices)[1:].tolist() == [-1, -1]
