@@ -30,9 +30,7 @@ struct Fp4QuantParams {
   int64_t output_stride;   // "
 
   // Where the scale of a block lies, from the first one of its expert.
-  constexpr int64_t scale_at(int64_t row, int64_t block) const {
-    return fp4_scale_at(row, block, padded_blocks);
-  }
+  constexpr int64_t scale_at(int64_t row, int64_t block) const { return fp4_scale_at(row, block, padded_blocks); }
 };
 
 Status quantize_fp4(const Fp4QuantParams& params, Stream stream);

@@ -25,7 +25,8 @@ PYBIND11_MODULE(_gemm, module) {
   ops.def<&dsv3_router_gemm>("dsv3_router_gemm(Tensor! output, Tensor mat_a, Tensor mat_b) -> ()");
 
   ops.def<&cutlass_scaled_fp4_mm>(
-      "cutlass_scaled_fp4_mm(Tensor! out, Tensor a, Tensor b, Tensor block_scale_a, Tensor block_scale_b, Tensor alpha) "
+      "cutlass_scaled_fp4_mm(Tensor! out, Tensor a, Tensor b, Tensor block_scale_a, Tensor block_scale_b, Tensor "
+      "alpha) "
       "-> ()");
 
   ops.def<&qserve_w4a8_per_chn_gemm>(
