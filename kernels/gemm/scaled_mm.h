@@ -52,8 +52,8 @@ Status int8_scaled_mm(TensorView output, TensorView mat_a, TensorView mat_b, Ten
 //   B        [batches, K, N]  e4m3 | e5m2, column-major: the middle dimension is dense
 //   D        [batches, M, N]  f16 | bf16; the last dimension is dense
 //   A_scale, B_scale          f32, one element each
-// Other strides are any; the number of batches, as M, may decide the order of additions. workspace_buffer and cublas_handle are upstream's, and not looked at. On Hopper, sums of e4m3
-// matrices are as in fp8_scaled_mm.
+// Other strides are any; the number of batches, as M, may decide the order of additions. On Hopper, sums of e4m3
+// matrices are as in fp8_scaled_mm. workspace_buffer and cublas_handle are upstream's, and not looked at.
 Status bmm_fp8(TensorView A, TensorView B, TensorView D, TensorView A_scale, TensorView B_scale,
                TensorView workspace_buffer, int64_t cublas_handle, Stream stream);
 
