@@ -41,7 +41,8 @@ Status describe(const char* name, DType operand, const TensorView& output, const
              .m = m,
              .n = n,
              .k = k,
-             .operand = operand,
+             .a_dtype = operand,
+             .b_dtype = operand,
              .a = mat_a.data(),
              .a_stride = mat_a.stride(0),
              .b = mat_b.data(),
@@ -115,6 +116,59 @@ Status fp8_blockwise_scaled_mm(TensorView output, TensorView mat_a, TensorView m
   params.a_block_scales = {scales_a.data<float>(), scales_a.stride(0), scales_a.stride(1)};
   params.b_block_scales = {scales_b.data<float>(), scales_b.stride(0), scales_b.stride(1)};
   return run(params, output.device(), stream);
+}
+
+Status bmm_fp8(TensorView A, TensorView B, TensorView D, TensorView A_scale, TensorView B_scale,
+               TensorView workspace_buffer, int64_t cublas_handle, Stream stream) {
+  static_cast<void>(workspace_buffer), static_cast<void>(cublas_handle);
+  constexpr char kName[] = "bmm_fp8";
+  Check check(kName);
+  check.dtype("A", A, {DType::kF8E4M3, DType::kF8E5M2})
+      .rank("A", A, 3)
+      .dense_last_dim("A", A)
+      .dtype("B", B, {DType::kF8E4M3, DType::kF8E5M2})
+      .rank("B", B, 3);
+  if (!check.ok()) return check.status();
+  const int64_t batches = A.size(0), m = A.size(1), k = A.size(2), n = B.size(2);
+  SGL_RETURN_IF_ERROR(
+      check.shape("B", B, {batches, k, Check::kAny}, "A.shape[0], A.shape[2], N")
+          .that(k <= 1 || B.stride(1) == 1, "B.stride(1)", B.stride(1), "1 (column-major)")
+          .dtype("D", D, {DType::kF16, DType::kBF16})
+          .shape("D", D, {batches, m, n}, "A.shape[0], A.shape[1], B.shape[2]")
+          .dense_last_dim("D", D)
+          .no_internal_overlap("D", D)
+          .dtype("A_scale", A_scale, {DType::kF32})
+          .that(A_scale.num_elements() == 1, "A_scale.numel()", A_scale.num_elements(), "1")
+          .dtype("B_scale", B_scale, {DType::kF32})
+          .that(B_scale.num_elements() == 1, "B_scale.numel()", B_scale.num_elements(), "1")
+          .same_device({{"A", A}, {"B", B}, {"D", D}, {"A_scale", A_scale}, {"B_scale", B_scale}})
+          .no_overlap("D", D, "A", A)
+          .no_overlap("D", D, "B", B)
+          .no_overlap("D", D, "A_scale", A_scale)
+          .no_overlap("D", D, "B_scale", B_scale)
+          .that(m <= INT32_MAX && n <= INT32_MAX && k <= INT32_MAX, "A or B", "larger", "at most 2^31 - 1 a side")
+          .status());
+  if (batches == 0) return OkStatus();
+  const ScaledMmParams params = {.operator_name = kName,
+                                 .m = m,
+                                 .n = n,
+                                 .k = k,
+                                 .a_dtype = A.dtype(),
+                                 .b_dtype = B.dtype(),
+                                 .a = A.data(),
+                                 .a_stride = A.stride(1),
+                                 .b = B.data(),
+                                 .b_stride = B.stride(2),
+                                 .output = D.data(),
+                                 .output_stride = D.stride(1),
+                                 .output_dtype = D.dtype(),
+                                 .batches = batches,
+                                 .a_batch_stride = A.stride(0),
+                                 .b_batch_stride = B.stride(0),
+                                 .output_batch_stride = D.stride(0),
+                                 .row_scales = {A_scale.data<float>(), 0},
+                                 .column_scales = {B_scale.data<float>(), 0}};
+  return run(params, D.device(), stream);
 }
 
 }  // namespace sgl_kernel

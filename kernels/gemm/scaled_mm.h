@@ -15,6 +15,8 @@
 // output's range is infinite. An element does not depend on the other rows of A; its bits may depend on M, which
 // decides the order of additions, and are the same in every run.
 //
+// bmm_fp8 has other names and a further dimension for the same.
+//
 // Errors: InvalidArgument for other shapes, dtypes, strides, devices, and for an output that overlaps an input.
 #pragma once
 
@@ -43,5 +45,16 @@ Status fp8_blockwise_scaled_mm(TensorView output, TensorView mat_a, TensorView m
 // mat_a and mat_b int8. Sums are exact in int32 (K up to 131071, an error beyond), then rounded to f32.
 Status int8_scaled_mm(TensorView output, TensorView mat_a, TensorView mat_b, TensorView scales_a, TensorView scales_b,
                       const std::optional<TensorView>& bias, Stream stream);
+
+// A product for each batch, with one scale for each operand:
+//   D[batch, i, j] = A_scale * B_scale * sum_l A[batch, i, l] * B[batch, l, j]
+//   A        [batches, M, K]  e4m3 | e5m2; the last dimension is dense
+//   B        [batches, K, N]  e4m3 | e5m2, column-major: the middle dimension is dense
+//   D        [batches, M, N]  f16 | bf16; the last dimension is dense
+//   A_scale, B_scale          f32, one element each
+// Other strides are any; the number of batches, as M, may decide the order of additions. On Hopper, sums of e4m3
+// matrices are as in fp8_scaled_mm. workspace_buffer and cublas_handle are upstream's, and not looked at.
+Status bmm_fp8(TensorView A, TensorView B, TensorView D, TensorView A_scale, TensorView B_scale,
+               TensorView workspace_buffer, int64_t cublas_handle, Stream stream);
 
 }  // namespace sgl_kernel

@@ -36,12 +36,12 @@ struct ScaleMatrix {
 
 #undef SGL_HOST_DEVICE
 
-// output[i, j] = scales * sum_l a[i, l] * b[l, j] + bias[j]. Only K may be 0.
+// output[i, j] = scales * sum_l a[i, l] * b[l, j] + bias[j], once or for each of some batches. Only K may be 0.
 struct ScaledMmParams {
   const char* operator_name;
   int64_t m, n, k;
-  DType operand;  // kF8E4M3 or kI8
-  const void* a;  // [m, k], dense rows
+  DType a_dtype, b_dtype;  // kI8 both, or kF8E4M3 or kF8E5M2 each
+  const void* a;           // [m, k], dense rows
   int64_t a_stride;
   const void* b;  // [n, k], dense rows: the operand [k, n] is column-major
   int64_t b_stride;
@@ -49,6 +49,9 @@ struct ScaledMmParams {
   int64_t output_stride;
   DType output_dtype;          // kF16 or kBF16
   const void* bias = nullptr;  // [n] of output_dtype, or null
+  // Batches share scales and bias, and are not blockwise. From one to the next, in elements:
+  int64_t batches = 1;
+  int64_t a_batch_stride = 0, b_batch_stride = 0, output_batch_stride = 0;
   // Either those of rows and columns hold or, if blockwise, those of blocks.
   bool blockwise = false;
   ScaleVector row_scales = {}, column_scales = {};

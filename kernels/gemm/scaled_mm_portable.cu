@@ -1,27 +1,20 @@
 // Scaled products of 8-bit matrices by the warp-wide matrix instructions of sm_80.
 //
-// Grid: a block a tile of 128 x 128, of 8 warps with 64 x 32 each. K goes by in steps of 64, three of which are in
-// shared memory. int8 is multiplied as it is; e4m3 is widened to f16, which holds it exactly, and summed in f32.
+// Grid: a block a tile (mma_tile.cuh) of a batch. int8 is multiplied as it is; e4m3 and e5m2 are widened to f16, which
+// holds them exactly, and summed in f32.
 // Bound by the tensor cores for many rows, by the latency of one tile for few: K is not split. Not measured.
 #include "kernels/base/launch.h"
 #include "kernels/device/copy_async.cuh"
 #include "kernels/device/fp8.cuh"
+#include "kernels/device/mma_f16.cuh"
 #include "kernels/device/mma_int8.cuh"
 #include "kernels/device/vec.cuh"
+#include "kernels/gemm/mma_tile.cuh"
 #include "kernels/gemm/scaled_mm_portable.h"
 
 namespace sgl_kernel::SGL_TARGET {
 namespace {
 
-constexpr int kTile = 128;  // rows, and columns
-constexpr int kStepK = 64;  // bytes
-constexpr int kStages = 3;
-constexpr int kWarpRows = 64, kWarpColumns = 32;  // of a warp's part of the tile
-constexpr int kWarpsAcross = kTile / kWarpColumns;
-constexpr int kThreads = kTile / kWarpRows * kWarpsAcross * 32;
-constexpr int kPitch = kStepK + 16;  // so that 8 rows of 16 bytes lie in different banks
-constexpr int kMmaRows = 16, kMmaColumns = 8, kMmaK = 32;
-constexpr int kRowFragments = kWarpRows / kMmaRows, kColumnFragments = kWarpColumns / kMmaColumns;
 static_assert(kTile == kScaleBlock, "a tile has one scale of B for each block of K");
 
 struct Stage {
@@ -29,38 +22,11 @@ struct Stage {
   alignas(16) uint8_t b[kTile][kPitch];
 };
 
-// One step of K of kTile rows to shared memory, zeros outside the matrix. Rows that the 16-byte copies cannot take are
-// read byte by byte.
-template <bool kAligned>
-__device__ __forceinline__ void load_rows(uint8_t (*to)[kPitch], const uint8_t* matrix, int64_t stride,
-                                          int64_t first_row, int64_t rows, int64_t first_k, int64_t k) {
-  constexpr int kChunk = 16, kChunks = kStepK / kChunk;
-#pragma unroll
-  for (int i = threadIdx.x; i < kTile * kChunks; i += kThreads) {
-    const int row = i / kChunks, offset = i % kChunks * kChunk;
-    const int64_t left = first_row + row < rows ? k - first_k - offset : 0;  // bytes of the row from here on
-    const int bytes = static_cast<int>(min(max(left, int64_t{0}), int64_t{kChunk}));
-    const uint8_t* from = bytes > 0 ? matrix + (first_row + row) * stride + first_k + offset : matrix;
-    if constexpr (kAligned) {
-      copy_async<kChunk>(&to[row][offset], from, bytes);
-    } else {
-      for (int byte = 0; byte < kChunk; ++byte) to[row][offset + byte] = byte < bytes ? from[byte] : 0;
-    }
-  }
-}
-
-__device__ __forceinline__ void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
-__device__ __forceinline__ void mma_int8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+// Four fp8 numbers as pairs of f16, which holds them exactly. e5m2 is the upper half of f16.
+template <DType kDtype>
+__device__ __forceinline__ HalfPairs widen(uint32_t four) {
+  if constexpr (kDtype == DType::kF8E4M3) return half_of_e4m3(four);
+  return {__byte_perm(four, 0, 0x1404), __byte_perm(four, 0, 0x3424)};
 }
 
 // An operand as a thread holds it for the products of one kMmaK; a[0], a[1] and b[0] are of its first half.
@@ -81,7 +47,8 @@ struct Int8 {
 
 // The instruction's order along K does not matter as long as both operands have the same one: it takes the pairs of a
 // thread's four bytes where it expects the pairs of columns 2t and 2t + 8.
-struct E4m3 {
+template <DType kLeft, DType kRight>
+struct Fp8 {
   using Sum = float;
   struct Left {
     uint32_t a[2][4];
@@ -93,7 +60,7 @@ struct E4m3 {
     Left wide;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const HalfPairs upper = half_of_e4m3(a[2 * half]), lower = half_of_e4m3(a[2 * half + 1]);
+      const HalfPairs upper = widen<kLeft>(a[2 * half]), lower = widen<kLeft>(a[2 * half + 1]);
       wide.a[half][0] = upper.first;
       wide.a[half][1] = lower.first;
       wide.a[half][2] = upper.second;
@@ -102,7 +69,7 @@ struct E4m3 {
     return wide;
   }
   static __device__ __forceinline__ Right right(uint32_t b0, uint32_t b1) {
-    const HalfPairs first = half_of_e4m3(b0), second = half_of_e4m3(b1);
+    const HalfPairs first = widen<kRight>(b0), second = widen<kRight>(b1);
     return {{{first.first, first.second}, {second.first, second.second}}};
   }
   static __device__ __forceinline__ void multiply(float (&d)[4], const Left& left, const Right& right) {
@@ -110,10 +77,6 @@ struct E4m3 {
     mma_f16(d, left.a[1], right.b[1]);
   }
 };
-
-// Of a warp; an element of a fragment is in row 8 * (e / 2) + lane / 4 and column 2 * (lane % 4) + e % 2.
-template <class Sum>
-using Sums = Sum[kRowFragments][kColumnFragments][4];
 
 template <class Operand>
 __device__ __forceinline__ void multiply_step(const Stage& stage, int first_row, int first_column,
@@ -150,18 +113,20 @@ __global__ void __launch_bounds__(kThreads, 1) scaled_mm_kernel(const __grid_con
   extern __shared__ __align__(16) uint8_t dynamic_shared[];
   Stage* stages = reinterpret_cast<Stage*>(dynamic_shared);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int64_t row_tiles = (params.m + kTile - 1) / kTile;
-  const int64_t tile_row = blockIdx.x % row_tiles * kTile, tile_column = blockIdx.x / row_tiles * kTile;
+  const unsigned tiles = gridDim.x / static_cast<unsigned>(params.batches);
+  const int64_t batch = blockIdx.x / tiles;
+  const auto* a = static_cast<const uint8_t*>(params.a) + batch * params.a_batch_stride;  // of this batch
+  const auto* b = static_cast<const uint8_t*>(params.b) + batch * params.b_batch_stride;
+  Output* output = static_cast<Output*>(params.output) + batch * params.output_batch_stride;
+  const auto [tile_row, tile_column] = BlockTile(blockIdx.x % tiles, params.m);
   const int first_row = warp / kWarpsAcross * kWarpRows, first_column = warp % kWarpsAcross * kWarpColumns;
   const int steps = static_cast<int>((params.k + kStepK - 1) / kStepK);
   const auto load = [&](int step) {
     if (step < steps) {
       Stage& stage = stages[step % kStages];
       const int64_t k = static_cast<int64_t>(step) * kStepK;
-      load_rows<kAligned>(stage.a, static_cast<const uint8_t*>(params.a), params.a_stride, tile_row, params.m, k,
-                          params.k);
-      load_rows<kAligned>(stage.b, static_cast<const uint8_t*>(params.b), params.b_stride, tile_column, params.n, k,
-                          params.k);
+      load_rows<kAligned>(stage.a, a, params.a_stride, tile_row, params.m, k, params.k);
+      load_rows<kAligned>(stage.b, b, params.b_stride, tile_column, params.n, k, params.k);
     }
     commit_copies();
   };
@@ -207,7 +172,7 @@ __global__ void __launch_bounds__(kThreads, 1) scaled_mm_kernel(const __grid_con
         float value = totals[row][column][e];
         if (!kBlockwise) value = static_cast<float>(sums[row][column][e]) * row_scale * params.column_scales.at(j);
         if (params.bias != nullptr) value += to_float(static_cast<const Output*>(params.bias)[j]);
-        static_cast<Output*>(params.output)[i * params.output_stride + j] = from_float<Output>(value);
+        output[i * params.output_stride + j] = from_float<Output>(value);
       }
     }
   }
@@ -215,7 +180,7 @@ __global__ void __launch_bounds__(kThreads, 1) scaled_mm_kernel(const __grid_con
 
 template <class Operand, bool kBlockwise, bool kAligned, class Output>
 Status launch_kernel(const ScaledMmParams& params, Stream stream) {
-  const int64_t tiles = (params.m + kTile - 1) / kTile * ((params.n + kTile - 1) / kTile);
+  const int64_t tiles = params.batches * num_tiles(params.m, params.n);
   if (tiles > INT32_MAX) return Unsupported(std::string(params.operator_name) + ": output has more than 2^45 elements");
   constexpr size_t kSharedBytes = sizeof(Stage) * kStages;
   const auto kernel = scaled_mm_kernel<Operand, kBlockwise, kAligned, Output>;
@@ -229,7 +194,8 @@ template <class Operand, bool kBlockwise>
 Status launch_operand(const ScaledMmParams& params, Stream stream) {
   constexpr uintptr_t kAlignment = 16;
   const uintptr_t bits = reinterpret_cast<uintptr_t>(params.a) | reinterpret_cast<uintptr_t>(params.b) |
-                         static_cast<uintptr_t>(params.a_stride) | static_cast<uintptr_t>(params.b_stride);
+                         static_cast<uintptr_t>(params.a_stride) | static_cast<uintptr_t>(params.b_stride) |
+                         static_cast<uintptr_t>(params.a_batch_stride) | static_cast<uintptr_t>(params.b_batch_stride);
   const bool aligned = bits % kAlignment == 0;
   if (params.output_dtype == DType::kF16) {
     return aligned ? launch_kernel<Operand, kBlockwise, true, __half>(params, stream)
@@ -242,8 +208,16 @@ Status launch_operand(const ScaledMmParams& params, Stream stream) {
 }  // namespace
 
 Status scaled_mm_portable(const ScaledMmParams& params, Stream stream) {
-  if (params.operand == DType::kI8) return launch_operand<Int8, false>(params, stream);
-  return params.blockwise ? launch_operand<E4m3, true>(params, stream) : launch_operand<E4m3, false>(params, stream);
+  if (params.a_dtype == DType::kI8) return launch_operand<Int8, false>(params, stream);
+  using E4m3 = Fp8<DType::kF8E4M3, DType::kF8E4M3>;
+  if (params.blockwise) return launch_operand<E4m3, true>(params, stream);
+  const bool b_is_e5m2 = params.b_dtype == DType::kF8E5M2;
+  if (params.a_dtype == DType::kF8E5M2) {
+    return b_is_e5m2 ? launch_operand<Fp8<DType::kF8E5M2, DType::kF8E5M2>, false>(params, stream)
+                     : launch_operand<Fp8<DType::kF8E5M2, DType::kF8E4M3>, false>(params, stream);
+  }
+  return b_is_e5m2 ? launch_operand<Fp8<DType::kF8E4M3, DType::kF8E5M2>, false>(params, stream)
+                   : launch_operand<E4m3, false>(params, stream);
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

@@ -69,20 +69,49 @@ int choose_tiles(const TileShape (&shapes)[kCount], const ScaledMmParams& params
   return best;
 }
 
-}  // namespace
-
-Status scaled_mm(const ScaledMmParams& params, Stream stream) {
-  if (!copy_engine_takes(params)) return scaled_mm_portable(params, stream);
+Status multiply_one(const ScaledMmParams& params, Stream stream) {
   const int sms = num_sms();
   if (params.blockwise) {
     return scaled_mm_tiles_blockwise(params, choose_tiles(kBlockwiseShapes, params, sms), stream);
   }
-  const bool is_int8 = params.operand == DType::kI8;
+  const bool is_int8 = params.a_dtype == DType::kI8;
   if (const std::optional<SplitShape> split = choose_split(params, sms)) {
     return is_int8 ? scaled_mm_split_int8(params, *split, stream) : scaled_mm_split_e4m3(params, *split, stream);
   }
   const int tiles = choose_tiles(kTileShapes, params, sms);
   return is_int8 ? scaled_mm_tiles_int8(params, tiles, stream) : scaled_mm_tiles_e4m3(params, tiles, stream);
+}
+
+ScaledMmParams one_of_batches(const ScaledMmParams& params, int64_t batch) {
+  constexpr int64_t kOutputBytes = 2;
+  ScaledMmParams one = params;
+  one.batches = 1;
+  one.a = static_cast<const uint8_t*>(params.a) + batch * params.a_batch_stride;
+  one.b = static_cast<const uint8_t*>(params.b) + batch * params.b_batch_stride;
+  one.output = static_cast<uint8_t*>(params.output) + batch * params.output_batch_stride * kOutputBytes;
+  return one;
+}
+
+// Batches are a launch each where one of them keeps all multiprocessors busy with the largest tiles; smaller ones go
+// through the portable kernel in one launch.
+bool launches_each_batch(const ScaledMmParams& params) {
+  const TileShape& largest = kTileShapes[kNumTileShapes - 1];
+  return ceil_div(params.m, largest.rows) * ceil_div(params.n, largest.columns) >= num_sms() &&
+         copy_engine_takes(params) && copy_engine_takes(one_of_batches(params, 1));
+}
+
+}  // namespace
+
+Status scaled_mm(const ScaledMmParams& params, Stream stream) {
+  if (params.a_dtype == DType::kF8E5M2 || params.b_dtype == DType::kF8E5M2) return scaled_mm_portable(params, stream);
+  if (params.batches == 1) {
+    return copy_engine_takes(params) ? multiply_one(params, stream) : scaled_mm_portable(params, stream);
+  }
+  if (!launches_each_batch(params)) return scaled_mm_portable(params, stream);
+  for (int64_t batch = 0; batch < params.batches; ++batch) {
+    SGL_RETURN_IF_ERROR(multiply_one(one_of_batches(params, batch), stream));
+  }
+  return OkStatus();
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

@@ -1,15 +1,12 @@
 // What the targets of the NVFP4 quantization take: checked, and reduced to pointers and sizes.
 #pragma once
 
+#include "kernels/base/fp4_layout.h"
 #include "kernels/base/status.h"
 #include "kernels/base/tensor_view.h"
 
 namespace sgl_kernel {
 
-inline constexpr int kFp4Block = 16;         // values of one scale
-inline constexpr int kScaleTileRows = 128;   // of a tile of scales
-inline constexpr int kScaleTileColumns = 4;  // "
-inline constexpr int kScaleTileBytes = kScaleTileRows * kScaleTileColumns;
 inline constexpr float kFp4Max = 6.0f;
 
 struct Fp4QuantParams {
@@ -33,11 +30,7 @@ struct Fp4QuantParams {
   int64_t output_stride;   // "
 
   // Where the scale of a block lies, from the first one of its expert.
-  constexpr int64_t scale_at(int64_t row, int64_t block) const {
-    const int64_t tile = row / kScaleTileRows * (padded_blocks / kScaleTileColumns) + block / kScaleTileColumns;
-    const int64_t in_tile = row % kScaleTileRows;
-    return tile * kScaleTileBytes + in_tile % 32 * 16 + in_tile / 32 * 4 + block % kScaleTileColumns;
-  }
+  constexpr int64_t scale_at(int64_t row, int64_t block) const { return fp4_scale_at(row, block, padded_blocks); }
 };
 
 Status quantize_fp4(const Fp4QuantParams& params, Stream stream);

@@ -12,7 +12,17 @@ import torch
 from sgl_kernel import _gemm as _native
 from sgl_kernel._ops import eager_or_traced, fakes, implements
 
-__all__ = ["fp8_blockwise_scaled_mm", "fp8_scaled_mm", "int8_scaled_mm"]
+__all__ = [
+    "bmm_fp8",
+    "cutlass_scaled_fp4_mm",
+    "dsv3_fused_a_gemm",
+    "dsv3_router_gemm",
+    "fp8_blockwise_scaled_mm",
+    "fp8_scaled_mm",
+    "int8_scaled_mm",
+    "qserve_w4a8_per_chn_gemm",
+    "qserve_w4a8_per_group_gemm",
+]
 
 # Upstream has these names in this module as well.
 _OF_QUANTIZATION = frozenset(
@@ -80,6 +90,42 @@ _fp8_operator = eager_or_traced("fp8_scaled_mm", _fp8_scaled_mm)
 _int8_operator = eager_or_traced("int8_scaled_mm", _int8_scaled_mm)
 _blockwise_operator = eager_or_traced("fp8_blockwise_scaled_mm", _fp8_blockwise_scaled_mm)
 
+_bmm_operator = eager_or_traced("bmm_fp8", _native.bmm_fp8)
+
+
+def bmm_fp8(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    A_scale: torch.Tensor,
+    B_scale: torch.Tensor,
+    dtype: torch.dtype,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Multiplies batches of 8-bit float matrices with one scale for each operand.
+
+        result[b, i, j] = A_scale · B_scale · Σ_l A[b, i, l] · B[b, l, j]
+
+    Args:
+      A: [batches, M, K], float8_e4m3fn or float8_e5m2; the last dimension is dense.
+      B: [batches, K, N], float8_e4m3fn or float8_e5m2, column-major: stride(1) == 1.
+      A_scale: float32, one element.
+      B_scale: float32, one element.
+      dtype: float16 or bfloat16; of the result, where `out` is not given.
+      out: [batches, M, N], float16 or bfloat16: takes the result.
+
+    Returns:
+      [batches, M, N]: `out` if given. Sums are as exact as fp8_scaled_mm's.
+
+    Raises:
+      ValueError: another shape, dtype, stride or device.
+    """
+    if out is None:
+        shape = (A.shape[0], A.shape[1], B.shape[2]) if A.dim() == B.dim() == 3 else (0, 0, 0)
+        out = A.new_empty(shape, dtype=dtype)
+    # Upstream's workspace and handle are not looked at: anything serves.
+    _bmm_operator(A, B, out, A_scale, B_scale, A_scale, 0)
+    return out
+
 
 def fp8_scaled_mm(
     mat_a: torch.Tensor,
@@ -145,3 +191,161 @@ def fp8_blockwise_scaled_mm(
       ValueError: another shape, dtype, stride or device.
     """
     return _blockwise_operator(mat_a, mat_b, scales_a, scales_b, out_dtype)
+
+
+_fused_a_operator = eager_or_traced("dsv3_fused_a_gemm", _native.dsv3_fused_a_gemm)
+_router_operator = eager_or_traced("dsv3_router_gemm", _native.dsv3_router_gemm)
+
+
+def dsv3_fused_a_gemm(mat_a: torch.Tensor, mat_b: torch.Tensor, output: torch.Tensor | None = None) -> torch.Tensor:
+    """Multiplies a few rows with a column-major bfloat16 matrix: result = mat_a @ mat_b.
+
+    Args:
+      mat_a: [M, K], bfloat16; rows may be strided. Any M, but the kernel is made for up to 16.
+      mat_b: [K, N], bfloat16, column-major: stride(0) == 1.
+      output: [M, N], bfloat16: takes the result.
+
+    Returns:
+      [M, N], bfloat16: `output` if given. Sums are float32's.
+
+    Raises:
+      ValueError: another shape, dtype, stride or device.
+    """
+    if output is None:
+        output = _product(mat_a, mat_b, mat_a.dtype)
+    _fused_a_operator(output, mat_a, mat_b)
+    return output
+
+
+def dsv3_router_gemm(
+    hidden_states: torch.Tensor, router_weights: torch.Tensor, out_dtype: torch.dtype = torch.bfloat16
+) -> torch.Tensor:
+    """Multiplies a few rows with the rows of a bfloat16 matrix: result = hidden_states @ router_weights.T.
+
+    Args:
+      hidden_states: [M, K], bfloat16; rows may be strided. Any M, but the kernel is made for up to 16.
+      router_weights: [N, K], bfloat16; rows may be strided.
+      out_dtype: bfloat16 or float32.
+
+    Returns:
+      [M, N], out_dtype. Sums are float32's.
+
+    Raises:
+      ValueError: another shape, dtype, stride or device.
+    """
+    output = _product(hidden_states, router_weights.t() if router_weights.dim() == 2 else router_weights, out_dtype)
+    _router_operator(output, hidden_states, router_weights)
+    return output
+
+
+_fp4_operator = eager_or_traced("cutlass_scaled_fp4_mm", _native.cutlass_scaled_fp4_mm)
+
+
+def cutlass_scaled_fp4_mm(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    block_scale_a: torch.Tensor,
+    block_scale_b: torch.Tensor,
+    alpha: torch.Tensor,
+    out_dtype: torch.dtype,
+) -> torch.Tensor:
+    """Multiplies NVFP4 matrices, as scaled_fp4_quant makes them, on any GPU.
+
+        result[i, j] = alpha · Σ_l a[i, l] · scale_a[i, l // 16] · b[j, l] · scale_b[j, l // 16]
+
+    Args:
+      a: [M, K / 2], uint8: two e2m1 values a byte, the first in the low bits. K is a multiple of 16.
+      b: [N, K / 2], uint8.
+      block_scale_a: [ceil(M / 128) · 128, ceil(K / 64) · 4], float8_e4m3fn, in tiles of 128 × 4; contiguous.
+      block_scale_b: [ceil(N / 128) · 128, ceil(K / 64) · 4], likewise.
+      alpha: float32, one element: 1 / (global scale of a · global scale of b).
+      out_dtype: float16 or bfloat16.
+
+    Returns:
+      [M, N], out_dtype. Products are exact, sums are float32's.
+
+    Raises:
+      ValueError: another shape, dtype, stride or device.
+    """
+    out = a.new_empty((a.shape[0], b.shape[0]) if a.dim() == b.dim() == 2 else (0, 0), dtype=out_dtype)
+    _fp4_operator(out, a, b, block_scale_a, block_scale_b, alpha)
+    return out
+
+
+_per_channel_operator = eager_or_traced("qserve_w4a8_per_chn_gemm", _native.qserve_w4a8_per_chn_gemm)
+_per_group_operator = eager_or_traced("qserve_w4a8_per_group_gemm", _native.qserve_w4a8_per_group_gemm)
+
+
+def _qserve_result(in_feats, kernel):
+    rows = in_feats.shape[0] if in_feats.dim() > 0 else 0
+    columns = kernel.shape[0] if kernel.dim() > 0 else 0
+    return in_feats.new_empty((rows, columns), dtype=torch.float16)
+
+
+def qserve_w4a8_per_chn_gemm(
+    in_feats: torch.Tensor,
+    kernel: torch.Tensor,
+    wscales: torch.Tensor,
+    ascales: torch.Tensor,
+    w_szs: torch.Tensor,
+    a_ssums: torch.Tensor,
+    out_feats: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Multiplies int8 rows with QServe's 4-bit weights that have a scale and a zero point for each channel.
+
+        result[i, j] = ascales[i] · wscales[j] · Σ_l in_feats[i, l] · q[j, l] - a_ssums[i] · w_szs[j]
+
+    Args:
+      in_feats: [M, K], int8; rows may be strided.
+      kernel: [N, K / 2], int8: the weights q, 0 to 15, in QServe's tiles of 32 × 32 (kernels/gemm/qserve_mm.h).
+      wscales: float16, N numbers.
+      ascales: float16, M numbers.
+      w_szs: float16, N numbers: scale times zero point.
+      a_ssums: float16, M numbers: sums of the rows as they were before quantization.
+      out_feats: [M, N], float16: takes the result.
+
+    Returns:
+      [M, N], float16: `out_feats` if given. The sum is exact in int32; K is at most 131071.
+
+    Raises:
+      ValueError: another shape, dtype, stride or device; N or K is no multiple of 32.
+    """
+    if out_feats is None:
+        out_feats = _qserve_result(in_feats, kernel)
+    _per_channel_operator(in_feats, kernel, wscales, ascales, w_szs, a_ssums, out_feats)
+    return out_feats
+
+
+def qserve_w4a8_per_group_gemm(
+    in_feats: torch.Tensor,
+    kernel: torch.Tensor,
+    zeros: torch.Tensor,
+    scales_i8: torch.Tensor,
+    wscales: torch.Tensor,
+    ascales: torch.Tensor,
+    out_feats: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Multiplies int8 rows with QServe's 4-bit weights that have an int8 scale and zero for each group of 128.
+
+        weight[j, l] = int8(q[j, l] · scale[j, l // 128] + zero[j, l // 128])
+        result[i, j] = ascales[i] · wscales[j] · Σ_l in_feats[i, l] · weight[j, l]
+
+    Args:
+      in_feats: [M, K], int8; rows may be strided. K is a multiple of 128.
+      kernel: [N, K / 2], int8: the weights q, 0 to 15, in QServe's tiles of 32 × 32 (kernels/gemm/qserve_mm.h).
+      zeros: [K / 128, N], int8, in QServe's order of rows: minus the zero point times the scale.
+      scales_i8: [K / 128, N], int8, in that order.
+      wscales: float16, N numbers.
+      ascales: float16, M numbers.
+      out_feats: [M, N], float16: takes the result.
+
+    Returns:
+      [M, N], float16: `out_feats` if given. The sum is exact in int32; K is at most 131071.
+
+    Raises:
+      ValueError: another shape, dtype, stride or device; N is no multiple of 32, or K none of 128.
+    """
+    if out_feats is None:
+        out_feats = _qserve_result(in_feats, kernel)
+    _per_group_operator(in_feats, kernel, zeros, scales_i8, wscales, ascales, out_feats)
+    return out_feats

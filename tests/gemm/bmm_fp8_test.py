@@ -1,0 +1,110 @@
+"""bmm_fp8, against products in float64."""
+
+import pytest
+import torch
+
+from tests.harness import Expected, Operator, assert_same_bits, bad_shape, case, operator_tests
+
+F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
+E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
+LARGEST = {E4M3: 448.0, E5M2: 57344.0}
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+
+
+class BmmFp8(Operator):
+    cases = [
+        case(batches=3, m=5, n=72, k=144, a=E4M3, b=E4M3, out=BF16),
+        case(batches=2, m=130, n=136, k=272, a=E4M3, b=E5M2, out=F16),
+        case(batches=5, m=17, n=128, k=64, a=E5M2, b=E4M3, out=BF16),
+        case(batches=2, m=16, n=40, k=96, a=E5M2, b=E5M2, out=BF16),
+        case(batches=1, m=48, n=80, k=512, a=E4M3, b=E4M3, out=F16),
+        # Rows that copies of 16 bytes do not take; nothing to add.
+        case(batches=4, m=7, n=33, k=65, a=E4M3, b=E4M3, out=BF16),
+        case(batches=2, m=3, n=8, k=0, a=E4M3, b=E4M3, out=BF16),
+    ]
+    empty = [case(batches=batches, m=m, n=n, k=32, a=E4M3, b=E4M3, out=F16) for batches, m, n in [(0, 4, 8), (2, 0, 8)]]
+    strided = ("A", "D")
+    misaligned = ("A", "B", "D", "A_scale", "B_scale")
+    bad = [
+        bad_shape("A", (3, 5, 143), names="B"),
+        bad_shape("A", (2, 5, 144), names="B"),
+        bad_shape("B", (3, 144, 72)),
+        bad_shape("D", (3, 5, 71)),
+        bad_shape("A_scale", (3,)),
+        bad_shape("B_scale", (0,)),
+    ]
+    any_value = {"workspace_buffer": "not looked at", "cublas_handle": "not looked at"}
+    accepts = {
+        "A_scale.rank": "one element of any rank",
+        "B_scale.rank": "one element of any rank",
+        "workspace_buffer.dtype": "not looked at",
+        "workspace_buffer.rank": "not looked at",
+        "workspace_buffer.device": "not looked at",
+    }
+
+    def make(self, case, draw):
+        def quantized(shape, dtype):
+            return draw.normal(shape, F32, std=40.0).clamp(-LARGEST[dtype], LARGEST[dtype]).to(dtype)
+
+        return {
+            "A": quantized((case.batches, case.m, case.k), case.a),
+            "B": quantized((case.batches, case.n, case.k), case.b).transpose(1, 2),
+            "D": draw.empty((case.batches, case.m, case.n), case.out),
+            "A_scale": draw.uniform((1,), low=1e-3, high=1e-2),
+            "B_scale": draw.uniform((1,), low=1e-3, high=1e-2),
+            "workspace_buffer": draw.empty((16,), torch.uint8),
+            "cublas_handle": 0,
+        }
+
+    def reference(self, case, args):
+        scale = args.A_scale.double() * args.B_scale.double()
+        a, b = args.A.double(), args.B.double()
+        # Hopper's tensor cores cut off below 2^-13 of the largest sum: see fp8_error in scaled_mm_test.py.
+        rounding = max(2.0**-12, 2.0**-16 * case.k**0.5) * 2**24
+        return {"D": Expected(scale * (a @ b), scale * (a.abs() @ b.abs()) * rounding)}
+
+    f32_roundings = 1
+
+    def python(self, sgl_kernel, args):
+        a, b, d, a_scale, b_scale, *_ = args.values()
+        return sgl_kernel.bmm_fp8(a, b, a_scale, b_scale, d.dtype, d)
+
+    forms = {
+        "functional": lambda sgl_kernel, args: {
+            "D": sgl_kernel.bmm_fp8(args.A, args.B, args.A_scale, args.B_scale, args.D.dtype)
+        }
+    }
+
+
+test_bmm_fp8 = operator_tests(BmmFp8(name="bmm_fp8"))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [E4M3, E5M2])
+def test_every_number_is_multiplied_exactly(dtype, device):
+    import sgl_kernel
+
+    numbers = torch.arange(256, dtype=torch.uint8).view(dtype)
+    numbers = numbers[numbers.float().isfinite()]
+    a = torch.zeros(2, 4, 256, dtype=torch.uint8)
+    a[1, 2, : len(numbers)] = numbers.view(torch.uint8)
+    identity = torch.eye(256).to(E4M3).expand(2, 256, 256).contiguous()
+    one = torch.ones(1, device=device)
+    result = sgl_kernel.bmm_fp8(a.view(dtype).to(device), identity.to(device).mT, one, one, BF16).cpu()
+    assert torch.equal(result[1, 2, : len(numbers)], numbers.to(BF16))
+    assert (result[0] == 0).all() and (result[1, [0, 1, 3]] == 0).all()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(("m", "n", "k"), [(2048, 2048, 256), (2000, 2056, 144), (16, 512, 128), (16, 128, 512)])
+def test_batches_of_all_sizes(m, n, k):
+    """Some that are a launch each, some that share one."""
+    import sgl_kernel
+
+    generator = torch.Generator("cuda").manual_seed(0)
+    a, b = (torch.randn(5, rows, k, generator=generator, device="cuda").to(E4M3) for rows in (m, n))
+    one = torch.ones(1, device="cuda")
+    result = sgl_kernel.bmm_fp8(a, b.mT, one, one, BF16)
+    expected, magnitude = a.double() @ b.double().mT, a.double().abs() @ b.double().abs().mT
+    assert ((result.double() - expected).abs() <= 2.0**-8 * expected.abs() + 2.0**-12 * magnitude).all()
+    assert_same_bits("again", sgl_kernel.bmm_fp8(a, b.mT, one, one, BF16), result)
