@@ -3,6 +3,7 @@
 FAMILIES = [
     "attention",
     "elementwise",
+    "gemm",
     "kvcacheio",
     "quantization",
     "sampling",

@@ -75,6 +75,20 @@ __device__ __forceinline__ void named_barrier_arrive(int id, int num_threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(num_threads) : "memory");
 }
 
+// The blocks of a cluster: the rank of this one, and a barrier of all their threads. What was written to shared memory
+// before the barrier is visible behind it.
+__device__ __forceinline__ uint32_t cluster_rank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+__device__ __forceinline__ void cluster_sync() {
+  asm volatile(
+      "barrier.cluster.arrive.release;\n"
+      "barrier.cluster.wait.acquire;" ::
+          : "memory");
+}
+
 // A warpgroup gives registers back to the block's pool, or takes more. kCount is a multiple of 8; the sum over the
 // block must fit what it was launched with.
 template <int kCount>
@@ -98,6 +112,12 @@ struct RingPosition {
       index = 0;
       parity ^= 1;
     }
+  }
+  // advance() that many times.
+  __device__ __forceinline__ void skip(int count) {
+    index += count;
+    parity ^= index / kStages & 1;
+    index %= kStages;
   }
 };
 

@@ -38,31 +38,68 @@ inline bool tensor_map_fits(const TensorMapShape& shape) {
   return true;
 }
 
-// Elements of 16 bits (bf16 if `is_bf16`, else f16), 128-byte swizzle, zeros for what lies outside the tensor.
-inline Status encode_tensor_map(const char* operator_name, CUtensorMap* map, const TensorMapShape& shape,
-                                bool is_bf16) {
-  using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
-                              const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
-                              CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-  // The runtime finds the driver's function, so that nothing links libcuda.
-  static const Encode encode = [] {
+using EncodeTensorMap = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
+                                     const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
+                                     CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+
+// The driver's function, found by the runtime, so that nothing links libcuda; null where there is none.
+inline EncodeTensorMap find_encode_tensor_map() {
+  static const EncodeTensorMap encode = [] {
     constexpr unsigned int kSinceDriver = 12000;
     void* function = nullptr;
     cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
     const cudaError_t error =
         cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, kSinceDriver, cudaEnableDefault, &found);
-    return error == cudaSuccess && found == cudaDriverEntryPointSuccess ? reinterpret_cast<Encode>(function) : nullptr;
+    return error == cudaSuccess && found == cudaDriverEntryPointSuccess ? reinterpret_cast<EncodeTensorMap>(function)
+                                                                        : nullptr;
   }();
+  return encode;
+}
+
+inline Status encode_status(const char* operator_name, CUresult result) {
+  if (result == CUDA_SUCCESS) return OkStatus();
+  return Internal(std::string(operator_name) + ": cuTensorMapEncodeTiled fails with " + std::to_string(result));
+}
+
+// Elements of 16 bits (bf16 if `is_bf16`, else f16), 128-byte swizzle, zeros for what lies outside the tensor.
+inline Status encode_tensor_map(const char* operator_name, CUtensorMap* map, const TensorMapShape& shape,
+                                bool is_bf16) {
+  const EncodeTensorMap encode = find_encode_tensor_map();
   if (encode == nullptr) return Unsupported(std::string(operator_name) + ": the driver has no cuTensorMapEncodeTiled");
   const cuuint32_t element_strides[kTensorMapRank] = {1, 1, 1, 1, 1};
-  const CUresult result =
+  return encode_status(
+      operator_name,
       encode(map, is_bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, kTensorMapRank,
              shape.data, shape.extents, shape.strides, shape.box, element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE,
-             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (result != CUDA_SUCCESS) {
-    return Internal(std::string(operator_name) + ": cuTensorMapEncodeTiled fails with " + std::to_string(result));
-  }
-  return OkStatus();
+             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
+}
+
+// A matrix with dense rows.
+struct MatrixMapShape {
+  void* data;              // 16-byte aligned
+  uint64_t rows, columns;  // at least 1
+  uint64_t row_bytes;      // from row to row: a multiple of 16, below 2^40
+  uint32_t box_rows, box_columns;
+  int element_bytes;                                        // 1 or 2
+  CUtensorMapSwizzle swizzle = CU_TENSOR_MAP_SWIZZLE_128B;  // of rows of box_columns elements
+};
+
+inline bool matrix_map_fits(const void* data, int64_t rows, int64_t columns, int64_t row_bytes) {
+  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && row_bytes % 16 == 0 && row_bytes < (int64_t{1} << 40) &&
+         rows <= INT32_MAX && columns <= INT32_MAX;
+}
+
+// Zeros are read outside the matrix, and nothing is written there.
+inline Status encode_matrix_map(const char* operator_name, CUtensorMap* map, const MatrixMapShape& shape) {
+  const EncodeTensorMap encode = find_encode_tensor_map();
+  if (encode == nullptr) return Unsupported(std::string(operator_name) + ": the driver has no cuTensorMapEncodeTiled");
+  const cuuint64_t extents[] = {shape.columns, shape.rows}, strides[] = {shape.row_bytes};
+  const cuuint32_t box[] = {shape.box_columns, shape.box_rows}, element_strides[] = {1, 1};
+  return encode_status(
+      operator_name,
+      encode(map, shape.element_bytes == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_UINT16, 2,
+             shape.data, extents, strides, box, element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, shape.swizzle,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
 }
 
 __device__ __forceinline__ void prefetch_tensor_map(const CUtensorMap* map) {
@@ -78,6 +115,30 @@ __device__ __forceinline__ void load_box(void* destination, const CUtensorMap* m
       "%7}], [%2];" ::"r"(shared_address(destination)),
       "l"(map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
       : "memory");
+}
+
+// The same for a matrix: the box at (row, column).
+__device__ __forceinline__ void load_matrix_box(void* destination, const CUtensorMap* map, Barrier* barrier, int row,
+                                                int column) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::
+          "r"(shared_address(destination)),
+      "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(row)
+      : "memory");
+}
+
+// Copies a box from shared memory to (row, column). The thread then closes a group of such copies with commit_stores();
+// the writers of `source` have called fence_shared_for_async_proxy() before the barrier that this thread waited for.
+__device__ __forceinline__ void store_matrix_box(const CUtensorMap* map, const void* source, int row, int column) {
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
+               "r"(shared_address(source)), "r"(column), "r"(row)
+               : "memory");
+}
+__device__ __forceinline__ void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// Waits until at most kPending of this thread's newest groups still read shared memory.
+template <int kPending>
+__device__ __forceinline__ void wait_for_store_reads() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

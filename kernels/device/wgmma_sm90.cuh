@@ -50,8 +50,8 @@ __device__ __forceinline__ void pin_registers(float (&values)[kSize]) {
 #pragma unroll
   for (int i = 0; i < kSize; ++i) asm volatile("" : "+f"(values[i])::"memory");
 }
-template <int kSize>
-__device__ __forceinline__ void pin_registers(uint32_t (&values)[kSize]) {
+template <class Int, int kSize>
+__device__ __forceinline__ void pin_registers(Int (&values)[kSize]) {
 #pragma unroll
   for (int i = 0; i < kSize; ++i) asm volatile("" : "+r"(values[i])::"memory");
 }

@@ -354,11 +354,12 @@ def passes_opcheck(operator, device, case):
     for name, tensor in args.tensors(operator.schema.written):
         if name not in operator.inout:
             tensor.zero_()
-    torch.library.opcheck(
-        getattr(torch.ops.sgl_kernel, operator.name).default,
-        tuple(args.values()),
-        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
-    )
+    utils = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    # test_schema compares tensors with allclose, which torch does not have for 8-bit floats.
+    if any(tensor.is_floating_point() and tensor.itemsize == 1 for tensor in args.values() if torch.is_tensor(tensor)):
+        utils.remove("test_schema")
+    operator_of_torch = getattr(torch.ops.sgl_kernel, operator.name).default
+    torch.library.opcheck(operator_of_torch, tuple(args.values()), test_utils=tuple(utils))
 
 
 @check(typical)

@@ -1,0 +1,14 @@
+// The Hopper kernels for int8 operands.
+#include "kernels/gemm/scaled_mm_shapes_sm90a.cuh"
+
+namespace sgl_kernel::SGL_TARGET {
+
+Status scaled_mm_tiles_int8(const ScaledMmParams& params, int shape, Stream stream) {
+  return launch_tile_shape<int32_t>(params, shape, stream);
+}
+
+Status scaled_mm_split_int8(const ScaledMmParams& params, const SplitShape& shape, Stream stream) {
+  return launch_split_shape<int32_t>(params, shape, stream);
+}
+
+}  // namespace sgl_kernel::SGL_TARGET

@@ -1,0 +1,257 @@
+// Scaled products of 8-bit matrices by the warp-wide matrix instructions of sm_80.
+//
+// Grid: a block a tile of 128 x 128, of 8 warps with 64 x 32 each. K goes by in steps of 64, three of which are in
+// shared memory. int8 is multiplied as it is; e4m3 is widened to f16, which holds it exactly, and summed in f32.
+// Bound by the tensor cores for many rows, by the latency of one tile for few: K is not split. Not measured.
+#include <cuda_fp8.h>
+
+#include "kernels/base/launch.h"
+#include "kernels/device/copy_async.cuh"
+#include "kernels/device/mma_int8.cuh"
+#include "kernels/device/vec.cuh"
+#include "kernels/gemm/scaled_mm_portable.h"
+
+namespace sgl_kernel::SGL_TARGET {
+namespace {
+
+constexpr int kTile = 128;  // rows, and columns
+constexpr int kStepK = 64;  // bytes
+constexpr int kStages = 3;
+constexpr int kWarpRows = 64, kWarpColumns = 32;  // of a warp's part of the tile
+constexpr int kWarpsAcross = kTile / kWarpColumns;
+constexpr int kThreads = kTile / kWarpRows * kWarpsAcross * 32;
+constexpr int kPitch = kStepK + 16;  // so that 8 rows of 16 bytes lie in different banks
+constexpr int kMmaRows = 16, kMmaColumns = 8, kMmaK = 32;
+constexpr int kRowFragments = kWarpRows / kMmaRows, kColumnFragments = kWarpColumns / kMmaColumns;
+static_assert(kTile == kScaleBlock, "a tile has one scale of B for each block of K");
+
+struct Stage {
+  alignas(16) uint8_t a[kTile][kPitch];
+  alignas(16) uint8_t b[kTile][kPitch];
+};
+
+// One step of K of kTile rows to shared memory, zeros outside the matrix. Rows that the 16-byte copies cannot take are
+// read byte by byte.
+template <bool kAligned>
+__device__ __forceinline__ void load_rows(uint8_t (*to)[kPitch], const uint8_t* matrix, int64_t stride,
+                                          int64_t first_row, int64_t rows, int64_t first_k, int64_t k) {
+  constexpr int kChunk = 16, kChunks = kStepK / kChunk;
+#pragma unroll
+  for (int i = threadIdx.x; i < kTile * kChunks; i += kThreads) {
+    const int row = i / kChunks, offset = i % kChunks * kChunk;
+    const int64_t left = first_row + row < rows ? k - first_k - offset : 0;  // bytes of the row from here on
+    const int bytes = static_cast<int>(min(max(left, int64_t{0}), int64_t{kChunk}));
+    const uint8_t* from = bytes > 0 ? matrix + (first_row + row) * stride + first_k + offset : matrix;
+    if constexpr (kAligned) {
+      copy_async<kChunk>(&to[row][offset], from, bytes);
+    } else {
+      for (int byte = 0; byte < kChunk; ++byte) to[row][offset + byte] = byte < bytes ? from[byte] : 0;
+    }
+  }
+}
+
+// Four e4m3 numbers as pairs of f16.
+__device__ __forceinline__ void widen(uint32_t bytes, uint32_t& low, uint32_t& high) {
+  const __half2_raw first = __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(bytes & 0xffff), __NV_E4M3);
+  const __half2_raw second = __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(bytes >> 16), __NV_E4M3);
+  low = first.x | static_cast<uint32_t>(first.y) << 16;
+  high = second.x | static_cast<uint32_t>(second.y) << 16;
+}
+
+__device__ __forceinline__ void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+__device__ __forceinline__ void mma_int8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// An operand as a thread holds it for the products of one kMmaK; a[0], a[1] and b[0] are of its first half.
+struct Int8 {
+  using Sum = int;
+  struct Left {
+    uint32_t a[4];
+  };
+  struct Right {
+    uint32_t b[2];
+  };
+  static __device__ __forceinline__ Left left(const uint32_t (&a)[4]) { return {{a[0], a[1], a[2], a[3]}}; }
+  static __device__ __forceinline__ Right right(uint32_t b0, uint32_t b1) { return {{b0, b1}}; }
+  static __device__ __forceinline__ void multiply(int (&d)[4], const Left& left, const Right& right) {
+    mma_int8(d, left.a, right.b);
+  }
+};
+
+// The instruction's order along K does not matter as long as both operands have the same one: it takes the pairs of a
+// thread's four bytes where it expects the pairs of columns 2t and 2t + 8.
+struct E4m3 {
+  using Sum = float;
+  struct Left {
+    uint32_t a[2][4];
+  };
+  struct Right {
+    uint32_t b[2][2];
+  };
+  static __device__ __forceinline__ Left left(const uint32_t (&a)[4]) {
+    Left wide;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      widen(a[2 * half], wide.a[half][0], wide.a[half][2]);
+      widen(a[2 * half + 1], wide.a[half][1], wide.a[half][3]);
+    }
+    return wide;
+  }
+  static __device__ __forceinline__ Right right(uint32_t b0, uint32_t b1) {
+    Right wide;
+    widen(b0, wide.b[0][0], wide.b[0][1]);
+    widen(b1, wide.b[1][0], wide.b[1][1]);
+    return wide;
+  }
+  static __device__ __forceinline__ void multiply(float (&d)[4], const Left& left, const Right& right) {
+    mma_f16(d, left.a[0], right.b[0]);
+    mma_f16(d, left.a[1], right.b[1]);
+  }
+};
+
+// Of a warp; an element of a fragment is in row 8 * (e / 2) + lane / 4 and column 2 * (lane % 4) + e % 2.
+template <class Sum>
+using Sums = Sum[kRowFragments][kColumnFragments][4];
+
+template <class Operand>
+__device__ __forceinline__ void multiply_step(const Stage& stage, int first_row, int first_column,
+                                              Sums<typename Operand::Sum>& sums) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int k = 0; k < kStepK; k += kMmaK) {
+    typename Operand::Right right[kColumnFragments];
+#pragma unroll
+    for (int pair = 0; pair < kColumnFragments / 2; ++pair) {
+      // Tiles: the two halves of K of 8 columns, then of the next 8.
+      uint32_t b[4];
+      load_matrices(b, &stage.b[first_column + pair * 16 + lane / 16 * 8 + lane % 8][k + lane / 8 % 2 * 16]);
+      right[2 * pair] = Operand::right(b[0], b[1]);
+      right[2 * pair + 1] = Operand::right(b[2], b[3]);
+    }
+#pragma unroll
+    for (int row = 0; row < kRowFragments; ++row) {
+      // Tiles: rows 0 to 7 and 8 to 15 of the first half of K, then of the second.
+      uint32_t a[4];
+      load_matrices(a, &stage.a[first_row + row * kMmaRows + lane % 16][k + lane / 16 * 16]);
+      const typename Operand::Left left = Operand::left(a);
+#pragma unroll
+      for (int column = 0; column < kColumnFragments; ++column) {
+        Operand::multiply(sums[row][column], left, right[column]);
+      }
+    }
+  }
+}
+
+template <class Operand, bool kBlockwise, bool kAligned, class Output>
+__global__ void __launch_bounds__(kThreads, 1) scaled_mm_kernel(const __grid_constant__ ScaledMmParams params) {
+  using Sum = typename Operand::Sum;
+  extern __shared__ __align__(16) uint8_t dynamic_shared[];
+  Stage* stages = reinterpret_cast<Stage*>(dynamic_shared);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int64_t row_tiles = (params.m + kTile - 1) / kTile;
+  const int64_t tile_row = blockIdx.x % row_tiles * kTile, tile_column = blockIdx.x / row_tiles * kTile;
+  const int first_row = warp / kWarpsAcross * kWarpRows, first_column = warp % kWarpsAcross * kWarpColumns;
+  const int steps = static_cast<int>((params.k + kStepK - 1) / kStepK);
+  const auto load = [&](int step) {
+    if (step < steps) {
+      Stage& stage = stages[step % kStages];
+      const int64_t k = static_cast<int64_t>(step) * kStepK;
+      load_rows<kAligned>(stage.a, static_cast<const uint8_t*>(params.a), params.a_stride, tile_row, params.m, k,
+                          params.k);
+      load_rows<kAligned>(stage.b, static_cast<const uint8_t*>(params.b), params.b_stride, tile_column, params.n, k,
+                          params.k);
+    }
+    commit_copies();
+  };
+  Sums<Sum> sums = {};
+  Sums<float> totals = {};  // of blocks; unused otherwise
+  for (int step = 0; step < kStages - 1; ++step) load(step);
+  for (int step = 0; step < steps; ++step) {
+    wait_for_copies<kStages - 2>();
+    __syncthreads();
+    load(step + kStages - 1);
+    multiply_step<Operand>(stages[step % kStages], first_row, first_column, sums);
+    constexpr int kStepsABlock = kScaleBlock / kStepK;
+    if (kBlockwise && ((step + 1) % kStepsABlock == 0 || step + 1 == steps)) {
+      const int64_t block = step / kStepsABlock;
+      const float b_scale = params.b_block_scales.at(block, tile_column / kScaleBlock);
+#pragma unroll
+      for (int row = 0; row < kRowFragments; ++row) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int64_t i = tile_row + first_row + row * kMmaRows + lane / 4 + e / 2 * 8;
+          const float scale = b_scale * params.a_block_scales.at(min(i, params.m - 1), block);
+#pragma unroll
+          for (int column = 0; column < kColumnFragments; ++column) {
+            totals[row][column][e] += scale * static_cast<float>(sums[row][column][e]);
+            sums[row][column][e] = 0;
+          }
+        }
+      }
+    }
+  }
+  wait_for_copies<0>();
+#pragma unroll
+  for (int row = 0; row < kRowFragments; ++row) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int64_t i = tile_row + first_row + row * kMmaRows + lane / 4 + e / 2 * 8;
+      if (i >= params.m) continue;
+      const float row_scale = kBlockwise ? 1.0f : params.row_scales.at(i);
+#pragma unroll
+      for (int column = 0; column < kColumnFragments; ++column) {
+        const int64_t j = tile_column + first_column + column * kMmaColumns + lane % 4 * 2 + e % 2;
+        if (j >= params.n) continue;
+        float value = totals[row][column][e];
+        if (!kBlockwise) value = static_cast<float>(sums[row][column][e]) * row_scale * params.column_scales.at(j);
+        if (params.bias != nullptr) value += to_float(static_cast<const Output*>(params.bias)[j]);
+        static_cast<Output*>(params.output)[i * params.output_stride + j] = from_float<Output>(value);
+      }
+    }
+  }
+}
+
+template <class Operand, bool kBlockwise, bool kAligned, class Output>
+Status launch_kernel(const ScaledMmParams& params, Stream stream) {
+  const int64_t tiles = (params.m + kTile - 1) / kTile * ((params.n + kTile - 1) / kTile);
+  if (tiles > INT32_MAX) return Unsupported(std::string(params.operator_name) + ": output has more than 2^45 elements");
+  constexpr size_t kSharedBytes = sizeof(Stage) * kStages;
+  const auto kernel = scaled_mm_kernel<Operand, kBlockwise, kAligned, Output>;
+  SGL_RETURN_IF_ERROR(allow_shared_memory(params.operator_name, kernel, kSharedBytes));
+  const LaunchShape shape = {
+      .grid = dim3(static_cast<unsigned>(tiles)), .block = dim3(kThreads), .shared_bytes = kSharedBytes};
+  return launch(params.operator_name, kernel, shape, stream, params);
+}
+
+template <class Operand, bool kBlockwise>
+Status launch_operand(const ScaledMmParams& params, Stream stream) {
+  constexpr uintptr_t kAlignment = 16;
+  const uintptr_t bits = reinterpret_cast<uintptr_t>(params.a) | reinterpret_cast<uintptr_t>(params.b) |
+                         static_cast<uintptr_t>(params.a_stride) | static_cast<uintptr_t>(params.b_stride);
+  const bool aligned = bits % kAlignment == 0;
+  if (params.output_dtype == DType::kF16) {
+    return aligned ? launch_kernel<Operand, kBlockwise, true, __half>(params, stream)
+                   : launch_kernel<Operand, kBlockwise, false, __half>(params, stream);
+  }
+  return aligned ? launch_kernel<Operand, kBlockwise, true, __nv_bfloat16>(params, stream)
+                 : launch_kernel<Operand, kBlockwise, false, __nv_bfloat16>(params, stream);
+}
+
+}  // namespace
+
+Status scaled_mm_portable(const ScaledMmParams& params, Stream stream) {
+  if (params.operand == DType::kI8) return launch_operand<Int8, false>(params, stream);
+  return params.blockwise ? launch_operand<E4m3, true>(params, stream) : launch_operand<E4m3, false>(params, stream);
+}
+
+}  // namespace sgl_kernel::SGL_TARGET

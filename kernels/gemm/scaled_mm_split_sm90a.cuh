@@ -1,0 +1,208 @@
+// Scaled products of few rows on Hopper: the weights are read once, as fast as memory gives them.
+//
+// Operands are swapped: left = B^T (the weights), right = A (the tokens), so that the tensor core's 64 rows are filled
+// however few tokens there are. K is split over the blocks of a cluster; each leaves its partial sums in its shared
+// memory, and all of them then add up their share of the tile from there, in the order of K.
+//
+// Grid: a cluster a tile of 64 output columns by kCols tokens. Bound by memory; two blocks fit a multiprocessor, which
+// keeps enough bytes on their way.
+#pragma once
+
+#include "kernels/base/launch.h"
+#include "kernels/device/matmul_sm90.cuh"
+#include "kernels/device/pdl.cuh"
+#include "kernels/gemm/scaled_mm_epilogue_sm90a.cuh"
+#include "kernels/gemm/scaled_mm_params.h"
+
+namespace sgl_kernel::SGL_TARGET::scaled_mm_split {
+
+using namespace matmul;
+
+// Of the 227 KiB of a multiprocessor; a little of a block's share is the system's.
+inline constexpr int kSharedBytes = 113 * 1024;
+
+template <class Sum_, int kCols_>
+struct Config {
+  using Sum = Sum_;
+  static constexpr int kRowBlocks = 1, kConsumers = 1, kCols = kCols_;
+  static constexpr int kOtherBytes = 2048;  // room for barriers and the scales of tokens, each padded
+  static constexpr int kStages = (kSharedBytes - kOtherBytes) / ((kInstructionRows * kConsumers + kCols) * kBlockK);
+  static constexpr int kThreads = kConsumers * kWarpgroup + 32;
+  static constexpr int kBlocks = 2;  // of a multiprocessor, at least
+};
+
+template <class C>
+struct SharedMemory {
+  // A token's partial sums, padded so that the quads of a warp write to different banks.
+  static constexpr int kPitch = kTileRows<C> + 4;
+  union {
+    Ring<C> ring;
+    alignas(16) typename C::Sum partial[C::kCols][kPitch];
+  };
+  float row_scales[C::kCols];
+  __device__ SharedMemory() {}
+};
+
+struct Call {
+  Epilogue epilogue;
+  uint16_t* output;
+  int64_t output_stride;
+  int k_blocks, splits;
+  int row_tiles;  // of weights
+};
+
+// Four neighbours in the shared memory of a block of the cluster.
+__device__ __forceinline__ int4 load_from_rank(const void* mine, uint32_t rank) {
+  int4 value;
+  asm volatile(
+      "{\n"
+      ".reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %4, %5;\n"
+      "ld.shared::cluster.v4.b32 {%0, %1, %2, %3}, [remote];\n"
+      "}\n"
+      : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+      : "r"(shared_address(mine)), "r"(rank)
+      : "memory");
+  return value;
+}
+
+// Neighbouring columns of the output that a thread stores at a time, always the same ones of a tile.
+inline constexpr int kColsAThread = 4;
+template <class C>
+inline constexpr int kVectors = kTileRows<C> / kColsAThread;
+
+// Their constants, loaded before the products.
+struct ColumnConstants {
+  float scale[kColsAThread], bias[kColsAThread];
+
+  __device__ __forceinline__ void load(const Epilogue& epilogue, int col) {
+#pragma unroll
+    for (int e = 0; e < kColsAThread; ++e) {
+      scale[e] = epilogue.column_scale(col + e);
+      bias[e] = epilogue.bias_of(col + e);
+    }
+  }
+};
+
+// This rank's share of the tile at (output column, token): sums over the ranks, scales, stores.
+template <class C>
+__device__ __forceinline__ void store_share(const Call& call, SharedMemory<C>& shared, int first_col, int first_token,
+                                            uint32_t rank, const ColumnConstants& constants) {
+  using Sum = typename C::Sum;
+  constexpr int kThreads = C::kConsumers * kWarpgroup;
+  static_assert(kThreads % kVectors<C> == 0);
+  const Epilogue& epilogue = call.epilogue;
+  const int tokens = min(C::kCols, epilogue.rows - first_token);
+  const int offset = threadIdx.x % kVectors<C> * kColsAThread;
+  if (first_col + offset >= epilogue.columns) return;
+  constexpr int kTokensAStep = kThreads / kVectors<C>;
+  for (int token = rank * kTokensAStep + threadIdx.x / kVectors<C>; token < tokens;
+       token += call.splits * kTokensAStep) {
+    const Sum* mine = &shared.partial[token][offset];
+    Sum total[kColsAThread] = {};
+    for (int split = 0; split < call.splits; ++split) {
+      const int4 loaded = load_from_rank(mine, split);
+      const Sum* part = reinterpret_cast<const Sum*>(&loaded);
+#pragma unroll
+      for (int e = 0; e < kColsAThread; ++e) total[e] += part[e];
+    }
+    const float row_scale = shared.row_scales[token];
+    float value[kColsAThread];
+#pragma unroll
+    for (int e = 0; e < kColsAThread; ++e) {
+      value[e] = static_cast<float>(total[e]) * row_scale * constants.scale[e] + constants.bias[e];
+    }
+    // The output's rows are aligned and divide by kColsAThread.
+    *reinterpret_cast<uint2*>(call.output + (first_token + token) * call.output_stride + first_col + offset) =
+        make_uint2(epilogue.round(value[0], value[1]), epilogue.round(value[2], value[3]));
+  }
+}
+
+template <class C>
+__global__ void __launch_bounds__(C::kThreads, C::kBlocks)
+    scaled_mm_split_kernel(const __grid_constant__ Call call, const __grid_constant__ CUtensorMap left_map,
+                           const __grid_constant__ CUtensorMap right_map) {
+  extern __shared__ __align__(kSwizzleAtomBytes) uint8_t dynamic_shared[];
+  SharedMemory<C>& shared = *reinterpret_cast<SharedMemory<C>*>(dynamic_shared);
+  const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
+  const uint32_t rank = cluster_rank();
+  if (threadIdx.x == 0) {
+    prefetch_tensor_map(&left_map);
+    prefetch_tensor_map(&right_map);
+    shared.ring.init();
+    fence_barrier_init();
+  }
+  __syncthreads();
+  const int tile = blockIdx.x / call.splits;
+  const int token_tile = tile / call.row_tiles;
+  const int first_col = (tile - token_tile * call.row_tiles) * kTileRows<C>, first_token = token_tile * C::kCols;
+  const int begin = call.k_blocks * rank / call.splits, end = call.k_blocks * (rank + 1) / call.splits;
+  Position<C> at;
+  if (warp == C::kConsumers * kWarpgroup / 32) {
+    if (elect_one()) {
+      wait_for_predecessor();
+      produce<C>(shared.ring, at, &left_map, &right_map, first_col, first_token, begin, end);
+    }
+    __syncwarp();
+    cluster_sync();
+  } else {
+    constexpr int kAllConsumers = 1;  // the barrier's number
+    wait_for_predecessor();
+    const int consumer = warp / 4, lane = threadIdx.x % 32;
+    ColumnConstants constants;
+    constants.load(call.epilogue, first_col + threadIdx.x % kVectors<C> * kColsAThread);
+    if (threadIdx.x < C::kCols) shared.row_scales[threadIdx.x] = call.epilogue.row_scale(first_token + threadIdx.x);
+    Sums<C> sums;
+    multiply<C>(shared.ring, at, end - begin, consumer, sums, release_successors);
+    // The partial sums take the place of the ring.
+    named_barrier_sync(kAllConsumers, C::kConsumers * kWarpgroup);
+    const int row = warp * 16 + lane / 4;
+#pragma unroll
+    for (int i = 0; i < C::kCols / 2; ++i) {
+      shared.partial[8 * (i / 4) + 2 * (lane % 4) + i % 2][row + 8 * (i / 2 % 2)] = sums[0][i];
+    }
+    cluster_sync();
+    store_share<C>(call, shared, first_col, first_token, rank, constants);
+  }
+  // Others may still read what this block has left for them.
+  cluster_sync();
+}
+
+template <class C>
+Status launch_split(const ScaledMmParams& params, int splits, bool pdl, Stream stream) {
+  static_assert(sizeof(SharedMemory<C>) <= kSharedBytes);
+  const char* name = params.operator_name;
+  const auto ceil_div = [](int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); };
+  const Call call = {.epilogue = epilogue_of(params),
+                     .output = static_cast<uint16_t*>(params.output),
+                     .output_stride = params.output_stride,
+                     .k_blocks = ceil_div(params.k, kBlockK),
+                     .splits = splits,
+                     .row_tiles = ceil_div(params.n, kTileRows<C>)};
+  CUtensorMap left_map, right_map;
+  SGL_RETURN_IF_ERROR(encode_matrix_map(name, &left_map,
+                                        {.data = const_cast<void*>(params.b),
+                                         .rows = static_cast<uint64_t>(params.n),
+                                         .columns = static_cast<uint64_t>(params.k),
+                                         .row_bytes = static_cast<uint64_t>(params.b_stride),
+                                         .box_rows = kTileRows<C>,
+                                         .box_columns = kBlockK,
+                                         .element_bytes = 1}));
+  SGL_RETURN_IF_ERROR(encode_matrix_map(name, &right_map,
+                                        {.data = const_cast<void*>(params.a),
+                                         .rows = static_cast<uint64_t>(params.m),
+                                         .columns = static_cast<uint64_t>(params.k),
+                                         .row_bytes = static_cast<uint64_t>(params.a_stride),
+                                         .box_rows = C::kCols,
+                                         .box_columns = kBlockK,
+                                         .element_bytes = 1}));
+  SGL_RETURN_IF_ERROR(allow_shared_memory(name, scaled_mm_split_kernel<C>, sizeof(SharedMemory<C>)));
+  const LaunchShape shape = {.grid = dim3(call.row_tiles * ceil_div(params.m, C::kCols) * splits),
+                             .block = dim3(C::kThreads),
+                             .shared_bytes = sizeof(SharedMemory<C>),
+                             .pdl = pdl,
+                             .cluster = splits};
+  return launch(name, scaled_mm_split_kernel<C>, shape, stream, call, left_map, right_map);
+}
+
+}  // namespace sgl_kernel::SGL_TARGET::scaled_mm_split

@@ -1,0 +1,269 @@
+// Scaled products of many rows on Hopper: persistent blocks that walk over tiles of the output.
+//
+// left = A, right = B^T. A block has two warpgroups that multiply and a producer that runs ahead into the next tile.
+// One team of both shares a tile's rows: the least traffic. Two teams take tiles in turn: one's epilogue runs while the
+// other multiplies.
+//
+// Grid: a block a multiprocessor. Tiles are taken in groups of kGroupRows rows of tiles, column by column, so that what
+// runs at a time shares its operands in the L2 cache.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels/base/launch.h"
+#include "kernels/device/matmul_sm90.cuh"
+#include "kernels/device/pdl.cuh"
+#include "kernels/gemm/scaled_mm_epilogue_sm90a.cuh"
+#include "kernels/gemm/scaled_mm_params.h"
+
+namespace sgl_kernel::SGL_TARGET::scaled_mm_tiles {
+
+using namespace matmul;
+
+inline constexpr int kRows = 128;  // of a tile
+// Tiles of a group, one below the other; 16 of them by 8 tiles of 256 columns are what 132 multiprocessors work at.
+inline constexpr int kGroupRows = 16;
+
+// What a block can have.
+inline constexpr int kSharedBytes = 227 * 1024;
+inline constexpr int kBarrierBytes = 256;  // room for them
+
+// What all rows of a column are multiplied by, and what is then added.
+struct ColumnConstants {
+  float scale, bias;
+};
+// Columns whose constants lie in shared memory at a time: one for each thread of a warpgroup.
+inline constexpr int kConstants = kWarpgroup;
+inline constexpr int kConstantsBytes = kConstants * sizeof(ColumnConstants);
+
+template <class Sum_, int kTeams_, int kCols_>
+struct Config {
+  using Sum = Sum_;
+  static constexpr int kWarpgroups = 2;  // that multiply
+  static constexpr int kTeams = kTeams_, kConsumers = kWarpgroups / kTeams;
+  static constexpr int kRowBlocks = kRows / kInstructionRows / kConsumers, kCols = kCols_;
+  // Columns of a box of the output: as wide a swizzle as divides the tile.
+  static constexpr int kPanel = kCols % 64 == 0 ? 64 : kCols % 32 == 0 ? 32 : 16;
+  static constexpr int kOutputBytes = kInstructionRows * kPanel * 2;
+  // As many as there is room for beside the output and the barriers.
+  static constexpr int kStageBytes = (kInstructionRows * kRowBlocks * kConsumers + kCols) * kBlockK;
+  static constexpr int kOtherBytes = kWarpgroups * (2 * kOutputBytes + kConstantsBytes) + kBarrierBytes;
+  static constexpr int kStages = (kSharedBytes - kOtherBytes) / kStageBytes;
+  static constexpr int kThreads = (1 + kWarpgroups) * kWarpgroup;
+};
+
+template <class C>
+struct SharedMemory {
+  Ring<C> ring;
+  // Of each warpgroup: two panels of the output on their way to memory, and the constants of some columns.
+  alignas(kSwizzleAtomBytes) uint8_t output[C::kWarpgroups][2][C::kOutputBytes];
+  ColumnConstants constants[C::kWarpgroups][kConstants];
+};
+
+// Of a thread; together no more than 65536 registers.
+inline constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
+
+struct Call {
+  Epilogue epilogue;
+  int k_blocks;
+  int row_tiles, col_tiles;
+};
+
+struct Tile {
+  int row, col;  // of the tile's first element
+};
+
+template <class C>
+__device__ __forceinline__ Tile find_tile(const Call& call, int index) {
+  const int group_size = kGroupRows * call.col_tiles;
+  const int group = index / group_size;
+  const int in_group = index - group * group_size;
+  const int rows = min(kGroupRows, call.row_tiles - group * kGroupRows);
+  const int col = in_group / rows;
+  const int row = group * kGroupRows + in_group - col * rows;
+  return {row * kRows, col * C::kCols};
+}
+
+// What a thread keeps for the epilogue while it multiplies: it hides the latency of these loads.
+template <class C>
+struct TileConstants {
+  static constexpr int kPieces = (C::kCols + kConstants - 1) / kConstants;
+  ColumnConstants columns[kPieces];  // of columns thread, thread + kConstants, …
+  float rows[C::kRowBlocks][2];
+
+  __device__ __forceinline__ void load(const Epilogue& epilogue, const Tile& tile, int first_row) {
+    const int thread = threadIdx.x % kWarpgroup;
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const int col = tile.col + i * kConstants + thread;
+      columns[i] = {epilogue.column_scale(col), epilogue.bias_of(col)};
+    }
+#pragma unroll
+    for (int block = 0; block < C::kRowBlocks; ++block) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        rows[block][r] =
+            epilogue.row_scale(first_row + block * kInstructionRows + thread / 32 * 16 + thread % 32 / 4 + 8 * r);
+      }
+    }
+  }
+};
+
+// Rounds a warpgroup's sums and sends them off, a panel at a time. `panels` counts those sent so far.
+template <class C>
+__device__ __forceinline__ void store_tile(const Call& call, SharedMemory<C>& shared, const CUtensorMap* output_map,
+                                           int first_row, int first_col, int warpgroup,
+                                           const TileConstants<C>& tile_constants, int& panels, Sums<C>& sums) {
+  constexpr int kPitch = C::kPanel * 2;                // bytes of a row of a panel
+  constexpr int kRowsAPhase = kSwizzleBytes / kPitch;  // the swizzle shifts chunks once in so many rows
+  constexpr int kChunks = kPitch / 16;
+  static_assert(kConstants % C::kPanel == 0);
+  const int thread = threadIdx.x % kWarpgroup, warp = thread / 32, lane = threadIdx.x % 32;
+  const int quad = lane % 4;
+  // stmatrix: the row and the chunk of 8 columns that this lane's address stands for.
+  const int stored_row = warp * 16 + lane % 16, stored_chunk = lane / 16;
+  ColumnConstants* constants = shared.constants[warpgroup];
+#pragma unroll
+  for (int block = 0; block < C::kRowBlocks; ++block) {
+#pragma unroll
+    for (int panel = 0; panel < C::kCols / C::kPanel; ++panel) {
+      uint8_t* staged = shared.output[warpgroup][panels & 1];
+      if (panel * C::kPanel % kConstants == 0 && (block == 0 || C::kCols > kConstants)) {
+        constants[thread] = tile_constants.columns[panel * C::kPanel / kConstants];
+      }
+      // The panel's last occupant must have been read.
+      if (thread == 0) wait_for_store_reads<1>();
+      named_barrier_sync(1 + warpgroup, kWarpgroup);
+#pragma unroll
+      for (int pair = 0; pair < C::kPanel / 16; ++pair) {
+        uint32_t words[4];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int j = 2 * pair + half;
+          // Two neighbours at a time.
+          const float4 column =
+              *reinterpret_cast<const float4*>(&constants[panel * C::kPanel % kConstants + 8 * j + 2 * quad]);
+#pragma unroll
+          for (int r = 0; r < 2; ++r) {
+            const auto* sum = &sums[block][4 * (panel * C::kPanel / 8 + j) + 2 * r];
+            const float row = tile_constants.rows[block][r];
+            words[2 * half + r] = call.epilogue.round(static_cast<float>(sum[0]) * row * column.x + column.y,
+                                                      static_cast<float>(sum[1]) * row * column.z + column.w);
+          }
+        }
+        const int chunk = (2 * pair + stored_chunk) ^ (stored_row / kRowsAPhase % kChunks);
+        store_matrices(staged + stored_row * kPitch + chunk * 16, words);
+      }
+      fence_shared_for_async_proxy();
+      named_barrier_sync(1 + warpgroup, kWarpgroup);
+      if (thread == 0) {
+        store_matrix_box(output_map, staged, first_row + block * kInstructionRows, first_col + panel * C::kPanel);
+        commit_stores();
+      }
+      ++panels;
+    }
+  }
+}
+
+template <class C>
+__global__ void __launch_bounds__(C::kThreads, 1)
+    scaled_mm_tiles_kernel(const __grid_constant__ Call call, const __grid_constant__ CUtensorMap left_map,
+                           const __grid_constant__ CUtensorMap right_map,
+                           const __grid_constant__ CUtensorMap output_map) {
+  extern __shared__ __align__(kSwizzleAtomBytes) uint8_t dynamic_shared[];
+  SharedMemory<C>& shared = *reinterpret_cast<SharedMemory<C>*>(dynamic_shared);
+  const int warpgroup = __shfl_sync(~0u, threadIdx.x / kWarpgroup, 0);
+  if (threadIdx.x == 0) {
+    prefetch_tensor_map(&left_map);
+    prefetch_tensor_map(&right_map);
+    prefetch_tensor_map(&output_map);
+    shared.ring.init();
+    fence_barrier_init();
+  }
+  __syncthreads();
+  const int tiles = call.row_tiles * call.col_tiles;
+  const int first = blockIdx.x, step = gridDim.x;
+  Position<C> at;
+  if (warpgroup == C::kWarpgroups) {
+    give_back_registers_down_to<kProducerRegisters>();
+    if (threadIdx.x == C::kWarpgroups * kWarpgroup) {
+      wait_for_predecessor();
+      for (int index = first; index < tiles; index += step) {
+        const Tile tile = find_tile<C>(call, index);
+        produce<C>(shared.ring, at, &left_map, &right_map, tile.row, tile.col, 0, call.k_blocks);
+      }
+    }
+    __syncwarp();
+  } else {
+    take_registers_up_to<kConsumerRegisters>();
+    wait_for_predecessor();
+    const int team = warpgroup / C::kConsumers, consumer = warpgroup % C::kConsumers;
+    const auto turn = [](int team) { return 1 + C::kWarpgroups + team; };  // a named barrier
+    int panels = 0;
+    at.skip(team * call.k_blocks);
+    for (int index = first + team * step; index < tiles; index += C::kTeams * step) {
+      const Tile tile = find_tile<C>(call, index);
+      const int first_row = tile.row + consumer * C::kRowBlocks * kInstructionRows;
+      TileConstants<C> constants;
+      constants.load(call.epilogue, tile, first_row);
+      Sums<C> sums;
+      // A team's turn to multiply comes when the other one has taken all stages of its tile: a wait tells only the last
+      // phase of a barrier from the one before, and so must not be for a later one.
+      if (C::kTeams > 1 && index != first) named_barrier_sync(turn(team), 2 * kWarpgroup);
+      multiply<C>(shared.ring, at, call.k_blocks, consumer, sums, [&] {
+        if (C::kTeams > 1 && index + step < tiles) named_barrier_arrive(turn(1 - team), 2 * kWarpgroup);
+      });
+      if (index + C::kTeams * step >= tiles) release_successors();
+      store_tile<C>(call, shared, &output_map, first_row, tile.col, warpgroup, constants, panels, sums);
+      at.skip((C::kTeams - 1) * call.k_blocks);
+    }
+    if (threadIdx.x % kWarpgroup == 0) wait_for_store_reads<0>();
+  }
+}
+
+template <class C>
+Status launch_tiles(const ScaledMmParams& params, Stream stream) {
+  static_assert(sizeof(SharedMemory<C>) <= kSharedBytes);
+  const char* name = params.operator_name;
+  const auto ceil_div = [](int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); };
+  const Call call = {.epilogue = epilogue_of(params),
+                     .k_blocks = ceil_div(params.k, kBlockK),
+                     .row_tiles = ceil_div(params.m, kRows),
+                     .col_tiles = ceil_div(params.n, C::kCols)};
+  CUtensorMap left_map, right_map, output_map;
+  SGL_RETURN_IF_ERROR(encode_matrix_map(name, &left_map,
+                                        {.data = const_cast<void*>(params.a),
+                                         .rows = static_cast<uint64_t>(params.m),
+                                         .columns = static_cast<uint64_t>(params.k),
+                                         .row_bytes = static_cast<uint64_t>(params.a_stride),
+                                         .box_rows = kRows,
+                                         .box_columns = kBlockK,
+                                         .element_bytes = 1}));
+  SGL_RETURN_IF_ERROR(encode_matrix_map(name, &right_map,
+                                        {.data = const_cast<void*>(params.b),
+                                         .rows = static_cast<uint64_t>(params.n),
+                                         .columns = static_cast<uint64_t>(params.k),
+                                         .row_bytes = static_cast<uint64_t>(params.b_stride),
+                                         .box_rows = C::kCols,
+                                         .box_columns = kBlockK,
+                                         .element_bytes = 1}));
+  SGL_RETURN_IF_ERROR(encode_matrix_map(name, &output_map,
+                                        {.data = params.output,
+                                         .rows = static_cast<uint64_t>(params.m),
+                                         .columns = static_cast<uint64_t>(params.n),
+                                         .row_bytes = static_cast<uint64_t>(params.output_stride) * 2,
+                                         .box_rows = kInstructionRows,
+                                         .box_columns = C::kPanel,
+                                         .element_bytes = 2,
+                                         .swizzle = C::kPanel == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
+                                                    : C::kPanel == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
+                                                                      : CU_TENSOR_MAP_SWIZZLE_32B}));
+  SGL_RETURN_IF_ERROR(allow_shared_memory(name, scaled_mm_tiles_kernel<C>, sizeof(SharedMemory<C>)));
+  const LaunchShape shape = {.grid = dim3(std::min(num_sms(), call.row_tiles * call.col_tiles)),
+                             .block = dim3(C::kThreads),
+                             .shared_bytes = sizeof(SharedMemory<C>),
+                             .pdl = true};
+  return launch(name, scaled_mm_tiles_kernel<C>, shape, stream, call, left_map, right_map, output_map);
+}
+
+}  // namespace sgl_kernel::SGL_TARGET::scaled_mm_tiles
