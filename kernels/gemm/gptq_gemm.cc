@@ -116,7 +116,7 @@ Status gptq_gemm(TensorView result, TensorView workspace, TensorView a, TensorVi
   if (on_cuda) {
     constexpr int64_t kLoad = 16;  // bytes of a thread's load
     check.aligned("a", a, kLoad).aligned("b_q_weight", b_q_weight, kLoad).aligned("workspace", workspace, kLoad);
-    check.aligned("result", result, 4).aligned("b_gptq_scales", b_gptq_scales, 8);
+    check.aligned("result", result, kLoad).aligned("b_gptq_scales", b_gptq_scales, kLoad);
   }
   SGL_RETURN_IF_ERROR(check.status());
   if (result.empty()) return OkStatus();

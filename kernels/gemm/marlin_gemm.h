@@ -21,7 +21,7 @@ namespace sgl_kernel {
 //   b_q_type_id   ScalarType.id:       q                          zero                     scale
 //     uint4b8, uint8b128               0 … 15, 0 … 255            8, 128                   b_scales
 //     uint4, uint8                     0 … 15, 0 … 255            b_zeros                  b_scales
-//     float8_e4m3fn                    the number                 0                        b_scales / 2^8 (bf16: 2^120)
+//     float8_e4m3fn                    the number, NaN as 480     0                        b_scales / 2^8 (bf16: 2^120)
 //     float4_e2m1f, groups of 16       the number                 0                        b_scales / 2^7
 //   b_scales      [G, N]               a's dtype; columns permuted as marlin_scale_place() says
 //     float4_e2m1f: float8_e4m3fn whose bytes are a number without sign, with 5 bits of exponent and 3 of mantissa,

@@ -30,7 +30,7 @@ std::array<float, 256> value_table(MarlinType type) {
     float value = static_cast<float>(bits);
     if (type == MarlinType::kU4B8) value -= 8;
     if (type == MarlinType::kU8B128) value -= 128;
-    if (type == MarlinType::kE4M3) value = (bits & 127) == 127 ? NAN : small_float(bits, 4, 3);
+    if (type == MarlinType::kE4M3) value = small_float(bits, 4, 3);  // NaN counts as 480
     if (type == MarlinType::kE2M1) value = small_float(bits & 15, 2, 1);
     table[bits] = value;
   }
