@@ -1,4 +1,5 @@
-// Step 3 of attention with split keys, whose partial results are called splits here: bound by the reads of the partial outputs, which come from the L2.
+// Step 3 of attention with split keys, whose partial results are called splits here: bound by the reads of the partial
+// outputs, which come from the L2.
 //
 //   lse = log(sum_s exp(lse_s) + exp(sink)),   out = sum_s exp(lse_s - lse) out_s
 //

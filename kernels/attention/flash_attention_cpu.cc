@@ -1,165 +1,42 @@
-// Attention on the CPU: an online softmax in f32 over blocks of 32 keys.
+// Attention on the CPU: a softmax in f32 over blocks of 64 keys, whose results are merged in the order of the blocks.
 //
-// A piece of work is a tile of query rows that share a KV head (rows are numbered token * group + head). Each block of
-// keys and values is converted to f32 once for the tile and stays in the L1 and L2 caches. Blocks begin at multiples of
-// 32 keys and masked keys add exactly 0, so a row's bits depend on its own sequence alone. num_splits is not used.
+// A piece of work is a tile of query rows that share a KV head (rows are numbered token * group + head): decoding, all
+// heads that share it. Keys and values are read where they lie, once for three rows, and converted on the way. With
+// fewer tiles than keep the threads busy, a piece is one block of a tile, and the merging follows: the same additions
+// in the same order. Blocks begin at multiples of 64 keys and masked keys add exactly 0, so a row's bits depend on its
+// own sequence alone. num_splits is not used.
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
+#include "kernels/attention/flash_attention_loops_cpu.h"
 #include "kernels/attention/flash_attention_params.h"
-#include "kernels/base/cpu_avx2.h"
 #include "kernels/base/cpu_dtype_switch.h"
 #include "kernels/base/dispatch.h"
-#include "kernels/base/float_types.h"
 #include "kernels/base/parallel.h"
 
 namespace sgl_kernel::cpu {
 namespace {
 
-constexpr int kTileRows = 16;   // query rows that share a conversion
-constexpr int kBlockKeys = 32;  // 32 keys of 256 dimensions are 32 KiB of f32
-constexpr int kMaxHeadDim = 256;
+constexpr int kTileRows = 6 * kRowsAtOnce;
 constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
 
-// One block of keys and values, and the rows of one tile. Columns behind head_dim are not used.
-struct Workspace {
-  alignas(32) float keys[kBlockKeys][kMaxHeadDim];
-  alignas(32) float values[kBlockKeys][kMaxHeadDim];
-  alignas(32) float queries[kTileRows][kMaxHeadDim];
-  alignas(32) float output[kTileRows][kMaxHeadDim];
-  alignas(32) float scores[kBlockKeys];
-  float max[kTileRows], sum[kTileRows];
-};
+// Products that are worth a thread of their own: some 5 µs of work.
+constexpr int64_t kProductsPerThread = 1 << 16;
 
-// The inner loops, twice: dimensions are multiples of 8.
-struct PlainLoops {
-  template <class T>
-  static void to_float(float* target, const T* source, int n) {
-    for (int i = 0; i < n; ++i) target[i] = static_cast<float>(source[i]);
-  }
+// States that the caller of parallel_for() has on its stack for pieces that are blocks: 96 KiB.
+constexpr int64_t kSplitFloats = 24 * 1024;
 
-  template <class T>
-  static void from_float(T* target, const float* source, float factor, int n) {
-    for (int i = 0; i < n; ++i) target[i] = static_cast<T>(source[i] * factor);
-  }
+// A row's result over some keys, in floats: the largest score, the sum of exp(score - largest), and the values' sum
+// weighted with those, from kOutput on. A sum of 0: no keys.
+constexpr int kMax = 0, kSum = 1, kOutput = 2;
 
-  // scores[j] = scale * query · keys[j]
-  static void scores(Workspace& work, int row, float scale, int dim) {
-    for (int j = 0; j < kBlockKeys; ++j) {
-      float sum = 0.0f;
-      for (int d = 0; d < dim; ++d) sum += work.queries[row][d] * work.keys[j][d];
-      work.scores[j] = sum * scale;
-    }
-  }
+int state_size(const AttentionParams& params) { return kOutput + params.head_dim_v; }
 
-  // The largest score, or `max` if that is larger; a NaN is none.
-  static float largest(const Workspace& work, float max) {
-    for (const float score : work.scores) max = score > max ? score : max;
-    return max;
-  }
-
-  // Turns scores into exp(score - max); returns their sum.
-  static float exponentials(Workspace& work, float max) {
-    float sum = 0.0f;
-    for (float& score : work.scores) sum += score = std::exp(score - max);
-    return sum;
-  }
-
-  // output = output * correction + sum_j probabilities[j] values[j]
-  static void accumulate(Workspace& work, int row, float correction, int dim) {
-    float* output = work.output[row];
-    for (int d = 0; d < dim; ++d) output[d] *= correction;
-    for (int j = 0; j < kBlockKeys; ++j) {
-      for (int d = 0; d < dim; ++d) output[d] += work.scores[j] * work.values[j][d];
-    }
-  }
-};
-
-#if defined(__x86_64__)
-struct Avx2Loops {
-  template <class T>
-  SGL_AVX2 static void to_float(float* target, const T* source, int n) {
-    for (int i = 0; i < n; i += 8) store8(target + i, load8(source + i));
-  }
-
-  template <class T>
-  SGL_AVX2 static void from_float(T* target, const float* source, float factor, int n) {
-    for (int i = 0; i < n; i += 8) store8(target + i, _mm256_mul_ps(load8(source + i), _mm256_set1_ps(factor)));
-  }
-
-  // Eight keys at a time: as many sums as hide the latency of a multiply-add.
-  SGL_AVX2 static void scores(Workspace& work, int row, float scale, int dim) {
-    const float* query = work.queries[row];
-    for (int j = 0; j < kBlockKeys; j += 8) {
-      __m256 sums[8];
-      for (__m256& sum : sums) sum = _mm256_setzero_ps();
-      for (int d = 0; d < dim; d += 8) {
-        const __m256 q = load8(query + d);
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; ++i) sums[i] = _mm256_fmadd_ps(q, load8(work.keys[j + i] + d), sums[i]);
-      }
-      // The sums of the eight vectors: pairs, then fours, then the two halves.
-      const __m256 low = _mm256_hadd_ps(_mm256_hadd_ps(sums[0], sums[1]), _mm256_hadd_ps(sums[2], sums[3]));
-      const __m256 high = _mm256_hadd_ps(_mm256_hadd_ps(sums[4], sums[5]), _mm256_hadd_ps(sums[6], sums[7]));
-      const __m256 products =
-          _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
-      store8(work.scores + j, _mm256_mul_ps(products, _mm256_set1_ps(scale)));
-    }
-  }
-
-  SGL_AVX2 static float largest(const Workspace& work, float max) {
-    __m256 largest = _mm256_set1_ps(max);
-    // Of a NaN and a number, maxps gives its second operand.
-    for (int j = 0; j < kBlockKeys; j += 8) largest = _mm256_max_ps(load8(work.scores + j), largest);
-    alignas(32) float lanes[8];
-    store8(lanes, largest);
-    for (const float lane : lanes) max = lane > max ? lane : max;
-    return max;
-  }
-
-  SGL_AVX2 static float exponentials(Workspace& work, float max) {
-    __m256 sum = _mm256_setzero_ps();
-    for (int j = 0; j < kBlockKeys; j += 8) {
-      const __m256 power = exp8(_mm256_sub_ps(load8(work.scores + j), _mm256_set1_ps(max)));
-      store8(work.scores + j, power);
-      sum = _mm256_add_ps(sum, power);
-    }
-    alignas(32) float lanes[8];
-    store8(lanes, sum);
-    return ((lanes[0] + lanes[4]) + (lanes[1] + lanes[5])) + ((lanes[2] + lanes[6]) + (lanes[3] + lanes[7]));
-  }
-
-  SGL_AVX2 static void accumulate(Workspace& work, int row, float correction, int dim) {
-    int d = 0;
-    for (; d + 64 <= dim; d += 64) accumulate_columns<8>(work, row, correction, d);
-    for (; d < dim; d += 8) accumulate_columns<1>(work, row, correction, d);
-  }
-
- private:
-  // kVectors * 8 columns, which stay in registers.
-  template <int kVectors>
-  SGL_AVX2 static void accumulate_columns(Workspace& work, int row, float correction, int first) {
-    float* output = work.output[row] + first;
-    __m256 sums[kVectors];
-#pragma GCC unroll 8
-    for (int i = 0; i < kVectors; ++i) sums[i] = _mm256_mul_ps(load8(output + 8 * i), _mm256_set1_ps(correction));
-    for (int j = 0; j < kBlockKeys; ++j) {
-      const __m256 probability = _mm256_set1_ps(work.scores[j]);
-#pragma GCC unroll 8
-      for (int i = 0; i < kVectors; ++i) {
-        sums[i] = _mm256_fmadd_ps(probability, load8(work.values[j] + first + 8 * i), sums[i]);
-      }
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < kVectors; ++i) store8(output + 8 * i, sums[i]);
-  }
-};
-#endif
-
-float sink_of(const AttentionParams& params, int head) {
-  if (params.sinks == nullptr) return kNegativeInfinity;
-  SGL_CPU_SWITCH_FLOAT(params.sinks_dtype, T, return static_cast<float>(static_cast<const T*>(params.sinks)[head]));
+void clear_state(float* state, int num_values) {
+  state[kMax] = kNegativeInfinity;
+  state[kSum] = 0.0f;
+  std::fill_n(state + kOutput, num_values, 0.0f);
 }
 
 // Where query row `token` of a head lies, for a tensor with these strides.
@@ -168,103 +45,262 @@ int64_t row_offset(const AttentionSequence& sequence, int batch, int token, int 
   return batch * batch_stride + (sequence.q_start + token) * row_stride + head * head_stride;
 }
 
-// Rows [first_row, first_row + count) of KV head kv_head.
+// Query rows [first_row, first_row + count) of a KV head, and the keys that they see.
+struct Tile {
+  AttentionSequence sequence;
+  int batch, kv_head, first_row, count, group;
+  KeyRange visible[kTileRows];  // of each row
+  int begin, end;               // of all together
+
+  Tile(const AttentionParams& params, int64_t batch_, int64_t kv_head_, int64_t first_row_, int most)
+      : sequence(sequence_of(params, static_cast<int>(batch_))),
+        batch(static_cast<int>(batch_)),
+        kv_head(static_cast<int>(kv_head_)),
+        first_row(static_cast<int>(first_row_)),
+        group(params.group()) {
+    count = static_cast<int>(std::clamp<int64_t>(static_cast<int64_t>(sequence.q_len) * group - first_row, 0, most));
+    for (int i = 0; i < count; ++i) visible[i] = visible_keys(params, sequence.q_len, sequence.k_len, token(i));
+    begin = count > 0 ? visible[0].begin : 0;
+    end = count > 0 ? visible[count - 1].end : 0;
+  }
+
+  int token(int i) const { return (first_row + i) / group; }
+  int head(int i) const { return kv_head * group + (first_row + i) % group; }
+
+  int64_t offset(int i, int64_t batch_stride, int64_t row_stride, int64_t head_stride) const {
+    return row_offset(sequence, batch, token(i), head(i), batch_stride, row_stride, head_stride);
+  }
+};
+
+// What a thread needs for a tile.
+template <class T>
+struct Workspace {
+  alignas(32) float queries[kTileRows][kMaxHeadDim];
+  alignas(32) float scores[kRowsAtOnce][kBlockKeys];
+  // Of the block's keys. What no row sees stands for a key that some row sees.
+  const T* keys[kBlockKeys];
+  const T* values[kBlockKeys];
+};
+
 template <class T, class Loops>
-void attend_tile(const AttentionParams& params, int batch, int kv_head, int first_row, int count, Workspace& work) {
-  const AttentionSequence sequence = sequence_of(params, batch);
-  const int group = params.group();
-  count = std::min(count, sequence.q_len * group - first_row);
-  if (count <= 0) return;
-  const auto token_of = [&](int i) { return (first_row + i) / group; };
-  const auto head_of = [&](int i) { return kv_head * group + (first_row + i) % group; };
-
-  KeyRange visible[kTileRows];
-  for (int i = 0; i < count; ++i) {
-    visible[i] = visible_keys(params, sequence.q_len, sequence.k_len, token_of(i));
-    Loops::to_float(
-        work.queries[i],
-        static_cast<const T*>(params.q) + row_offset(sequence, batch, token_of(i), head_of(i), params.q_batch_stride,
-                                                     params.q_row_stride, params.q_head_stride),
-        params.head_dim);
-    std::fill_n(work.output[i], params.head_dim_v, 0.0f);
-    work.max[i] = kNegativeInfinity;
-    work.sum[i] = 0.0f;
+void load_queries(const AttentionParams& params, const Tile& tile, Workspace<T>& work) {
+  for (int i = 0; i < tile.count; ++i) {
+    const int64_t offset = tile.offset(i, params.q_batch_stride, params.q_row_stride, params.q_head_stride);
+    Loops::to_float(work.queries[i], static_cast<const T*>(params.q) + offset, params.head_dim);
   }
+}
 
-  const int begin = visible[0].begin, end = visible[count - 1].end;
-  const T* keys = static_cast<const T*>(params.k) + kv_head * params.k_head_stride;
-  const T* values = static_cast<const T*>(params.v) + kv_head * params.v_head_stride;
-  for (int block = begin / kBlockKeys * kBlockKeys; block < end; block += kBlockKeys) {
-    for (int j = 0; j < kBlockKeys; ++j) {
-      const int key = block + j;
-      if (key >= begin && key < end) {
-        const KeySlot slot = key_slot(params, sequence, key);
-        Loops::to_float(work.keys[j], keys + slot_offset(slot, params.k_batch_stride, params.k_row_stride),
-                        params.head_dim);
-        Loops::to_float(work.values[j], values + slot_offset(slot, params.v_batch_stride, params.v_row_stride),
-                        params.head_dim_v);
-      } else {  // nobody sees it: whatever the cache holds there must not turn 0 * value into NaN
-        std::fill_n(work.keys[j], params.head_dim, 0.0f);
-        std::fill_n(work.values[j], params.head_dim_v, 0.0f);
-      }
+// The states of rows [first, first + kRows) of the tile over the keys of a block.
+template <class T, class Loops, int kRows>
+void attend_rows(const AttentionParams& params, const Tile& tile, int first, int block, float* states,
+                 Workspace<T>& work) {
+  const int begin = std::max(tile.visible[first].begin - block, 0);
+  const int end = std::min(tile.visible[first + kRows - 1].end - block, kBlockKeys);
+  if (end <= begin) {
+    for (int r = 0; r < kRows; ++r) clear_state(states + r * state_size(params), params.head_dim_v);
+    return;
+  }
+  const int vectors_begin = begin / 8 * 8, vectors_end = (end + 7) / 8 * 8;
+  Loops::template scores<kRows>(work.scores, work.queries + first, work.keys, vectors_begin, vectors_end,
+                                params.softmax_scale, params.head_dim);
+  for (int r = 0; r < kRows; ++r) {
+    float* scores = work.scores[r];
+    float* state = states + r * state_size(params);
+    if (params.softcap > 0.0f) {
+      for (int j = begin; j < end; ++j) scores[j] = params.softcap * std::tanh(scores[j] / params.softcap);
     }
-    for (int i = 0; i < count; ++i) {
-      if (visible[i].begin >= block + kBlockKeys || visible[i].end <= block) continue;
-      Loops::scores(work, i, params.softmax_scale, params.head_dim);
-      if (params.softcap > 0.0f) {
-        for (float& score : work.scores) score = params.softcap * std::tanh(score / params.softcap);
-      }
-      for (int j = 0; j < visible[i].begin - block; ++j) work.scores[j] = kNegativeInfinity;
-      for (int j = std::max(visible[i].end - block, 0); j < kBlockKeys; ++j) work.scores[j] = kNegativeInfinity;
-      const float max = Loops::largest(work, work.max[i]);
-      const float shift = max == kNegativeInfinity ? 0.0f : max;
-      const float correction = std::exp(work.max[i] - shift);
-      work.max[i] = max;
-      work.sum[i] = work.sum[i] * correction + Loops::exponentials(work, shift);
-      Loops::accumulate(work, i, correction, params.head_dim_v);
+    const KeyRange visible = tile.visible[first + r];
+    const int hidden_end = std::clamp(visible.begin - block, vectors_begin, vectors_end);
+    const int hidden_begin = std::clamp(visible.end - block, vectors_begin, vectors_end);
+    std::fill(scores + vectors_begin, scores + hidden_end, kNegativeInfinity);
+    std::fill(scores + hidden_begin, scores + vectors_end, kNegativeInfinity);
+    state[kMax] = Loops::largest(scores, vectors_begin, vectors_end, kNegativeInfinity);
+    const float shift = state[kMax] == kNegativeInfinity ? 0.0f : state[kMax];
+    state[kSum] = Loops::exponentials(scores, vectors_begin, vectors_end, shift);
+  }
+  Loops::template weighted_sums<kRows>(states + kOutput, state_size(params), work.scores, work.values, begin, end,
+                                       params.head_dim_v);
+}
+
+// The states of the tile's rows over the keys of the block that begins at key `block`.
+template <class T, class Loops>
+void attend_block(const AttentionParams& params, const Tile& tile, int block, float* states, Workspace<T>& work) {
+  if (block >= tile.end || block + kBlockKeys <= tile.begin || tile.begin >= tile.end) {
+    for (int i = 0; i < tile.count; ++i) clear_state(states + i * state_size(params), params.head_dim_v);
+    return;
+  }
+  const T* keys = static_cast<const T*>(params.k) + tile.kv_head * params.k_head_stride;
+  const T* values = static_cast<const T*>(params.v) + tile.kv_head * params.v_head_stride;
+  for (int j = 0; j < kBlockKeys; ++j) {
+    const KeySlot slot = key_slot(params, tile.sequence, std::clamp(block + j, tile.begin, tile.end - 1));
+    work.keys[j] = keys + slot_offset(slot, params.k_batch_stride, params.k_row_stride);
+    work.values[j] = values + slot_offset(slot, params.v_batch_stride, params.v_row_stride);
+    Loops::prefetch_row(work.keys[j], params.head_dim);
+    Loops::prefetch_row(work.values[j], params.head_dim_v);
+  }
+  for (int i = 0; i < tile.count; i += kRowsAtOnce) {
+    float* rows = states + i * state_size(params);
+    switch (std::min(tile.count - i, kRowsAtOnce)) {
+      case 1:
+        attend_rows<T, Loops, 1>(params, tile, i, block, rows, work);
+        break;
+      case 2:
+        attend_rows<T, Loops, 2>(params, tile, i, block, rows, work);
+        break;
+      default:
+        attend_rows<T, Loops, kRowsAtOnce>(params, tile, i, block, rows, work);
     }
   }
+}
 
-  for (int i = 0; i < count; ++i) {
-    const int token = token_of(i), head = head_of(i);
+// Adds a row's state over the next block to its state over those before.
+template <class Loops>
+void merge_next(float* state, const float* next, int num_values) {
+  if (next[kSum] == 0.0f) return;
+  const float max = std::max(state[kMax], next[kMax]);
+  const float shift = max == kNegativeInfinity ? 0.0f : max;
+  const float factor = std::exp(state[kMax] - shift), next_factor = std::exp(next[kMax] - shift);
+  state[kMax] = max;
+  state[kSum] = state[kSum] * factor + next[kSum] * next_factor;
+  Loops::add_scaled(state + kOutput, factor, next + kOutput, next_factor, num_values);
+}
+
+float sink_of(const AttentionParams& params, int head) {
+  if (params.sinks == nullptr) return kNegativeInfinity;
+  SGL_CPU_SWITCH_FLOAT(params.sinks_dtype, T, return static_cast<float>(static_cast<const T*>(params.sinks)[head]));
+}
+
+// Writes the results of the tile's rows from their states over all keys.
+template <class T, class Loops>
+void write_rows(const AttentionParams& params, const Tile& tile, const float* states) {
+  for (int i = 0; i < tile.count; ++i) {
+    const float* state = states + i * state_size(params);
+    const int head = tile.head(i);
     const float sink = sink_of(params, head);
-    const float top = std::max(work.max[i], sink);
+    const float top = std::max(state[kMax], sink);
     float factor = 0.0f, lse = kNegativeInfinity;
     if (top != kNegativeInfinity) {
-      const float scaled = std::exp(work.max[i] - top);
-      const float total = work.sum[i] * scaled + std::exp(sink - top);
+      const float scaled = std::exp(state[kMax] - top);
+      const float total = state[kSum] * scaled + std::exp(sink - top);
       factor = scaled / total;
       lse = top + std::log(total);
     }
-    params.lse[batch * params.lse_batch_stride + head * params.lse_head_stride + sequence.q_start + token] = lse;
-    Loops::from_float(static_cast<T*>(params.out) + row_offset(sequence, batch, token, head, params.out_batch_stride,
-                                                               params.out_row_stride, params.out_head_stride),
-                      work.output[i], factor, params.head_dim_v);
+    params.lse[tile.offset(i, params.lse_batch_stride, /*row_stride=*/1, params.lse_head_stride)] = lse;
+    const int64_t offset = tile.offset(i, params.out_batch_stride, params.out_row_stride, params.out_head_stride);
+    Loops::from_float(static_cast<T*>(params.out) + offset, state + kOutput, factor, params.head_dim_v);
+  }
+}
+
+// How the rows of all sequences are cut into tiles. Tiles with the most keys are at the end of a causal sequence: the
+// KV head and the sequence run fastest and both ends take turns, so that contiguous ranges see many keys and few.
+struct Tiling {
+  int rows;  // of a tile
+  int64_t tiles, heads;
+
+  explicit Tiling(const AttentionParams& params) {
+    const int64_t all_rows = static_cast<int64_t>(params.seqlen_q) * params.group();
+    heads = static_cast<int64_t>(params.num_heads_k) * params.batch;
+    rows = static_cast<int>(std::min<int64_t>(all_rows, kTileRows));
+    if (all_rows > kTileRows) {  // so small that every thread gets several: sequences differ in length
+      const int64_t wanted = all_rows * heads / (4 * kRowsAtOnce * num_threads()) * kRowsAtOnce;
+      rows = static_cast<int>(std::clamp<int64_t>(wanted, kRowsAtOnce, kTileRows));
+    }
+    tiles = (all_rows + rows - 1) / rows;
+  }
+
+  int64_t count() const { return tiles * heads; }
+
+  Tile tile(const AttentionParams& params, int64_t i) const {
+    const int64_t place = i % heads, row_tile = i / heads;
+    const int64_t turn = row_tile % 2 == 0 ? row_tile / 2 : tiles - 1 - row_tile / 2;
+    return Tile(params, place / params.num_heads_k, place % params.num_heads_k, turn * rows, rows);
+  }
+};
+
+template <class T, class Loops>
+void attend_tiles(const AttentionParams& params, const Tiling& tiling) {
+  const int64_t products = static_cast<int64_t>(tiling.rows) * params.seqlen_k * (params.head_dim + params.head_dim_v);
+  const int64_t grain = (kProductsPerThread + products - 1) / std::max<int64_t>(products, 1);
+  parallel_for(tiling.count(), std::max<int64_t>(grain, 1), [&](int64_t begin, int64_t end) {
+    Workspace<T> work;
+    float states[2][kTileRows * (kOutput + kMaxHeadDim)];
+    for (int64_t i = begin; i < end; ++i) {
+      const Tile tile = tiling.tile(params, i);
+      load_queries<T, Loops>(params, tile, work);
+      for (int row = 0; row < tile.count; ++row) {
+        clear_state(states[0] + row * state_size(params), params.head_dim_v);
+      }
+      for (int block = tile.begin / kBlockKeys * kBlockKeys; block < tile.end; block += kBlockKeys) {
+        attend_block<T, Loops>(params, tile, block, states[1], work);
+        for (int row = 0; row < tile.count; ++row) {
+          const int at = row * state_size(params);
+          merge_next<Loops>(states[0] + at, states[1] + at, params.head_dim_v);
+        }
+      }
+      write_rows<T, Loops>(params, tile, states[0]);
+    }
+  });
+}
+
+// The same for few tiles of many keys: threads share the blocks of a tile, `at_once` of each tile at a time.
+template <class T, class Loops>
+void attend_tile_blocks(const AttentionParams& params, const Tiling& tiling, int first_block, int end_block,
+                        int at_once) {
+  const int64_t tile_states = static_cast<int64_t>(tiling.rows) * state_size(params);
+  float states[kSplitFloats];  // [tiles][1 + at_once]: over all blocks so far, and over each of the next ones
+  const auto states_of = [&](int64_t tile, int slot) { return states + (tile * (1 + at_once) + slot) * tile_states; };
+  for (int64_t i = 0; i < tiling.count() * tiling.rows; ++i) {
+    clear_state(states_of(i / tiling.rows, 0) + i % tiling.rows * state_size(params), params.head_dim_v);
+  }
+  for (int block = first_block; block < end_block; block += at_once) {
+    const int count = std::min(at_once, end_block - block);
+    const int64_t products = static_cast<int64_t>(tiling.rows) * kBlockKeys * (params.head_dim + params.head_dim_v);
+    const int64_t grain = (kProductsPerThread + products - 1) / products;
+    parallel_for(tiling.count() * count, grain, [&](int64_t begin, int64_t end) {
+      Workspace<T> work;
+      for (int64_t i = begin; i < end; ++i) {  // KV heads run fastest: a key's heads lie side by side
+        const int64_t place = i % tiling.count();
+        const int slot = static_cast<int>(i / tiling.count());
+        const Tile tile = tiling.tile(params, place);
+        load_queries<T, Loops>(params, tile, work);
+        attend_block<T, Loops>(params, tile, (block + slot) * kBlockKeys, states_of(place, 1 + slot), work);
+      }
+    });
+    for (int64_t i = 0; i < tiling.count(); ++i) {
+      const int rows = tiling.tile(params, i).count;
+      for (int row = 0; row < rows; ++row) {
+        const int at = row * state_size(params);
+        for (int slot = 1; slot <= count; ++slot) {
+          merge_next<Loops>(states_of(i, 0) + at, states_of(i, slot) + at, params.head_dim_v);
+        }
+      }
+    }
+  }
+  for (int64_t i = 0; i < tiling.count(); ++i) {
+    write_rows<T, Loops>(params, tiling.tile(params, i), states_of(i, 0));
   }
 }
 
 template <class T, class Loops>
 void attend(const AttentionParams& params) {
-  // Tiles small enough that every thread gets several: sequences differ in length.
-  const int64_t rows = static_cast<int64_t>(params.seqlen_q) * params.group();
-  const int64_t all_rows = rows * params.num_heads_k * params.batch;
-  const int64_t wanted = (all_rows + 4 * num_threads() - 1) / (4 * num_threads());
-  const int tile = static_cast<int>(std::clamp<int64_t>(wanted, 1, kTileRows));
-  const int64_t tiles = (rows + tile - 1) / tile;
-  parallel_for(tiles * params.num_heads_k * params.batch, /*grain=*/1, [&](int64_t begin, int64_t end) {
-    Workspace work;
-    for (int64_t i = begin; i < end; ++i) {
-      // Tiles with the most keys are at the end of a causal sequence: the KV head and the sequence run fastest, so
-      // that contiguous ranges of work see many keys and few.
-      const int64_t heads = static_cast<int64_t>(params.num_heads_k) * params.batch;
-      const int64_t place = i % heads;
-      int64_t row_tile = i / heads;
-      row_tile = row_tile % 2 == 0 ? row_tile / 2 : tiles - 1 - row_tile / 2;
-      attend_tile<T, Loops>(params, static_cast<int>(place / params.num_heads_k),
-                            static_cast<int>(place % params.num_heads_k), static_cast<int>(row_tile * tile), tile,
-                            work);
+  const Tiling tiling(params);
+  const int64_t most_at_once = kSplitFloats / (tiling.count() * tiling.rows * state_size(params)) - 1;
+  if (tiling.count() < 4 * num_threads() && num_threads() > 1 && most_at_once > 1) {
+    int first_key = std::numeric_limits<int>::max(), end_key = 0;
+    for (int64_t i = 0; i < tiling.count(); ++i) {
+      const Tile tile = tiling.tile(params, i);
+      if (tile.begin >= tile.end) continue;
+      first_key = std::min(first_key, tile.begin);
+      end_key = std::max(end_key, tile.end);
     }
-  });
+    const int first_block = first_key / kBlockKeys, end_block = (end_key + kBlockKeys - 1) / kBlockKeys;
+    if (end_block - first_block > 1) {
+      const int at_once = static_cast<int>(std::min<int64_t>(most_at_once, end_block - first_block));
+      attend_tile_blocks<T, Loops>(params, tiling, first_block, end_block, at_once);
+      return;
+    }
+  }
+  attend_tiles<T, Loops>(params, tiling);
 }
 
 // A row of `dim` elements, the first rotary_dim of them rotated by the angles of `position`.

@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kThreads)
   float output[C::kRowTiles][C::kHeadDimV / kMmaColumns][4] = {};
   for (int step = 0; step < steps; ++step) {
     wait_for_copies<1>();  // all but this step's V
-    __syncthreads();   // K is there for all, and nobody reads the other K buffer any more
+    __syncthreads();       // K is there for all, and nobody reads the other K buffer any more
     if (step + 1 < steps) copy_key_tile(step + 1);
     commit_copies();
     const KeySlot ahead = slot_of_step(step + 2);
@@ -183,7 +183,7 @@ __global__ void __launch_bounds__(kThreads)
     store_offset(step + 2, ahead);  // this tile's own offsets have been used
 
     wait_for_copies<1>();  // all but the next K
-    __syncthreads();   // V is there for all, and nobody reads the other V buffer any more
+    __syncthreads();       // V is there for all, and nobody reads the other V buffer any more
     if (step + 1 < steps) copy_value_tile(step + 1);
     commit_copies();
 

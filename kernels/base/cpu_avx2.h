@@ -11,14 +11,22 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
+#include <cstdlib>
+#include <cstring>
+
 #define SGL_AVX2 __attribute__((target("avx2,fma,f16c")))
 
 namespace sgl_kernel {
 
+// SGL_KERNEL_AVX2=0 makes the plain loops serve, as they do on other CPUs.
 inline bool has_avx2() {
+  static const bool wanted = [] {
+    const char* value = std::getenv("SGL_KERNEL_AVX2");
+    return value == nullptr || std::strcmp(value, "0") != 0;
+  }();
   static const bool supported =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  return supported;
+  return wanted && supported;
 }
 
 SGL_AVX2 inline __m256 load8(const float* from) { return _mm256_loadu_ps(from); }

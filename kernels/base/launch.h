@@ -8,6 +8,7 @@
 
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <string>
 #include <string_view>
 
@@ -72,13 +73,19 @@ Status allow_shared_memory(const char* operator_name, void (*kernel)(Params...),
                                                          static_cast<int>(bytes)));
 }
 
-// The number of multiprocessors of the current device.
+// The number of multiprocessors of the current device. Asked of CUDA once a device.
 inline int num_sms() {
+  constexpr int kCached = 64;
+  static std::atomic<int> cache[kCached];
   int device = 0, count = 1;
-  if (cudaGetDevice(&device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
-    cudaGetLastError();
+  if (cudaGetDevice(&device) == cudaSuccess && device < kCached) {
+    if (const int known = cache[device].load(std::memory_order_relaxed)) return known;
   }
+  if (cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
+    cudaGetLastError();
+    return 1;
+  }
+  if (device < kCached) cache[device].store(count, std::memory_order_relaxed);
   return count;
 }
 

@@ -18,6 +18,9 @@ namespace {
 // before they sleep, because waking a sleeper costs as much as a region.
 constexpr int kSpins = 20000;
 
+// More ranges than threads: one that is held up takes fewer of them.
+constexpr int64_t kRangesPerThread = 4;
+
 void pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -111,13 +114,22 @@ class Pool {
   std::condition_variable wake_;
 };
 
-std::mutex region_mutex;  // held by the thread whose region the pool runs
-Pool* pool = nullptr;     // guarded by region_mutex; never deleted: its threads outlive main()
+}  // namespace
+
+struct Threads {
+  std::mutex region_mutex;  // held by the thread whose region the pool runs
+  Pool* pool = nullptr;     // guarded by region_mutex; never deleted: its threads outlive main()
+};
+
+namespace {
+
+Threads own_threads;
+Threads* shared_threads = &own_threads;
 
 // A child of fork() has none of the parent's threads: it makes its own pool, and leaks the parent's.
 void forget_pool_after_fork() {
-  pool = nullptr;
-  new (&region_mutex) std::mutex;
+  shared_threads->pool = nullptr;
+  new (&shared_threads->region_mutex) std::mutex;
 }
 
 int detect_threads() {
@@ -137,23 +149,29 @@ int num_threads() {
   return threads;
 }
 
+Threads* threads() { return shared_threads; }
+
+void use_threads(Threads* threads) { shared_threads = threads; }
+
 namespace internal {
 
 void parallel_for(int64_t count, int64_t grain, RangeFunction function, void* context) {
   if (count <= 0) return;
-  const int64_t most = (count + grain - 1) / std::max<int64_t>(grain, 1);
-  const int parts = static_cast<int>(std::min<int64_t>(most, num_threads()));
-  std::unique_lock<std::mutex> lock(region_mutex, std::defer_lock);
+  const int64_t most = (count + grain - 1) / std::max<int64_t>(grain, 1), num = num_threads();
+  // As many for each thread as for the others.
+  const int64_t parts = most < num ? most : num == 1 ? 1 : std::min(most / num, kRangesPerThread) * num;
+  std::unique_lock<std::mutex> lock(shared_threads->region_mutex, std::defer_lock);
   if (parts <= 1 || in_parallel_region || !lock.try_lock()) {
     function(context, 0, count);
     return;
   }
+  Pool*& pool = shared_threads->pool;
   if (pool == nullptr) {
     static const int registered = pthread_atfork(nullptr, nullptr, forget_pool_after_fork);
     (void)registered;
-    pool = new Pool(num_threads() - 1);
+    pool = new Pool(static_cast<int>(num) - 1);
   }
-  pool->run(count, parts, function, context);
+  pool->run(count, static_cast<int>(parts), function, context);
 }
 
 }  // namespace internal

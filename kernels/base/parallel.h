@@ -2,10 +2,10 @@
 //
 //   parallel_for(num_rows, /*grain=*/16, [&](int64_t begin, int64_t end) { for (int64_t row = begin; …) … });
 //
-// Work is split into at most num_threads() contiguous ranges of at least `grain`, by the sizes alone, so that results
-// depend on nothing else; which thread takes which range is left to chance. The caller takes part, and takes all ranges
-// that no other thread begins. A call from within a worker, or while another thread is in a parallel_for, runs serially
-// on the calling thread.
+// Work is split into contiguous ranges of at least `grain`, a few for each of num_threads() threads; which thread takes
+// which range is left to chance. What is computed for an index must not depend on the range it is in. The caller takes
+// part, and takes all ranges that no other thread begins. A call from within a worker, or while another thread is in a
+// parallel_for, runs serially on the calling thread.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +15,13 @@ namespace sgl_kernel {
 
 // SGL_KERNEL_NUM_THREADS if set, else the processors this process may run on.
 int num_threads();
+
+// The threads behind parallel_for(). Shared libraries that hold a copy of this code each would have threads each, whose
+// waiting takes the processors from the others' work: a process makes all of them use the threads of the first. Before
+// the first parallel_for() of the calling copy, and with copies of one build.
+struct Threads;
+Threads* threads();
+void use_threads(Threads* threads);
 
 namespace internal {
 using RangeFunction = void (*)(void* context, int64_t begin, int64_t end);

@@ -85,8 +85,8 @@ struct MatrixMapShape {
 };
 
 inline bool matrix_map_fits(const void* data, int64_t rows, int64_t columns, int64_t row_bytes) {
-  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && row_bytes % 16 == 0 && row_bytes < (int64_t{1} << 40) &&
-         rows <= INT32_MAX && columns <= INT32_MAX;
+  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && row_bytes > 0 && row_bytes % 16 == 0 &&
+         row_bytes < (int64_t{1} << 40) && rows <= INT32_MAX && columns <= INT32_MAX;
 }
 
 // Zeros are read outside the matrix, and nothing is written there.

@@ -45,4 +45,13 @@ struct alignas(sizeof(T) * kSize) Vec {
 template <class T>
 inline constexpr int kVecSize = 16 / sizeof(T);
 
+// Has the compiler keep a vector as it is stored, not as the floats that it was rounded from: half the registers.
+template <class T, int kSize>
+__device__ __forceinline__ void hold_packed(Vec<T, kSize>& vector) {
+  if constexpr (sizeof(vector) % 4 == 0) {
+#pragma unroll
+    for (int word = 0; word < sizeof(vector) / 4; ++word) asm("" : "+r"(reinterpret_cast<uint32_t*>(&vector)[word]));
+  }
+}
+
 }  // namespace sgl_kernel::SGL_TARGET

@@ -4,6 +4,7 @@
 // multiprocessors.
 #include "kernels/base/launch.h"
 #include "kernels/device/dtype_switch.cuh"
+#include "kernels/device/gate.cuh"
 #include "kernels/device/pdl.cuh"
 #include "kernels/device/row_grid.cuh"
 #include "kernels/device/vec.cuh"
@@ -11,17 +12,6 @@
 
 namespace sgl_kernel::SGL_TARGET {
 namespace {
-
-// x / (1 + exp(-g)). For the narrow types the hardware's exp2 and reciprocal, off by some 1e-7 of the result, vanish in
-// the rounding; f32 takes the exact functions.
-template <class T>
-__device__ __forceinline__ float gate(float x, float g) {
-  if constexpr (sizeof(T) == 4) {
-    return x / (1.0f + expf(-g));
-  } else {
-    return __fdividef(x, 1.0f + __expf(-g));  // 0 for a denominator above 2^126, where the result is below 1e-36
-  }
-}
 
 template <Activation kActivation, class T>
 __device__ __forceinline__ float activate(float x) {

@@ -2,17 +2,18 @@
 //
 // What bounds them: bytes. rmsnorm moves 2 and the fused form 4 elements for each element of a row; the arithmetic is a
 // tenth of that time. So a row is read once, into registers, as 16-byte vectors:
-//   up to 32 vectors    a group of lanes a row, so that short rows share a warp. The groups take turns, and their next
-//                       row's loads are on their way while this row is summed.
-//   up to 2048 vectors  a block a row. Few rows: a vector a thread, the latency of one load and one block-wide sum.
-//                       Many rows: four vectors a thread, in blocks so small that eight of them, each at another point
-//                       of its row, keep a multiprocessor's loads and stores going. A spilled register costs more than
-//                       anything else here.
-//   any row             rows that are not whole aligned vectors, or longer: scalar, read twice.
+//   few rows            a vector a thread: the latency of one load and one sum over the row.
+//   many rows           four vectors a thread, of one row or of several, in blocks so small that eight of them, each at
+//                       another point of its rows, keep a multiprocessor's loads and stores going. Blocks start 1.2 ns
+//                       apart at best, so that short rows share one. A spilled register costs more than anything else
+//                       here.
+//   any rows            those that are not whole aligned vectors, or longer than 2048 of them: scalar, read twice.
 //
-// Measured on an H200, 2026-11-22, bf16, rows of 4096, inputs beyond the L2 cache, rmsnorm / fused: 16384 rows take
-// 67.2 µs (4000 GB/s) / 132.1 µs (4060 GB/s), 1024 rows 6.2 / 10.0, 128 rows 2.2 / 2.7, one row 1.3 / 1.4. Blocks start
-// 1.2 ns apart at best, which bounds many rows of 512 elements: 131072 take 159 µs in either form.
+// Measured on an H200, 2026-11-23, bf16, inputs beyond the L2 cache, rmsnorm / fused: rows of 4096, 16384 of them take
+// 66.5 µs (4040 GB/s) / 132.1 µs (4060 GB/s), 1024 6.0 / 9.8, 128 2.1 / 2.7, one 1.3 / 1.4; 131072 rows of 512
+// take 66.0 / 133.3 (4060 / 4030 GB/s), 221184 rows of 128 28.6 / 57.1 (3960 / 3960 GB/s), 8192 rows of 16384 130.6 /
+// 269.2 (4110 / 3990 GB/s). Below 3800 GB/s stay rows that fill a power of 2 badly: 16384 rows of 5120 take 88.9 µs
+// (3770 GB/s).
 //
 // The sum of a row has one order, whatever the number of rows, so that a row's result does not depend on its batch:
 // first within each vector, then over the lanes of each 32 vectors, then over those, always halves against each other.
@@ -31,12 +32,10 @@ namespace {
 
 constexpr int kVectorBytes = 16;
 constexpr int kMaxBlock = 1024;
-constexpr int kSmThreads = 1024;  // that an SM holds at once at the least: a thread may have 64 registers
-constexpr int kGroupBlock = 128;  // threads of a block of groups
-constexpr int kGroupBlocksPerSm = 8;
-constexpr int kMaxRowVectors = 2048;  // of a row that a block holds in registers
-constexpr int kManyRowsVectors = 4;   // of a thread, at many rows
-constexpr int kFewRowsPerSm = 4;      // where 512 threads a row are faster than 128, by measurement
+constexpr int kSmThreads = 1024;        // that an SM holds at once at the least: a thread may have 64 registers
+constexpr int kBlock = 128;             // threads of a block of several rows
+constexpr int kMaxRowVectors = 2048;    // of a row that a block holds in registers
+constexpr int kFewVectorsPerSm = 2048;  // up to which a vector a thread is faster than four, by measurement
 
 // A thread's vectors of a row: `first`, and those `step` apart behind it.
 struct Share {
@@ -47,14 +46,6 @@ struct Share {
   __device__ __forceinline__ int vector(int i) const { return first + i * step; }
   __device__ __forceinline__ bool has(int i) const { return vector(i) < num_vectors; }
 };
-
-// Has the compiler keep a vector as it is stored, not as the floats that it was rounded from: half the registers.
-template <class Vector>
-__device__ __forceinline__ void hold_packed(Vector& vector) {
-  static_assert(sizeof(Vector) == kVectorBytes);
-#pragma unroll
-  for (int word = 0; word < kVectorBytes / 4; ++word) asm("" : "+r"(reinterpret_cast<uint32_t*>(&vector)[word]));
-}
 
 template <class T, int kVectors, bool kAdd>
 class RowVectors {
@@ -133,78 +124,77 @@ __device__ __forceinline__ void load_weights(const NormParams& params, const Sha
   }
 }
 
-// Groups of `lanes` neighbouring lanes, a power of 2, each with rows of its own.
-template <class T, int kVectors, bool kAdd>
-__global__ void __launch_bounds__(kGroupBlock, kGroupBlocksPerSm)
-    norm_group_kernel(const __grid_constant__ NormParams params, int lanes) {
-  wait_for_predecessor();
-  release_successors();
-  const int thread = blockIdx.x * kGroupBlock + threadIdx.x;
-  const Share share = {thread % lanes, lanes, static_cast<int>(params.row_size) / kVecSize<T>};
-  const int64_t row_step = static_cast<int64_t>(gridDim.x) * kGroupBlock / lanes;
-  Vec<T, kVecSize<T>> weights[kVectors];
-  load_weights<T>(params, share, weights);
-
-  int64_t row = thread / lanes;
-  RowVectors<T, kVectors, kAdd> next;
-  if (row < params.num_rows) next.load(params, row, share);
-  // The groups of a warp leave the loop together, so that the shuffles have all lanes: it ends with the warp's first
-  // row.
-  const int warp_offset = threadIdx.x % kWarpSize / lanes;
-  for (; row - warp_offset < params.num_rows; row += row_step) {
-    RowVectors<T, kVectors, kAdd> current = next;
-    if (row + row_step < params.num_rows) next.load(params, row + row_step, share);
-    float sums[kVectors] = {};
-    if (row < params.num_rows) current.add_and_square(params, row, share, sums);
-    float sum = sums[0];
+// totals[r] is the sum of sums[r] over the lanes of a row, which are the threads along x; see "one order" above. Rows
+// of several warps come one a thread; `scratch` holds 32 floats, a row's warps in it side by side.
+template <bool kBlockIsRow, int kRows, int kVectors>
+__device__ __forceinline__ void sum_over_lanes(float (&sums)[kRows][kVectors], float* scratch, float (&totals)[kRows]) {
+  if (kBlockIsRow || blockDim.x >= kWarpSize) {
 #pragma unroll
-    for (int i = 1; i < kVectors; ++i) sum += sums[i];
-    for (int offset = lanes / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-    if (row < params.num_rows) current.write(params, row, share, sum, weights);
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int i = 0; i < kVectors; ++i) sums[r][i] = warp_reduce<Sum>(sums[r][i]);
+    }
+  } else {  // a vector a thread
+    for (int offset = blockDim.x / 2; offset > 0; offset /= 2) {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) sums[r][0] += __shfl_xor_sync(0xffffffffu, sums[r][0], offset);
+    }
   }
-}
-
-// The sum over the block of what every thread has one or more of; see "one order" above. `scratch` holds 32 floats.
-template <int kVectors>
-__device__ __forceinline__ float sum_over_block(float (&sums)[kVectors], float* scratch) {
 #pragma unroll
-  for (int i = 0; i < kVectors; ++i) sums[i] = warp_reduce<Sum>(sums[i]);
-#pragma unroll
-  for (int half = kVectors / 2; half > 0; half /= 2) {
-#pragma unroll
-    for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
+  for (int r = 0; r < kRows; ++r) {
+    // Three vectors are four, of which the last is 0.
+    if constexpr (kVectors == 4) sums[r][1] += sums[r][3];
+    if constexpr (kVectors >= 3) sums[r][0] += sums[r][2];
+    if constexpr (kVectors >= 2) sums[r][0] += sums[r][1];
+    totals[r] = sums[r][0];
   }
-  const int lane = threadIdx.x % kWarpSize;
-  if (lane == 0) scratch[threadIdx.x / kWarpSize] = sums[0];
+  if (kRows > 1 || (!kBlockIsRow && blockDim.x <= kWarpSize)) return;
+  const int warps = blockDim.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  float* const row_scratch = kBlockIsRow ? scratch : scratch + threadIdx.y * warps;
+  if (lane == 0) row_scratch[threadIdx.x / kWarpSize] = totals[0];
   __syncthreads();
-  return warp_reduce<Sum>(lane < blockDim.x / kWarpSize ? scratch[lane] : 0.0f);
+  totals[0] = warp_reduce<Sum>(lane < warps ? row_scratch[lane] : 0.0f);
 }
 
-// The most threads of a block of norm_block_kernel.
+// The most threads of a block: what the widest row needs whose threads have kVectors vectors.
 template <int kVectors>
-inline constexpr int kRowBlock = std::min(kMaxBlock, kMaxRowVectors / kVectors);
+inline constexpr int kRowBlock = kVectors > 2 ? kMaxRowVectors / 4 : kMaxBlock;
 
-template <class T, int kVectors, bool kAdd>
+// The threads along x share a row. kRows is 0: a block is a row, which is known to every thread alike and so takes no
+// registers. Else the threads along y have rows of their own, kRows each, blockDim.y apart.
+template <class T, int kRows, int kVectors, bool kAdd>
 __global__ void __launch_bounds__(kRowBlock<kVectors>, kSmThreads / kRowBlock<kVectors>)
-    norm_block_kernel(const __grid_constant__ NormParams params) {
+    norm_rows_kernel(const __grid_constant__ NormParams params) {
   __shared__ float scratch[kWarpSize];
   wait_for_predecessor();
   release_successors();
-  const Share share = {static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x),
-                       static_cast<int>(params.row_size) / kVecSize<T>};
-  // Four vectors of input, of residual and of weights are more than 64 registers hold.
-  constexpr bool kWeightsLast = kAdd && kVectors == kManyRowsVectors;
-  const int64_t row = blockIdx.x;
-  RowVectors<T, kVectors, kAdd> current;
-  current.load(params, row, share);
+  constexpr int kThreadRows = std::max(1, kRows);
+  const auto row = [](int r) {
+    if constexpr (kRows == 0) return static_cast<int64_t>(blockIdx.x);
+    return static_cast<int64_t>(blockIdx.x) * (blockDim.y * kRows) + (threadIdx.y + r * blockDim.y);
+  };
+  const auto share = [&](int r) {
+    const int num_vectors = static_cast<int>(params.row_size) / kVecSize<T>;
+    return Share{static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x),
+                 kRows == 0 || row(r) < params.num_rows ? num_vectors : 0};
+  };
+  // To hold the weights, too, would leave fewer threads room on a multiprocessor, or spill.
+  constexpr bool kWeightsLast = kVectors > 2;
+  RowVectors<T, kVectors, kAdd> rows[kThreadRows];
+#pragma unroll
+  for (int r = 0; r < kThreadRows; ++r) rows[r].load(params, row(r), share(r));
   Vec<T, kVecSize<T>> weights[kVectors];
-  if constexpr (!kWeightsLast) load_weights<T>(params, share, weights);
-  float sums[kVectors];
-  current.add_and_square(params, row, share, sums);
-  current.keep_packed();
-  const float sum = sum_over_block(sums, scratch);
-  if constexpr (kWeightsLast) load_weights<T>(params, share, weights);
-  current.write(params, row, share, sum, weights);
+  if constexpr (!kWeightsLast) load_weights<T>(params, share(0), weights);
+  float sums[kThreadRows][kVectors], totals[kThreadRows];
+#pragma unroll
+  for (int r = 0; r < kThreadRows; ++r) {
+    rows[r].add_and_square(params, row(r), share(r), sums[r]);
+    rows[r].keep_packed();
+  }
+  sum_over_lanes<kRows == 0>(sums, scratch, totals);
+  if constexpr (kWeightsLast) load_weights<T>(params, share(0), weights);
+#pragma unroll
+  for (int r = 0; r < kThreadRows; ++r) rows[r].write(params, row(r), share(r), totals[r], weights);
 }
 
 template <class T, bool kAdd>
@@ -240,31 +230,44 @@ int power_of_2_at_least(int64_t value) {
   return power;
 }
 
-template <class T, bool kAdd>
-Status run_groups(const NormParams& params, int64_t num_vectors, Stream stream) {
-  // Two vectors a thread where there are two: twice the bytes in flight, and half the shuffles. The fused form has two
-  // tensors to read as it is.
-  const int whole = power_of_2_at_least(num_vectors);
-  const bool pairs = !kAdd && whole > 1;
-  const int lanes = pairs ? whole / 2 : whole;
-  const int64_t blocks = (params.num_rows + kGroupBlock / lanes - 1) / (kGroupBlock / lanes);
-  const LaunchShape shape = {
-      .grid = static_cast<unsigned>(std::min<int64_t>(blocks, int64_t{num_sms()} * kGroupBlocksPerSm)),
-      .block = kGroupBlock,
-      .pdl = params.enable_pdl};
-  if constexpr (!kAdd) {
-    if (pairs) return launch(params.operator_name, norm_group_kernel<T, 2, kAdd>, shape, stream, params, lanes);
-  }
-  return launch(params.operator_name, norm_group_kernel<T, 1, kAdd>, shape, stream, params, lanes);
+template <class T, int kRows, int kVectors, bool kAdd>
+Status run_rows(const NormParams& params, int lanes, Stream stream) {
+  const int height = kRows == 0 ? 1 : std::max(1, kBlock / lanes);
+  // Memory holds fewer rows than a grid may have blocks, even if each is but one vector.
+  const int64_t rows_per_block = height * std::max(1, kRows);
+  const LaunchShape shape = {.grid = static_cast<unsigned>((params.num_rows + rows_per_block - 1) / rows_per_block),
+                             .block = dim3(static_cast<unsigned>(lanes), static_cast<unsigned>(height)),
+                             .pdl = params.enable_pdl};
+  return launch(params.operator_name, norm_rows_kernel<T, kRows, kVectors, kAdd>, shape, stream, params);
 }
 
-template <class T, int kVectors, bool kAdd>
-Status run_blocks(const NormParams& params, int warps, Stream stream) {
-  // Rows of more than 512 bytes: memory holds fewer of them than a grid may have blocks.
-  const LaunchShape shape = {.grid = static_cast<unsigned>(params.num_rows),
-                             .block = static_cast<unsigned>(warps * kWarpSize),
-                             .pdl = params.enable_pdl};
-  return launch(params.operator_name, norm_block_kernel<T, kVectors, kAdd>, shape, stream, params);
+// A vector a thread, so that one row takes the time of one load and one sum.
+template <class T, bool kAdd>
+Status run_few_rows(const NormParams& params, int num_vectors, Stream stream) {
+  const int warps = (num_vectors + kWarpSize - 1) / kWarpSize;
+  const int lanes = warps == 1 ? power_of_2_at_least(num_vectors) : warps * kWarpSize;
+  if (num_vectors > kMaxBlock) return run_rows<T, 0, 2, kAdd>(params, kMaxBlock, stream);
+  if (lanes > kBlock / 2) return run_rows<T, 0, 1, kAdd>(params, lanes, stream);
+  return run_rows<T, 1, 1, kAdd>(params, lanes, stream);
+}
+
+// Three or four vectors a thread; in the fused form, which reads two tensors, two of each where rows are short.
+template <class T, bool kAdd>
+Status run_many_rows(const NormParams& params, int num_vectors, Stream stream) {
+  if (num_vectors <= kWarpSize) {
+    return run_rows<T, kAdd ? 2 : 3, 1, kAdd>(params, power_of_2_at_least(num_vectors), stream);
+  }
+  if (num_vectors <= 2 * kWarpSize) return run_rows<T, kAdd ? 1 : 2, 2, kAdd>(params, kWarpSize, stream);
+  // A thread's vectors are 32 times a power of 2 apart: the pairing of the sum over the warps.
+  const int lanes = power_of_2_at_least((num_vectors + kWarpSize - 1) / kWarpSize) / 4 * kWarpSize;
+  const bool three = num_vectors <= 3 * lanes;
+  if constexpr (!kAdd) {
+    // Blocks of one warp would end sooner than new ones start.
+    if (lanes == kWarpSize && three) return run_rows<T, 1, 3, kAdd>(params, lanes, stream);
+    if (lanes == kWarpSize) return run_rows<T, 1, 4, kAdd>(params, lanes, stream);
+  }
+  if (three) return run_rows<T, 0, 3, kAdd>(params, lanes, stream);
+  return run_rows<T, 0, 4, kAdd>(params, lanes, stream);
 }
 
 bool aligned(const NormRows& rows, int64_t element_bytes) {
@@ -277,15 +280,10 @@ Status run(const NormParams& params, Stream stream) {
   const bool vectors = params.row_size % kVecSize<T> == 0 && aligned(params.input, sizeof(T)) &&
                        aligned(params.output, sizeof(T)) && aligned(params.residual, sizeof(T)) &&
                        reinterpret_cast<uintptr_t>(params.weight) % kVectorBytes == 0;
-  if (vectors && num_vectors <= kWarpSize) return run_groups<T, kAdd>(params, num_vectors, stream);
   if (vectors && num_vectors <= kMaxRowVectors) {
-    const int warps = static_cast<int>((num_vectors + kWarpSize - 1) / kWarpSize);
-    const bool few_rows = params.num_rows <= kFewRowsPerSm * num_sms();
-    if (few_rows && num_vectors <= kMaxBlock) return run_blocks<T, 1, kAdd>(params, warps, stream);
-    // A thread's vectors are 32 times a power of 2 apart: the pairing of the sum over the warps above.
-    const int whole = power_of_2_at_least(warps);
-    if (few_rows || whole < kManyRowsVectors) return run_blocks<T, 2, kAdd>(params, whole / 2, stream);
-    return run_blocks<T, kManyRowsVectors, kAdd>(params, whole / kManyRowsVectors, stream);
+    const bool few = params.num_rows * num_vectors <= int64_t{kFewVectorsPerSm} * num_sms();
+    return few ? run_few_rows<T, kAdd>(params, static_cast<int>(num_vectors), stream)
+               : run_many_rows<T, kAdd>(params, static_cast<int>(num_vectors), stream);
   }
   const int64_t threads = std::min<int64_t>(kMaxBlock, (params.row_size + kWarpSize - 1) / kWarpSize * kWarpSize);
   const LaunchShape shape = {.grid = static_cast<unsigned>(std::min<int64_t>(params.num_rows, INT32_MAX)),

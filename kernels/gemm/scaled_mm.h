@@ -27,9 +27,9 @@ namespace sgl_kernel {
 
 // mat_a and mat_b e4m3. NaN in a row or a column makes its products NaN.
 //
-// Sums are f32 but on Hopper, whose tensor cores keep about 14 bits of a sum of e4m3 products. There the result is off
-// by no more than 2^-12 * sum_l |a[i, l] * b[l, j]| for a K up to 32768, typically by a hundredth of that, and then
-// rounded.
+// Sums are f32 but on Hopper, whose tensor cores add 32 products at a time and cut off what lies below about 2^-13 of
+// the largest of them and of the sum so far (cuBLASLt's fast accumulation is the same). So a sum is off by up to K / 32
+// * 2^-13 times the largest of its partial sums.
 Status fp8_scaled_mm(TensorView output, TensorView mat_a, TensorView mat_b, TensorView scales_a, TensorView scales_b,
                      const std::optional<TensorView>& bias, Stream stream);
 

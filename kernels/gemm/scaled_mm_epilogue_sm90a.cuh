@@ -17,11 +17,13 @@ struct Epilogue {
   int rows, columns;
   bool is_bf16;
 
-  // Behind the last row or column: any scale.
+  // Behind the last row or column: any scale. Blockwise products have been scaled already.
   __device__ __forceinline__ float row_scale(int row) const {
+    if (row_scales.data == nullptr) return 1.0f;
     return __ldg(row_scales.data + min(row, rows - 1) * row_scales.step);
   }
   __device__ __forceinline__ float column_scale(int column) const {
+    if (column_scales.data == nullptr) return 1.0f;
     return __ldg(column_scales.data + min(column, columns - 1) * column_scales.step);
   }
   __device__ __forceinline__ float bias_of(int column) const {

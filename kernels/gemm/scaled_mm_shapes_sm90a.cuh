@@ -16,7 +16,7 @@ Status launch_tile_shape(const ScaledMmParams& params, int shape, Stream stream)
     struct {
       Launch* at[kNumTileShapes];
     } table = {{&scaled_mm_tiles::launch_tiles<
-        scaled_mm_tiles::Config<Sum, kTileShapes[i].teams, kTileShapes[i].columns>>...}};
+        scaled_mm_tiles::Config<Sum, kTileShapes[i].teams, kTileShapes[i].rows, kTileShapes[i].columns>>...}};
     return table;
   }(std::make_integer_sequence<int, kNumTileShapes>());
   return kLaunches.at[shape](params, stream);

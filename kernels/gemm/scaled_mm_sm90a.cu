@@ -10,7 +10,8 @@
 namespace sgl_kernel::SGL_TARGET {
 namespace {
 
-constexpr int kTileRows = 128, kBlockK = 128, kSplitColumns = 64;
+constexpr int kLeastTileRows = 64, kLeastTileColumns = 32;  // of the persistent kernel
+constexpr int kBlockK = 128, kSplitColumns = 64;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -22,42 +23,42 @@ bool copy_engine_takes(const ScaledMmParams& params) {
          matrix_map_fits(params.a, params.m, params.k, params.a_stride) &&
          matrix_map_fits(params.b, params.n, params.k, params.b_stride) &&
          matrix_map_fits(params.output, params.m, params.n, params.output_stride * kOutputBytes) &&
-         ceil_div(params.m, kTileRows) * ceil_div(params.n, kTileShapes[0].columns) <= kMostTiles;
+         ceil_div(params.m, kLeastTileRows) * ceil_div(params.n, kLeastTileColumns) <= kMostTiles;
 }
 
-// The kernel for few rows takes up to 64 of them, and up to 128 where K is long and the weights are so few columns that
-// a second split would find free multiprocessors.
+// The kernel for few rows takes up to 64 of them, and up to 128 where K is long and there are so few columns that K can
+// be split even so.
 std::optional<SplitShape> choose_split(const ScaledMmParams& params, int num_sms) {
   constexpr int64_t kMostTokens = 64;  // of a tile; 128 were slower than the other kernel
-  const int64_t column_tiles = ceil_div(params.n, kSplitColumns);
-  const int64_t tiles = column_tiles * ceil_div(params.m, kMostTokens);
-  constexpr int64_t kLongK = 32;  // blocks
+  constexpr int64_t kLongK = 32;       // blocks
+  const int64_t tiles = ceil_div(params.n, kSplitColumns) * ceil_div(params.m, kMostTokens);
   if (params.m > 2 * kMostTokens) return std::nullopt;
-  if (params.m > kMostTokens && (tiles > num_sms / 2 || params.k < kLongK * kBlockK)) return std::nullopt;
-  // A multiprocessor each is enough; more than 4 ranks wait for each other longer than they gain.
-  constexpr int64_t kMostSplits = 4;
-  // A few multiprocessors less than there are: clusters do not fit everywhere.
-  const int64_t splits =
-      std::clamp<int64_t>((num_sms - 4) / tiles, 1, std::min(kMostSplits, ceil_div(params.k, kBlockK)));
-  return SplitShape{
-      .tokens = params.m <= 16   ? 16
-                : params.m <= 32 ? 32
-                                 : 64,
-      .splits = static_cast<int>(splits),
-      // With 64 tokens, what the next kernel's blocks take from the second wave costs more than they gain.
-      .pdl = params.m <= 32 || tiles <= num_sms};
+  if (params.m > kMostTokens && (2 * tiles > num_sms || params.k < kLongK * kBlockK)) return std::nullopt;
+  // More than two blocks a multiprocessor would be a second wave.
+  if (tiles > 2 * num_sms) return std::nullopt;
+  const int tokens = params.m <= 16 ? 16 : params.m <= 32 ? 32 : 64;
+  // A block a multiprocessor is enough; more ranks wait for each other longer than they gain, the sooner the less each
+  // has to do.
+  const int64_t most_splits = std::min<int64_t>(tokens == 16 ? 2 : 3, ceil_div(params.k, kBlockK));
+  return SplitShape{.tokens = tokens,
+                    .splits = static_cast<int>(std::clamp<int64_t>(num_sms / tiles, 1, most_splits)),
+                    // With 64 tokens, what the next kernel's blocks take from a multiprocessor's second block costs
+                    // more than they gain.
+                    .pdl = tokens < 64 || tiles <= num_sms};
 }
 
-// An index of kTileShapes.
-int choose_tiles(const ScaledMmParams& params, int num_sms) {
-  const int64_t row_tiles = ceil_div(params.m, kTileRows), blocks = ceil_div(params.k, kBlockK);
-  const bool many = row_tiles * ceil_div(params.n, 128) >= kManyWaves * num_sms;
-  int best = kNumTileShapes - 1;
+// The index of the shape that takes the least time.
+template <int kCount>
+int choose_tiles(const TileShape (&shapes)[kCount], const ScaledMmParams& params, int num_sms) {
+  const int64_t blocks = ceil_div(params.k, kBlockK);
+  const TileShape& last = shapes[kCount - 1];
+  const bool many = ceil_div(params.m, last.rows) * ceil_div(params.n, last.columns) >= kManyWaves * num_sms;
+  int best = kCount - 1;
   float best_us = 0.0f;
-  for (int i = kNumTileShapes - 1; i >= 0; --i) {
-    const TileShape& shape = kTileShapes[i];
-    if (many && shape.teams == 1) continue;
-    const int64_t waves = ceil_div(row_tiles * ceil_div(params.n, shape.columns), num_sms);
+  for (int i = kCount - 1; i >= 0; --i) {
+    const TileShape& shape = shapes[i];
+    if (many && (shape.teams != last.teams || shape.rows != last.rows)) continue;
+    const int64_t waves = ceil_div(ceil_div(params.m, shape.rows) * ceil_div(params.n, shape.columns), num_sms);
     const float us =
         shape.start_us + static_cast<float>(waves) * (static_cast<float>(blocks) * shape.block_us + shape.end_us);
     if (best_us == 0.0f || us < best_us) {
@@ -71,13 +72,16 @@ int choose_tiles(const ScaledMmParams& params, int num_sms) {
 }  // namespace
 
 Status scaled_mm(const ScaledMmParams& params, Stream stream) {
-  if (params.blockwise || !copy_engine_takes(params)) return scaled_mm_portable(params, stream);
+  if (!copy_engine_takes(params)) return scaled_mm_portable(params, stream);
   const int sms = num_sms();
+  if (params.blockwise) {
+    return scaled_mm_tiles_blockwise(params, choose_tiles(kBlockwiseShapes, params, sms), stream);
+  }
   const bool is_int8 = params.operand == DType::kI8;
   if (const std::optional<SplitShape> split = choose_split(params, sms)) {
     return is_int8 ? scaled_mm_split_int8(params, *split, stream) : scaled_mm_split_e4m3(params, *split, stream);
   }
-  const int tiles = choose_tiles(params, sms);
+  const int tiles = choose_tiles(kTileShapes, params, sms);
   return is_int8 ? scaled_mm_tiles_int8(params, tiles, stream) : scaled_mm_tiles_e4m3(params, tiles, stream);
 }
 

@@ -5,35 +5,45 @@
 
 namespace sgl_kernel::SGL_TARGET {
 
-// A tile of 128 rows of the persistent kernel (scaled_mm_tiles_sm90a.cuh), and a model of its time: with t tiles on p
+// A tile of the persistent kernel (scaled_mm_tiles_sm90a.cuh), and a model of its time: with t tiles on p
 // multiprocessors and b blocks of 128 along K,
 //   start_us + ceil(t / p) * (b * block_us + end_us)
 // The figures are fitted to the times of e4m3 products on an H200 (2026-11-23; M from 64 to 8192, the N and K of
 // Qwen3-VL-235B and DeepSeek-V3). Of these shapes' times, the ones that the model chooses are 1% above the least.
 struct TileShape {
-  int teams, columns;
+  int teams, rows, columns;
   float start_us, block_us, end_us;
 };
 
 inline constexpr TileShape kTileShapes[] = {
     // One team: the less traffic, the wider. Widths that are close together let a wave of tiles end evenly.
-    {1, 48, 0.12f, 0.226f, 0.97f},
-    {1, 64, 0.59f, 0.249f, 0.65f},
-    {1, 80, 0.06f, 0.260f, 1.62f},
-    {1, 96, 0.28f, 0.282f, 1.65f},
-    {1, 112, 0.0f, 0.309f, 2.44f},
-    {1, 128, 0.0f, 0.345f, 2.19f},
-    {1, 144, 0.0f, 0.383f, 2.96f},
-    {1, 192, 0.0f, 0.490f, 3.12f},
-    {1, 224, 0.0f, 0.564f, 3.83f},
-    {1, 256, 0.0f, 0.640f, 3.83f},
+    {1, 128, 48, 0.12f, 0.226f, 0.97f},
+    {1, 128, 64, 0.59f, 0.249f, 0.65f},
+    {1, 128, 80, 0.06f, 0.260f, 1.62f},
+    {1, 128, 96, 0.28f, 0.282f, 1.65f},
+    {1, 128, 112, 0.0f, 0.309f, 2.44f},
+    {1, 128, 128, 0.0f, 0.345f, 2.19f},
+    {1, 128, 144, 0.0f, 0.383f, 2.96f},
+    {1, 128, 192, 0.0f, 0.490f, 3.12f},
+    {1, 128, 224, 0.0f, 0.564f, 3.83f},
+    {1, 128, 256, 0.0f, 0.640f, 3.83f},
     // Two teams: the ends of tiles are hidden, which pays where K is short or waves are many.
-    {2, 96, 1.56f, 0.276f, 0.96f},
-    {2, 128, 1.59f, 0.352f, 0.93f},
+    {2, 64, 128, 1.15f, 0.217f, 0.66f},
+    {2, 128, 96, 1.56f, 0.276f, 0.96f},
+    {2, 128, 128, 1.59f, 0.352f, 0.93f},
 };
 inline constexpr int kNumTileShapes = sizeof(kTileShapes) / sizeof(kTileShapes[0]);
-// From so many waves of tiles of 128 columns on, power is the limit rather than the last wave: two teams always.
+// From so many waves of tiles of the last shape on, power is the limit rather than the last wave: then only shapes of
+// its teams and rows.
 inline constexpr int kManyWaves = 6;
+
+// The same for products with a scale for each block: one team, because two sets of sums fill the registers.
+inline constexpr TileShape kBlockwiseShapes[] = {
+    {1, 128, 32, 1.3f, 0.26f, 0.7f},
+    {1, 128, 64, 1.2f, 0.346f, 0.6f},
+    {1, 128, 128, 1.7f, 0.444f, 0.72f},
+};
+inline constexpr int kNumBlockwiseShapes = sizeof(kBlockwiseShapes) / sizeof(kBlockwiseShapes[0]);
 
 // How the kernel for few rows (scaled_mm_split_sm90a.cuh) is set up.
 struct SplitShape {
@@ -46,6 +56,7 @@ struct SplitShape {
 Status scaled_mm_tiles_e4m3(const ScaledMmParams& params, int shape, Stream stream);
 Status scaled_mm_split_e4m3(const ScaledMmParams& params, const SplitShape& shape, Stream stream);
 Status scaled_mm_tiles_int8(const ScaledMmParams& params, int shape, Stream stream);
+Status scaled_mm_tiles_blockwise(const ScaledMmParams& params, int shape, Stream stream);
 Status scaled_mm_split_int8(const ScaledMmParams& params, const SplitShape& shape, Stream stream);
 
 }  // namespace sgl_kernel::SGL_TARGET

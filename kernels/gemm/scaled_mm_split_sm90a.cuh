@@ -6,6 +6,12 @@
 //
 // Grid: a cluster a tile of 64 output columns by kCols tokens. Bound by memory; two blocks fit a multiprocessor, which
 // keeps enough bytes on their way.
+//
+// Measured on an H200, 2026-11-23, 16 rows, e4m3; cuBLASLt (torch 2.11, tensorwise scales) in the same run:
+//   N x K                  9216 x 4096   4096 x 8192   3072 x 4096   4096 x 1536   7168 x 16384
+//   GB/s                   3240          2935          2330          1716          3779
+//   µs                     11.8          11.5          5.5           3.8           31.2
+//   µs of cuBLASLt         11.6          13.0          6.3           4.7           33.4
 #pragma once
 
 #include "kernels/base/launch.h"
@@ -24,7 +30,7 @@ inline constexpr int kSharedBytes = 113 * 1024;
 template <class Sum_, int kCols_>
 struct Config {
   using Sum = Sum_;
-  static constexpr int kRowBlocks = 1, kConsumers = 1, kCols = kCols_;
+  static constexpr int kRowBlocks = 1, kConsumers = 1, kCols = kCols_, kFactors = 0;
   static constexpr int kOtherBytes = 2048;  // room for barriers and the scales of tokens, each padded
   static constexpr int kStages = (kSharedBytes - kOtherBytes) / ((kInstructionRows * kConsumers + kCols) * kBlockK);
   static constexpr int kThreads = kConsumers * kWarpgroup + 32;
@@ -49,6 +55,7 @@ struct Call {
   int64_t output_stride;
   int k_blocks, splits;
   int row_tiles;  // of weights
+  int box_rows;   // of both operands together
 };
 
 // Four neighbours in the shared memory of a block of the cluster.
@@ -137,19 +144,19 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocks)
   const int token_tile = tile / call.row_tiles;
   const int first_col = (tile - token_tile * call.row_tiles) * kTileRows<C>, first_token = token_tile * C::kCols;
   const int begin = call.k_blocks * rank / call.splits, end = call.k_blocks * (rank + 1) / call.splits;
+  const bool is_consumer = warp < C::kConsumers * kWarpgroup / 32;
+  ColumnConstants constants = {};
   Position<C> at;
-  if (warp == C::kConsumers * kWarpgroup / 32) {
+  if (!is_consumer) {
     if (elect_one()) {
       wait_for_predecessor();
-      produce<C>(shared.ring, at, &left_map, &right_map, first_col, first_token, begin, end);
+      produce<C>(shared.ring, at, &left_map, &right_map, first_col, first_token, begin, end, call.box_rows);
     }
     __syncwarp();
-    cluster_sync();
   } else {
-    constexpr int kAllConsumers = 1;  // the barrier's number
     wait_for_predecessor();
+    constexpr int kAllConsumers = 1;  // the barrier's number
     const int consumer = warp / 4, lane = threadIdx.x % 32;
-    ColumnConstants constants;
     constants.load(call.epilogue, first_col + threadIdx.x % kVectors<C> * kColsAThread);
     if (threadIdx.x < C::kCols) shared.row_scales[threadIdx.x] = call.epilogue.row_scale(first_token + threadIdx.x);
     Sums<C> sums;
@@ -161,9 +168,9 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocks)
     for (int i = 0; i < C::kCols / 2; ++i) {
       shared.partial[8 * (i / 4) + 2 * (lane % 4) + i % 2][row + 8 * (i / 2 % 2)] = sums[0][i];
     }
-    cluster_sync();
-    store_share<C>(call, shared, first_col, first_token, rank, constants);
   }
+  cluster_sync();
+  if (is_consumer) store_share<C>(call, shared, first_col, first_token, rank, constants);
   // Others may still read what this block has left for them.
   cluster_sync();
 }
@@ -172,30 +179,16 @@ template <class C>
 Status launch_split(const ScaledMmParams& params, int splits, bool pdl, Stream stream) {
   static_assert(sizeof(SharedMemory<C>) <= kSharedBytes);
   const char* name = params.operator_name;
-  const auto ceil_div = [](int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); };
   const Call call = {.epilogue = epilogue_of(params),
                      .output = static_cast<uint16_t*>(params.output),
                      .output_stride = params.output_stride,
                      .k_blocks = ceil_div(params.k, kBlockK),
                      .splits = splits,
-                     .row_tiles = ceil_div(params.n, kTileRows<C>)};
+                     .row_tiles = ceil_div(params.n, kTileRows<C>),
+                     .box_rows = box_rows_of(params.n, kTileRows<C>) + box_rows_of(params.m, C::kCols)};
   CUtensorMap left_map, right_map;
-  SGL_RETURN_IF_ERROR(encode_matrix_map(name, &left_map,
-                                        {.data = const_cast<void*>(params.b),
-                                         .rows = static_cast<uint64_t>(params.n),
-                                         .columns = static_cast<uint64_t>(params.k),
-                                         .row_bytes = static_cast<uint64_t>(params.b_stride),
-                                         .box_rows = kTileRows<C>,
-                                         .box_columns = kBlockK,
-                                         .element_bytes = 1}));
-  SGL_RETURN_IF_ERROR(encode_matrix_map(name, &right_map,
-                                        {.data = const_cast<void*>(params.a),
-                                         .rows = static_cast<uint64_t>(params.m),
-                                         .columns = static_cast<uint64_t>(params.k),
-                                         .row_bytes = static_cast<uint64_t>(params.a_stride),
-                                         .box_rows = C::kCols,
-                                         .box_columns = kBlockK,
-                                         .element_bytes = 1}));
+  SGL_RETURN_IF_ERROR(encode_operand(name, &left_map, params.b, params.n, params.k, params.b_stride, kTileRows<C>));
+  SGL_RETURN_IF_ERROR(encode_operand(name, &right_map, params.a, params.m, params.k, params.a_stride, C::kCols));
   SGL_RETURN_IF_ERROR(allow_shared_memory(name, scaled_mm_split_kernel<C>, sizeof(SharedMemory<C>)));
   const LaunchShape shape = {.grid = dim3(call.row_tiles * ceil_div(params.m, C::kCols) * splits),
                              .block = dim3(C::kThreads),

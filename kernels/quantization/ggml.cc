@@ -3,11 +3,12 @@
 #include "kernels/base/check.h"
 #include "kernels/base/dispatch.h"
 #include "kernels/quantization/ggml_blocks.h"
+#include "kernels/quantization/ggml_params.h"
 
 namespace sgl_kernel {
 
 SGL_DECLARE_TARGETS(ggml_dequantize);
-SGL_DECLARE_TARGETS(ggml_mul_mat_vec_a8);
+SGL_DECLARE_TARGETS(ggml_mul_mat_vec);
 SGL_DECLARE_TARGETS(ggml_mul_mat_a8);
 
 namespace {
@@ -22,8 +23,10 @@ int64_t bytes_of_row(const ggml::TypeInfo& info, int64_t elements) {
   return elements / info.block_size * info.block_bytes;
 }
 
+// `x_parts`: how many times k elements a row of X has. workspace_bytes is ggml_workspace_size() or its companion.
 Status check_mul_mat(const char* name, const TensorView& result, const TensorView& workspace, const TensorView& W,
-                     const TensorView& X, int64_t type, int64_t row) {
+                     const TensorView& X, int64_t type, int64_t row, int x_parts,
+                     int64_t (*workspace_bytes)(int64_t, int64_t, Device::Kind)) {
   const ggml::TypeInfo info = ggml::type_info(type);
   Check check(name);
   check.that(info.block_size != 0, "type", type, kKnownTypes)
@@ -33,10 +36,12 @@ Status check_mul_mat(const char* name, const TensorView& result, const TensorVie
       .dense_last_dim("X", X)
       .dtype("W", W, {DType::kU8});
   if (!check.ok()) return check.status();
-  const int64_t num_tokens = X.size(0), k = X.size(1);
-  check.that(k % info.block_size == 0, "X.shape[-1]", k, block_multiple(info));
+  const int64_t num_tokens = X.size(0), k = X.size(1) / x_parts;
+  check.that(X.size(1) % x_parts == 0, "X.shape[-1]", X.size(1), "an even extent: gate and up")
+      .that(k % info.block_size == 0, "X.shape[-1]", X.size(1),
+            x_parts == 1 ? block_multiple(info) : "twice a multiple of the type's block");
   if (!check.ok()) return check.status();
-  check.shape("W", W, {row, bytes_of_row(info, k)}, "row, bytes of X.shape[-1] elements of this type")
+  check.shape("W", W, {row, bytes_of_row(info, k)}, "row, bytes of k elements of this type; k is that of X")
       .contiguous("W", W)
       .aligned("W", W, 2)
       .same_dtype("result", result, "X", X)
@@ -55,8 +60,8 @@ Status check_mul_mat(const char* name, const TensorView& result, const TensorVie
       .no_overlap("workspace", workspace, "X", X);
   if (!check.ok()) return check.status();
   return check
-      .that(workspace.num_elements() >= ggml_workspace_size(num_tokens, k, X.device().kind), "workspace.shape[0]",
-            workspace.num_elements(), "at least ggml_workspace_size()")
+      .that(workspace.num_elements() >= workspace_bytes(num_tokens, k, X.device().kind), "workspace.shape[0]",
+            workspace.num_elements(), "at least what its size function says")
       .status();
 }
 
@@ -69,6 +74,12 @@ int64_t ggml_workspace_size(int64_t num_tokens, int64_t k, Device::Kind kind) {
   if (kind == Device::Kind::kCpu) return (num_tokens + 15) / 16 * 16 * groups * 48;
   // CUDA: a group as 32 bytes, its scale and two sums of 16 bits.
   return num_tokens * groups * 40;
+}
+
+int64_t ggml_mul_mat_vec_workspace_size(int64_t num_tokens, int64_t k, Device::Kind kind) {
+  const int64_t bytes = ggml_workspace_size(num_tokens, k, kind);
+  // The CPU makes what is multiplied first, and keeps it behind the rest.
+  return kind == Device::Kind::kCpu && bytes > 0 ? bytes + num_tokens * k * int64_t{sizeof(float)} : bytes;
 }
 
 Status ggml_dequantize(TensorView result, TensorView W, int64_t type, int64_t m, int64_t n, Stream stream) {
@@ -95,14 +106,90 @@ Status ggml_dequantize(TensorView result, TensorView W, int64_t type, int64_t m,
 
 Status ggml_mul_mat_vec_a8(TensorView result, TensorView workspace, TensorView W, TensorView X, int64_t type,
                            int64_t row, Stream stream) {
-  SGL_RETURN_IF_ERROR(check_mul_mat("ggml_mul_mat_vec_a8", result, workspace, W, X, type, row));
+  constexpr char kName[] = "ggml_mul_mat_vec_a8";
+  SGL_RETURN_IF_ERROR(check_mul_mat(kName, result, workspace, W, X, type, row, /*x_parts=*/1, ggml_workspace_size));
   if (result.empty()) return OkStatus();
-  return SGL_DISPATCH(ggml_mul_mat_vec_a8, result.device(), result, workspace, W, X, type, row, stream);
+  const MatVecCall call = {.operator_name = kName,
+                           .input = VecInput::kAsItIs,
+                           .result = result,
+                           .workspace = workspace,
+                           .W = W,
+                           .X = X,
+                           .type = type,
+                           .k = X.size(1)};
+  return internal::dispatch(kName, ggml_mul_mat_vec_targets, result.device(), call, stream);
+}
+
+Status silu_and_mul_ggml_mul_mat_vec_a8(TensorView result, TensorView workspace, TensorView W, TensorView X,
+                                        int64_t type, int64_t row, Stream stream) {
+  constexpr char kName[] = "silu_and_mul_ggml_mul_mat_vec_a8";
+  SGL_RETURN_IF_ERROR(
+      check_mul_mat(kName, result, workspace, W, X, type, row, /*x_parts=*/2, ggml_mul_mat_vec_workspace_size));
+  Check check(kName);
+  check.that(X.size(1) / 2 <= kMostSiluElements, "X.shape[-1]", X.size(1), "at most 131072");
+  SGL_RETURN_IF_ERROR(check.status());
+  if (result.empty()) return OkStatus();
+  const MatVecCall call = {.operator_name = kName,
+                           .input = VecInput::kSiluAndMul,
+                           .result = result,
+                           .workspace = workspace,
+                           .W = W,
+                           .X = X,
+                           .type = type,
+                           .k = X.size(1) / 2};
+  return internal::dispatch(kName, ggml_mul_mat_vec_targets, result.device(), call, stream);
+}
+
+Status add_rmsnorm_ggml_mul_mat_vec_a8(TensorView result, TensorView residual_sum, TensorView workspace, TensorView W,
+                                       TensorView X, TensorView residual, TensorView norm_weight, double eps,
+                                       int64_t type, int64_t row, Stream stream) {
+  constexpr char kName[] = "add_rmsnorm_ggml_mul_mat_vec_a8";
+  SGL_RETURN_IF_ERROR(
+      check_mul_mat(kName, result, workspace, W, X, type, row, /*x_parts=*/1, ggml_mul_mat_vec_workspace_size));
+  Check check(kName);
+  check.that(eps >= 0.0, "eps", eps, "at least 0")
+      .that(X.size(1) <= kMostNormElements, "X.shape[-1]", X.size(1), "at most 16384");
+  for (const NamedTensor& rows : {NamedTensor{"residual", residual}, NamedTensor{"residual_sum", residual_sum}}) {
+    check.same_dtype(rows.name, rows.tensor, "X", X)
+        .same_shape(rows.name, rows.tensor, "X", X)
+        .dense_last_dim(rows.name, rows.tensor);
+  }
+  check.same_dtype("norm_weight", norm_weight, "X", X)
+      .shape("norm_weight", norm_weight, {X.size(1)}, "X.shape[-1]")
+      .contiguous("norm_weight", norm_weight)
+      .same_device({{"X", X}, {"residual", residual}, {"residual_sum", residual_sum}, {"norm_weight", norm_weight}})
+      .no_internal_overlap("residual_sum", residual_sum)
+      .no_overlap("result", result, "residual", residual)
+      .no_overlap("result", result, "norm_weight", norm_weight)
+      .no_overlap("workspace", workspace, "residual", residual)
+      .no_overlap("workspace", workspace, "norm_weight", norm_weight)
+      .no_overlap("residual_sum", residual_sum, "result", result)
+      .no_overlap("residual_sum", residual_sum, "workspace", workspace)
+      .no_overlap("residual_sum", residual_sum, "W", W)
+      .no_overlap("residual_sum", residual_sum, "X", X)
+      .no_overlap("residual_sum", residual_sum, "residual", residual)
+      .no_overlap("residual_sum", residual_sum, "norm_weight", norm_weight);
+  SGL_RETURN_IF_ERROR(check.status());
+  if (result.empty() && residual_sum.empty()) return OkStatus();
+  const MatVecCall call = {.operator_name = kName,
+                           .input = VecInput::kAddRmsnorm,
+                           .result = result,
+                           .workspace = workspace,
+                           .W = W,
+                           .X = X,
+                           .type = type,
+                           .k = X.size(1),
+                           .residual = residual,
+                           .residual_sum = residual_sum,
+                           .norm_weight = norm_weight,
+                           .eps = static_cast<float>(eps)};
+  return internal::dispatch(kName, ggml_mul_mat_vec_targets, result.device(), call, stream);
 }
 
 Status ggml_mul_mat_a8(TensorView result, TensorView workspace, TensorView W, TensorView X, int64_t type, int64_t row,
                        Stream stream) {
-  SGL_RETURN_IF_ERROR(check_mul_mat("ggml_mul_mat_a8", result, workspace, W, X, type, row));
+  SGL_RETURN_IF_ERROR(
+      check_mul_mat("ggml_mul_mat_a8", result, workspace, W, X, type, row, /*x_parts=*/1, ggml_workspace_size));
   if (result.empty()) return OkStatus();
   return SGL_DISPATCH(ggml_mul_mat_a8, result.device(), result, workspace, W, X, type, row, stream);
 }

@@ -51,4 +51,28 @@ Status ggml_mul_mat_a8(TensorView result, TensorView workspace, TensorView W, Te
 // Bytes of workspace that either operator needs on a device of this kind; 0 where nothing is to be computed.
 int64_t ggml_workspace_size(int64_t num_tokens, int64_t k, Device::Kind kind);
 
+// ggml_mul_mat_vec_a8 of what a decode step has just before it, made on the way: one kernel fewer, for few tokens. What
+// is multiplied is rounded to the dtype of X first, as if it had been written to memory. k comes from W.
+//
+//   silu_and_mul:  Y[t, j] = g / (1 + exp(-g)) * X[t, k + j],  g = X[t, j]
+//   add_rmsnorm:   residual_sum[t, j] = X[t, j] + residual[t, j]                         rounded to the dtype of X
+//                  Y[t, j] = residual_sum[t, j] / sqrt(mean_j(residual_sum[t, :]^2) + eps) * norm_weight[j]
+//   result[t, r] = sum_j Y8[t, j] * W[r, j]
+//
+//   X             [num_tokens, 2k] of silu_and_mul, [num_tokens, k] of add_rmsnorm
+//   residual      [num_tokens, k]   dtype of X; rows may be strided, the last dimension is dense
+//   residual_sum  [num_tokens, k]   likewise, apart from every other tensor: all of the GPU reads the residual
+//   norm_weight   [k]               dtype of X, contiguous
+//   workspace     at least ggml_mul_mat_vec_workspace_size() bytes, at a multiple of 64
+// result, W, type and row are ggml_mul_mat_vec_a8's. k is at most 65536 of
+// silu_and_mul, 16384 of add_rmsnorm: one block keeps it.
+Status silu_and_mul_ggml_mul_mat_vec_a8(TensorView result, TensorView workspace, TensorView W, TensorView X,
+                                        int64_t type, int64_t row, Stream stream);
+Status add_rmsnorm_ggml_mul_mat_vec_a8(TensorView result, TensorView residual_sum, TensorView workspace, TensorView W,
+                                       TensorView X, TensorView residual, TensorView norm_weight, double eps,
+                                       int64_t type, int64_t row, Stream stream);
+
+// Bytes of workspace that these two need.
+int64_t ggml_mul_mat_vec_workspace_size(int64_t num_tokens, int64_t k, Device::Kind kind);
+
 }  // namespace sgl_kernel

@@ -287,9 +287,4 @@ Status ggml_mul_mat_a8(TensorView result, TensorView workspace, TensorView W, Te
   return OkStatus();
 }
 
-Status ggml_mul_mat_vec_a8(TensorView result, TensorView workspace, TensorView W, TensorView X, int64_t type,
-                           int64_t row, Stream stream) {
-  return cpu::ggml_mul_mat_a8(result, workspace, W, X, type, row, stream);
-}
-
 }  // namespace sgl_kernel::cpu

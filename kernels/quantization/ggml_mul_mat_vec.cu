@@ -5,9 +5,9 @@
 // W, for small matrices by latency: hence the launch ahead of the predecessor's end, and the first tile's lines asked
 // into the L2 cache before waiting for it. That is a hint and no read: W may be written by the predecessor.
 //
-// H200, one token, weights out of memory, in a CUDA graph: 576 x 576 in 2.2 us, 3072 x 576 in 3.4 (Q4_1); 49152 x 576
-// in 16 us and 8192 x 8192 in 32 (Q8_0: 1.9 and 2.2 TB/s). Large matrices are short of the memory's bandwidth by the
-// instructions that a group costs, and by the last blocks' tiles.
+// Few rows are ggml_mul_mat_row.cu's. H200, one token, weights out of memory, in a CUDA graph: 49152 x 576 in 17 us and
+// 8192 x 8192 in 32 (Q8_0: 1.8 and 2.2 TB/s). Large matrices are short of the memory's bandwidth by the instructions
+// that a group costs, and by the last blocks' tiles.
 //
 // Which lane adds what in which order depends on k and the number of rows alone, so a token's bits do not depend on
 // the number of tokens.
@@ -18,12 +18,18 @@
 #include "kernels/quantization/ggml.h"
 #include "kernels/quantization/ggml_activations.cuh"
 #include "kernels/quantization/ggml_decode.cuh"
+#include "kernels/quantization/ggml_params.h"
 #include "kernels/quantization/ggml_stage.cuh"
+#include "kernels/quantization/ggml_vec_group.cuh"
 
 namespace sgl_kernel::SGL_TARGET {
+
+Status ggml_mul_mat_row(const MatVecCall& call, Stream stream);  // ggml_mul_mat_row.cu
+
 namespace {
 
 constexpr int kWarps = 8;   // of which those quantize X that have a part of it
+constexpr int kRows = 2;    // of a lane: they share what it loads of X
 constexpr int kStages = 3;  // two copies of 1 or 2 KB a warp are on their way while it computes
 constexpr int kCacheLine = 128;
 
@@ -44,21 +50,7 @@ struct MatVecParams {
   int chunk_groups;        // of X in shared memory at a time; a multiple of 32, or all
 };
 
-// A chunk of X in shared memory: the bytes of [token][group], then the scales. The halves of a group trade places in
-// every other four groups, so that 8 lanes that read the same half of 8 groups at once touch all 32 banks.
-__device__ __forceinline__ int half_at(int group, int half) { return (half ^ (group >> 2 & 1)) * (kGroupSize / 2); }
-
-struct ActivationGroup {
-  uint32_t quants[8];
-  ActivationScale scale;
-};
-
-__device__ __forceinline__ ActivationGroup load_group(const uint8_t* quants, int half0, int half1,
-                                                      const ActivationScale& scale) {
-  const uint4 x0 = *reinterpret_cast<const uint4*>(quants + half0);
-  const uint4 x1 = *reinterpret_cast<const uint4*>(quants + half1);
-  return {{x0.x, x0.y, x0.z, x0.w, x1.x, x1.y, x1.z, x1.w}, scale};
-}
+// A chunk of X in shared memory: the bytes of [token][group], by half_at(), then the scales.
 
 // Eight elements of a chunk of X, on their way from global to shared memory. Four neighbouring threads hold a group.
 template <int kTokens>
@@ -123,12 +115,12 @@ struct LaneSums {
   }
 };
 
-// Blocks of the largest size that fit a multiprocessor's registers: 64, 80 or 128 a thread.
-constexpr int resident_blocks(int tokens, int rows) { return tokens > 1 ? 2 : rows > 1 ? 3 : 4; }
+// Blocks of the largest size that fit a multiprocessor's registers: 80 or 128 a thread.
+constexpr int resident_blocks(int tokens) { return tokens > 1 ? 2 : 3; }
 
 // kRows rows of W for each lane, kTokens rows of X.
-template <class Format, int kTokens, int kRows>
-__global__ void __launch_bounds__(kWarps* kWarpSize, resident_blocks(kTokens, kRows))
+template <class Format, int kTokens>
+__global__ void __launch_bounds__(kWarps* kWarpSize, resident_blocks(kTokens))
     ggml_mul_mat_vec_kernel(const __grid_constant__ MatVecParams params) {
   using Block = typename Format::Block;
   constexpr int kGroupsPerBlock = Format::kGroupsPerBlock;
@@ -262,16 +254,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, resident_blocks(kTokens, kR
           return weights;
         };
         const auto add = [&](int r, int t, const WeightGroup& weights, const ActivationGroup& x) {
-          int dots[2] = {0, 0};
-#pragma unroll
-          for (int w = 0; w < 8; ++w) {
-            int& dot = dots[Format::kScales == 2 ? w / 4 : 0];
-            dot = __dp4a(static_cast<int>(weights.quants[w]), static_cast<int>(x.quants[w]), dot);
-          }
-          const float value = scaled_dot<Format>(weights.scale, weights.offset, static_cast<float>(dots[0]),
-                                                 static_cast<float>(dots[1]), x.scale);
-          float& sum = sums[r * kTokens + t];
-          sum = __fmaf_rn(x.scale.d, value, sum);
+          add_group<Format>(weights, x, sums[r * kTokens + t]);
         };
         const int x_group = group - chunk_start;
         const uint8_t* x_quants = quants + x_group * kGroupSize;
@@ -331,6 +314,13 @@ int choose_log2_lanes_per_row(int64_t rows, int num_groups) {
   return best;
 }
 
+// What only that kernel does; or so few rows, in all the tokens, that latency bounds them. Both add in the same order
+// then: a warp a row.
+bool takes_row_kernel(const MatVecCall& call) {
+  if (call.input != VecInput::kAsItIs) return true;
+  return call.k <= kMostSiluElements && call.X.size(0) * call.result.size(1) < kManyRows;
+}
+
 int device_attribute(cudaDeviceAttr attribute) {
   int device = 0, value = 0;
   if (cudaGetDevice(&device) != cudaSuccess || cudaDeviceGetAttribute(&value, attribute, device) != cudaSuccess) {
@@ -339,9 +329,9 @@ int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
-template <class Format, int kTokens, int kRows>
+template <class Format, int kTokens>
 Status launch_mat_vec(MatVecParams params, Stream stream) {
-  const auto kernel = ggml_mul_mat_vec_kernel<Format, kTokens, kRows>;
+  const auto kernel = ggml_mul_mat_vec_kernel<Format, kTokens>;
   params.log2_lanes_per_row = choose_log2_lanes_per_row(params.rows, params.num_groups);
   const int lanes = 1 << params.log2_lanes_per_row, warp_rows = kWarpSize / lanes * kRows;
   const int sms = num_sms();
@@ -386,16 +376,12 @@ Status mat_vec(const MatVecParams& whole, int64_t num_tokens, Stream stream) {
     params.num_tokens = static_cast<int>(std::min<int64_t>(kMostTokens, num_tokens - first));
     params.result = static_cast<char*>(whole.result) + first * whole.result_stride * element_bytes;
     params.X.data = static_cast<const char*>(whole.X.data) + first * whole.X.row_stride * element_bytes;
-    // Two rows a lane share X's loads, once there are two blocks for every multiprocessor all the same.
-    const int two_side_rows = 2 * kWarpSize >> choose_log2_lanes_per_row(params.rows, params.num_groups);
-    if (params.num_tokens == 1 && params.rows < int64_t{2} * num_sms() * kWarps * two_side_rows) {
-      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 1, 1>(params, stream)));
-    } else if (params.num_tokens == 1) {
-      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 1, 2>(params, stream)));
+    if (params.num_tokens == 1) {
+      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 1>(params, stream)));
     } else if (params.num_tokens <= 4) {
-      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 4, 2>(params, stream)));
+      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 4>(params, stream)));
     } else {
-      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 8, 2>(params, stream)));
+      SGL_RETURN_IF_ERROR((launch_mat_vec<Format, 8>(params, stream)));
     }
   }
   return OkStatus();
@@ -403,16 +389,16 @@ Status mat_vec(const MatVecParams& whole, int64_t num_tokens, Stream stream) {
 
 }  // namespace
 
-Status ggml_mul_mat_vec_a8(TensorView result, TensorView, TensorView W, TensorView X, int64_t type, int64_t row,
-                           Stream stream) {
+Status ggml_mul_mat_vec(const MatVecCall& call, Stream stream) {
+  if (takes_row_kernel(call)) return ggml_mul_mat_row(call, stream);
   MatVecParams params = {};
-  params.result = result.data();
-  params.result_stride = result.stride(0);
-  params.W = W.data<const uint8_t>();
-  params.X = activations_of(X);
-  params.rows = row;
-  params.num_groups = static_cast<int>(X.size(1) / kGroupSize);
-  SGL_SWITCH_GGML_TYPE(type, F, return mat_vec<F>(params, X.size(0), stream));
+  params.result = call.result.data();
+  params.result_stride = call.result.stride(0);
+  params.W = call.W.data<const uint8_t>();
+  params.X = activations_of(call.X);
+  params.rows = call.result.size(1);
+  params.num_groups = static_cast<int>(call.k / kGroupSize);
+  SGL_SWITCH_GGML_TYPE(call.type, F, return mat_vec<F>(params, call.X.size(0), stream));
   return OkStatus();  // not reached: the type was checked
 }
 

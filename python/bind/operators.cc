@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <string_view>
 
+#include "kernels/base/parallel.h"
+
 namespace sgl_kernel::bind {
 
 namespace py = pybind11;
@@ -24,6 +26,16 @@ void throw_if_error(const Status& status) {
 }
 
 namespace internal {
+
+void share_threads() {
+  constexpr char kKey[] = "sgl_kernel.threads";
+  if (void* threads = py::get_shared_data(kKey)) {
+    use_threads(static_cast<Threads*>(threads));
+  } else {
+    py::set_shared_data(kKey, sgl_kernel::threads());
+  }
+}
+
 namespace {
 
 // The letter of a schema type, without its name: "Tensor!?" is 't'. 0 for a ScalarType, which no function takes.
@@ -54,14 +66,17 @@ Signature read_schema(const char* schema, const std::string& kinds) {
   const size_t open = text.find('('), close = text.find(')');
   Signature signature{std::string(text.substr(0, open)), {}};
   std::string expected;
+  signature.is_whole = text.ends_with("-> ()");
   for (size_t at = open + 1; at < close;) {
     const size_t end = std::min(text.find(',', at), close);
     const size_t begin = text.find_first_not_of(' ', at);
     const std::string_view argument = text.substr(begin, end - begin);
-    if (const char kind = kind_of_schema_type(argument.substr(0, argument.find(' ')))) {
+    const std::string_view type = argument.substr(0, argument.find(' '));
+    if (const char kind = kind_of_schema_type(type)) {
       expected += kind;
       signature.arguments.emplace_back(argument);
     }
+    if (type.starts_with("ScalarType") || type.starts_with("Generator")) signature.is_whole = false;
     at = end + 1;
   }
   const size_t leading = kinds.size() - std::min(kinds.size(), expected.size());
@@ -70,6 +85,7 @@ Signature read_schema(const char* schema, const std::string& kinds) {
                            expected + ", parameters " + kinds);
   }
   signature.arguments.insert(signature.arguments.begin(), leading, "Tensor result");
+  if (leading > 0) signature.is_whole = false;
   return signature;
 }
 
@@ -79,6 +95,23 @@ void throw_type_error(const Signature& signature, size_t argument, py::handle va
   const std::string name = declared.substr(space + 1, declared.find('=') - space - 1);
   throw py::type_error(signature.name + ": " + name + " is a " + Py_TYPE(value.ptr())->tp_name + ", expected " +
                        declared.substr(0, space));
+}
+
+void throw_count_error(const Signature& signature, size_t count) {
+  throw py::type_error(signature.name + ": " + std::to_string(count) + " arguments were given, expected " +
+                       std::to_string(signature.arguments.size()));
+}
+
+void set_python_error() {
+  try {
+    throw;
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const py::builtin_exception& error) {
+    error.set_error();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
 }
 
 }  // namespace internal

@@ -2,12 +2,13 @@
 //
 //   PYBIND11_MODULE(_elementwise, module) {
 //     sgl_kernel::bind::Operators ops(module);
-//     ops.def("rmsnorm(Tensor! output, Tensor input, Tensor weight, float eps, bool enable_pdl) -> ()", &rmsnorm);
+//     ops.def<&rmsnorm>("rmsnorm(Tensor! output, Tensor input, Tensor weight, float eps, bool enable_pdl) -> ()");
 //   }
 //
 // It makes the positional-only Python function `rmsnorm`, which runs on the current stream of its first tensor's device
 // and turns a Status into an exception; and it adds the schema to the module's `__schemas__`, from which
-// torch.ops.sgl_kernel is registered.
+// torch.ops.sgl_kernel is registered. Where the schema's arguments are all that the function takes, torch.ops calls it
+// without Python (torch_library.h).
 //
 // The function's parameters are the schema's arguments in its order, then a Stream. What an operator returns, and its
 // scratch space, come before them: `(Tensor W, …) -> Tensor` is `(TensorView result, TensorView W, …, Stream)`. A
@@ -26,6 +27,7 @@
 
 #include "kernels/base/status.h"
 #include "python/bind/tensor.h"
+#include "python/bind/torch_library.h"
 
 namespace sgl_kernel::bind {
 
@@ -33,6 +35,9 @@ namespace sgl_kernel::bind {
 void throw_if_error(const Status& status);
 
 namespace internal {
+
+// Makes the family modules of a process use one set of CPU threads: that of the module that is loaded first.
+void share_threads();
 
 // The device of the first tensor among the arguments; the CPU if there is none.
 inline void find_device(const TensorView& tensor, std::optional<Device>* device) {
@@ -68,6 +73,7 @@ constexpr char kind_of() {
 struct Signature {
   std::string name;
   std::vector<std::string> arguments;  // "Tensor weight", one a parameter but the Stream; "Tensor result" in front
+  bool is_whole = false;  // the parameters are the schema's arguments, each as it stands there, and nothing is returned
 };
 
 // `kinds` is a letter a parameter. Throws ImportError unless it ends with those of the schema's arguments and what
@@ -76,77 +82,113 @@ Signature read_schema(const char* schema, const std::string& kinds);
 
 [[noreturn]] void throw_type_error(const Signature& signature, size_t argument, pybind11::handle value);
 
+[[noreturn]] void throw_count_error(const Signature& signature, size_t count);
+
+// To be called while an exception is handled: makes it the interpreter's error.
+void set_python_error();
+
 // A Python value as a parameter of type T, kept for the length of the call.
 template <class T>
-struct Argument {
-  pybind11::detail::make_caster<T> caster;
-
+class Argument {
+ public:
   Argument(const Signature& signature, size_t index, pybind11::handle value) {
-    if (!caster.load(value, /*convert=*/true)) throw_type_error(signature, index, value);
+    if (!caster_.load(value, /*convert=*/true)) throw_type_error(signature, index, value);
   }
-  operator T() { return pybind11::detail::cast_op<T>(caster); }
+  const T& get() { return pybind11::detail::cast_op<T&>(caster_); }
+
+ private:
+  pybind11::detail::make_caster<T> caster_;
 };
 
-template <class T>
-using HandleFor = pybind11::handle;
+// Calls an operator on the stream that stream_of() gives for its first tensor's device.
+template <class Function, class... Params>
+Status call(Function* function, Stream (*stream_of)(Device), const Params&... parameters) {
+  std::optional<Device> device;
+  (find_device(parameters, &device), ...);
+  return function(parameters..., stream_of(device.value_or(Device())));
+}
+
+// The operator `kFunction`, whose parameters without the Stream are Params, as others call it.
+template <auto kFunction, class... Params>
+struct Bound {
+  static inline Signature signature;
+  static inline PyMethodDef methods[2] = {};  // the second one ends the list
+
+  static PyObject* from_python(PyObject*, PyObject* const* values, Py_ssize_t count) {
+    return from_python(values, count, std::index_sequence_for<Params...>());
+  }
+  static void from_torch(StackValue* stack, uint64_t, uint64_t) {
+    from_torch(stack, std::index_sequence_for<Params...>());
+  }
+
+ private:
+  template <size_t... kIndex>
+  static PyObject* from_python(PyObject* const* values, Py_ssize_t count, std::index_sequence<kIndex...>) {
+    try {
+      if (count != sizeof...(Params)) throw_count_error(signature, count);
+      // Braces, unlike parentheses, evaluate from left to right: the first wrong argument is the one that is told.
+      std::tuple<Argument<Params>...> arguments{Argument<Params>(signature, kIndex, values[kIndex])...};
+      throw_if_error(call(kFunction, &current_stream, std::get<kIndex>(arguments).get()...));
+    } catch (...) {
+      set_python_error();
+      return nullptr;
+    }
+    Py_RETURN_NONE;
+  }
+
+  template <size_t... kIndex>
+  static void from_torch(StackValue* stack, std::index_sequence<kIndex...>) {
+    const std::tuple<StackArgument<Params>...> arguments(stack[kIndex]...);
+    throw_through_torch(call(kFunction, &torch_stream, Params(std::get<kIndex>(arguments).get())...));
+  }
+};
+
+// Whether the dispatcher's stack can hold the parameters: numbers and single tensors, optional or not.
+template <class... Params>
+constexpr bool fit_a_stack() {
+  return (!(kind_of<Params>() == 'L' || kind_of<Params>() == 'I') && ...);
+}
 
 template <class Function>
 struct ParametersOf;
 template <class... Params>
-struct ParametersOf<Status(Params...)> {
-  using Tuple = std::tuple<Params...>;
+struct ParametersOf<Status (*)(Params...)> {
+  using Tuple = std::tuple<std::decay_t<Params>...>;
 };
-template <size_t kIndex, class Function>
-using ParameterOf = std::tuple_element_t<kIndex, typename ParametersOf<Function>::Tuple>;
-
-template <class... Params, class Function, size_t... kIndex>
-void call(const Signature& signature, Function* function, std::index_sequence<kIndex...>, HandleFor<Params>... values) {
-  // Braces, unlike parentheses, evaluate from left to right: the first wrong argument is the one that is told.
-  std::tuple<Argument<std::decay_t<Params>>...> arguments{Argument<std::decay_t<Params>>(signature, kIndex, values)...};
-  std::apply(
-      [function](auto&... argument) {
-        const std::tuple<std::decay_t<Params>...> converted{static_cast<std::decay_t<Params>>(argument)...};
-        std::apply(
-            [function](const auto&... parameter) {
-              std::optional<Device> device;
-              (find_device(parameter, &device), ...);
-              throw_if_error(function(parameter..., current_stream(device.value_or(Device()))));
-            },
-            converted);
-      },
-      arguments);
-}
 
 }  // namespace internal
 
 class Operators {
  public:
   explicit Operators(pybind11::module_ module) : module_(std::move(module)) {
+    internal::share_threads();
     module_.attr("__schemas__") = pybind11::list();
   }
 
-  template <class... Params>
-  void def(const char* schema, Status (*function)(Params...)) {
-    def_parameters(schema, function, std::make_index_sequence<sizeof...(Params) - 1>());
+  template <auto kFunction>
+  void def(const char* schema) {
+    using Parameters = typename internal::ParametersOf<decltype(kFunction)>::Tuple;
+    // Without the last one, the Stream.
+    def_parameters<kFunction, Parameters>(schema, std::make_index_sequence<std::tuple_size_v<Parameters> - 1>());
   }
 
  private:
-  // The parameters without the last one, the Stream.
-  template <class Function, size_t... kIndex>
-  void def_parameters(const char* schema, Function* function, std::index_sequence<kIndex...>) {
-    def_call<internal::ParameterOf<kIndex, Function>...>(schema, function);
+  template <auto kFunction, class Parameters, size_t... kIndex>
+  void def_parameters(const char* schema, std::index_sequence<kIndex...>) {
+    def_operator<kFunction, std::tuple_element_t<kIndex, Parameters>...>(schema);
   }
 
-  template <class... Params, class Function>
-  void def_call(const char* schema, Function* function) {
-    internal::Signature signature = internal::read_schema(schema, {internal::kind_of<Params>()...});
-    const std::string name = signature.name;
-    module_.def(
-        name.c_str(),
-        [function, signature = std::move(signature)](internal::HandleFor<Params>... values) {
-          internal::call<Params...>(signature, function, std::index_sequence_for<Params...>(), values...);
-        },
-        schema);
+  template <auto kFunction, class... Params>
+  void def_operator(const char* schema) {
+    using Bound = internal::Bound<kFunction, Params...>;
+    Bound::signature = internal::read_schema(schema, {internal::kind_of<Params>()...});
+    const char* name = Bound::signature.name.c_str();
+    PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t) = &Bound::from_python;
+    Bound::methods[0] = {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(function)), METH_FASTCALL, schema};
+    if (PyModule_AddFunctions(module_.ptr(), Bound::methods) != 0) throw pybind11::error_already_set();
+    if constexpr (internal::fit_a_stack<Params...>()) {
+      if (Bound::signature.is_whole) register_with_torch(name, &Bound::from_torch);
+    }
     module_.attr("__schemas__").attr("append")(schema);
   }
 

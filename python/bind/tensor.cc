@@ -76,16 +76,20 @@ TensorView view_of(const DLTensor& tensor) {
                     tensor.shape, strides, device_of(tensor.device));
 }
 
-// What the type of the last tensor offers: nearly every call has tensors of one type. The type is kept alive.
+// What the types of the last tensors offer: nearly all are torch's Tensor or its Parameter. The types are kept alive.
 struct KnownType {
   PyTypeObject* type = nullptr;
   const DLPackExchangeAPI* api = nullptr;
 };
-KnownType known;  // guarded by the interpreter's lock
+constexpr int kKnownTypes = 4;
+KnownType known[kKnownTypes];  // guarded by the interpreter's lock, like the next one
+int next_known = 0;
 
 // Null if the type has no exchange API of the version that this was built with.
 const DLPackExchangeAPI* exchange_api(PyTypeObject* type) {
-  if (known.type == type) return known.api;
+  for (const KnownType& entry : known) {
+    if (entry.type == type) return entry.api;
+  }
   const py::object capsule = py::getattr(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__", py::none());
   if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return nullptr;
   auto* header =
@@ -94,9 +98,11 @@ const DLPackExchangeAPI* exchange_api(PyTypeObject* type) {
   if (header == nullptr || header->version.major != DLPACK_MAJOR_VERSION) return nullptr;
   auto* api = reinterpret_cast<const DLPackExchangeAPI*>(header);
   if (api->dltensor_from_py_object_no_sync == nullptr) return nullptr;
+  KnownType& oldest = known[next_known];
+  next_known = (next_known + 1) % kKnownTypes;
   Py_INCREF(type);
-  Py_XDECREF(known.type);
-  known = {type, api};
+  Py_XDECREF(oldest.type);
+  oldest = {type, api};
   return api;
 }
 
@@ -124,8 +130,8 @@ bool load_tensor(py::handle object, TensorView* view, py::object* owner) {
 Stream current_stream(Device device) {
   if (device.is_cpu()) return {};
   void* stream = nullptr;
-  if (known.api != nullptr) {
-    if (known.api->current_work_stream(kDLCUDA, device.index, &stream) != 0) throw py::error_already_set();
+  if (const DLPackExchangeAPI* api = known[0].api) {
+    if (api->current_work_stream(kDLCUDA, device.index, &stream) != 0) throw py::error_already_set();
     return {stream};
   }
   const py::object torch = py::module_::import("torch");

@@ -1,7 +1,9 @@
 """torch.ops.sgl_kernel.*, and what the family modules share.
 
 Every operator of every native module is registered when the package is imported, from the copy of their schemas that
-the build made; a family's module is loaded at the first call of one of its operators.
+the build made; a family's module is loaded at the first call of one of its operators. From then on torch (>= 2.10)
+calls an operator's native function without Python, where the schema's arguments are all that it takes; its errors are
+then ValueError and RuntimeError.
 """
 
 from __future__ import annotations
@@ -93,7 +95,8 @@ def _register(family: str, schema: str) -> None:
         return _fakes[name](*args)
 
     _library.define(schema)
-    for key, function in (("CPU", run), ("CUDA", run), ("Meta", fake)):
+    # What a native module registers for CPU and CUDA as it is loaded goes before `run`.
+    for key, function in (("CompositeExplicitAutograd", run), ("Meta", fake)):
         _library.impl(name, function, key)
 
 

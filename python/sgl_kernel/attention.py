@@ -135,7 +135,7 @@ def _fwd(
         q, k, v, k_new, out, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, page_table, window_size_left,
         window_size_right, is_causal, num_splits, sm_margin,
     )  # fmt: skip
-    rotated_q = q.new_empty(q.shape if rotary_cos is not None else (0,))
+    rotated_q = q if rotary_cos is None else q.new_empty(q.shape)  # not used without rotation
     _native.fwd(
         *results, rotated_q, q, k, v, k_new, v_new, q_v, out, cu_seqlens_q, cu_seqlens_k, cu_seqlens_k_new, seqused_q,
         seqused_k, max_seqlen_q, max_seqlen_k, page_table, kv_batch_idx, leftpad_k, rotary_cos, rotary_sin,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -39,15 +41,41 @@ def _third_is_tensor(args: tuple, kwargs: dict) -> bool:
     return "output" in kwargs or (len(args) > 2 and isinstance(args[2], torch.Tensor))
 
 
-def _rmsnorm_into(output, input, weight, eps=1e-6, enable_pdl=True) -> None:
-    _rmsnorm(output, input, weight, eps, enable_pdl)
+def _norm_in_two_forms(operator: Callable[..., None]):
+    """Makes a documented function run `operator`, a norm, in both calling forms; see two_forms()."""
+
+    def into(output, input, weight, eps=1e-6, enable_pdl=True) -> None:
+        operator(output, input, weight, eps, enable_pdl is not False)
+
+    def functional(input, weight, eps=1e-6, out=None, enable_pdl=None):
+        if out is None:
+            out = torch.empty_like(input)
+        operator(out, input, weight, eps, enable_pdl is not False)
+        return out
+
+    call_any = two_forms(_third_is_tensor, into)(functional)
+
+    def decorate(documented):
+        # The usual calls are spelled out: to pass *args and **kwargs on is as slow as the rest of Python's part.
+        @functools.wraps(documented)
+        def call(first=None, second=None, third=None, /, *rest, eps=None, out=None, enable_pdl=None, **named):
+            if second is not None and not rest and not named:
+                if third is None:
+                    return functional(first, second, 1e-6 if eps is None else eps, out, enable_pdl)
+                if out is None and isinstance(third, torch.Tensor):
+                    return into(first, second, third, 1e-6 if eps is None else eps, enable_pdl)
+                if eps is None:
+                    return functional(first, second, third, out, enable_pdl)
+            args = [value for value in (first, second, third) if value is not None]
+            named |= {"eps": eps, "out": out, "enable_pdl": enable_pdl}
+            return call_any(*args, *rest, **{name: value for name, value in named.items() if value is not None})
+
+        return call
+
+    return decorate
 
 
-def _gemma_rmsnorm_into(output, input, weight, eps=1e-6, enable_pdl=True) -> None:
-    _gemma_rmsnorm(output, input, weight, eps, enable_pdl)
-
-
-@two_forms(_third_is_tensor, _rmsnorm_into)
+@_norm_in_two_forms(_rmsnorm)
 def rmsnorm(
     input: torch.Tensor,
     weight: torch.Tensor,
@@ -72,10 +100,6 @@ def rmsnorm(
     Raises:
       ValueError: a shape, dtype, stride or device is not as above.
     """
-    if out is None:
-        out = torch.empty_like(input)
-    _rmsnorm(out, input, weight, eps, enable_pdl is not False)
-    return out
 
 
 def fused_add_rmsnorm(
@@ -102,7 +126,7 @@ def fused_add_rmsnorm(
     _fused_add_rmsnorm(input, residual, weight, eps, enable_pdl is not False)
 
 
-@two_forms(_third_is_tensor, _gemma_rmsnorm_into)
+@_norm_in_two_forms(_gemma_rmsnorm)
 def gemma_rmsnorm(
     input: torch.Tensor,
     weight: torch.Tensor,
@@ -116,10 +140,6 @@ def gemma_rmsnorm(
 
     Arguments, result and errors are rmsnorm's.
     """
-    if out is None:
-        out = torch.empty_like(input)
-    _gemma_rmsnorm(out, input, weight, eps, enable_pdl is not False)
-    return out
 
 
 def gemma_fused_add_rmsnorm(
@@ -142,7 +162,7 @@ def _second_is_wider(name: str):
     def is_destination(args: tuple, kwargs: dict) -> bool:
         if len(args) != 2 or not isinstance(args[0], torch.Tensor) or not isinstance(args[1], torch.Tensor):
             return False
-        first, second = args[0].shape[-1], args[1].shape[-1]
+        first, second = args[0].size(-1), args[1].size(-1)
         if first == 2 * second:
             return False
         if second == 2 * first:

@@ -29,7 +29,9 @@ def is_fa3_supported(device=None) -> bool:
 
 def _dense(tensor: torch.Tensor | None) -> torch.Tensor | None:
     """The tensor, or its copy with a last stride of 1."""
-    return tensor.contiguous() if tensor is not None and tensor.stride(-1) != 1 else tensor
+    if tensor is None or tensor.is_contiguous() or tensor.stride(-1) == 1:
+        return tensor
+    return tensor.contiguous()
 
 
 def _refuse(function: str, score_mod, aux_tensors, ver: int) -> None:

@@ -88,8 +88,9 @@ def fp8_scaled_mm(
       bias: [N], out_dtype, or None.
 
     Returns:
-      [M, N], out_dtype. On Hopper the sum is off by at most 2⁻¹² · Σ_l |mat_a[i, l] · mat_b[l, j]| (K up to 32768); on
-      other devices it is float32's. NaN in a row or column makes its results NaN; beyond the range they are infinite.
+      [M, N], out_dtype. Sums are float32's, but on Hopper each 32 products that are added cost up to 2⁻¹³ of the
+      largest partial sum (what cuBLASLt calls fast accumulation). NaN in a row or column makes its results NaN; beyond
+      the range they are infinite.
 
     Raises:
       ValueError: another shape, dtype, stride or device.

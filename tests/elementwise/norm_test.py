@@ -1,5 +1,6 @@
 """rmsnorm, fused_add_rmsnorm and Gemma's forms of them."""
 
+import pytest
 import torch
 
 from tests.harness import Operator, bad_alias, bad_shape, bad_value, case, operator_tests
@@ -9,7 +10,8 @@ F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
 class Norm(Operator):
     gemma = False
-    # Every path: one vector, a tail, less than a vector, a row per warp, per block, and in pieces.
+    # Every path: one vector, a tail, less than a vector, a row per warp, per block, and in pieces; many short rows,
+    # many long ones.
     cases = [
         case(dtype=BF16, rows=5, hidden=4096, eps=1e-6),
         case(dtype=F16, rows=3, hidden=576, eps=1e-5),
@@ -20,6 +22,8 @@ class Norm(Operator):
         case(dtype=BF16, rows=9, hidden=7, eps=1e-6),
         case(dtype=F32, rows=2, hidden=16384, eps=1e-6),
         case(dtype=F16, rows=1, hidden=33000, eps=1e-6),
+        case(dtype=BF16, rows=17_000, hidden=128, eps=1e-6),
+        case(dtype=F16, rows=610, hidden=3592, eps=1e-6),
         case(dtype=BF16, rows=2**19 + 3, hidden=4096, eps=1e-6, large=True),
     ]
     empty = [case(dtype=BF16, rows=0, hidden=4096, eps=1e-6), case(dtype=F32, rows=3, hidden=0, eps=1e-6)]
@@ -98,3 +102,52 @@ def test_in_place():
     expected = sgl_kernel.rmsnorm(x, weight)
     assert sgl_kernel.rmsnorm(x, weight, out=x) is x
     assert torch.equal(x, expected)
+
+
+@pytest.mark.parametrize("name", ["rmsnorm", "gemma_rmsnorm"])
+def test_calling_forms(name):
+    """Every way to write the two forms gives the same; what fits neither is a TypeError."""
+    import sgl_kernel
+
+    norm = getattr(sgl_kernel, name)
+    x, weight, out = torch.randn(3, 64), torch.randn(64), torch.empty(3, 64)
+    expected = norm(x, weight, 1e-5)
+    for call in (
+        lambda: norm(x, weight, eps=1e-5),
+        lambda: norm(input=x, weight=weight, eps=1e-5),
+        lambda: norm(x, weight=weight, eps=1e-5, enable_pdl=False),
+        lambda: norm(x, weight, 1e-5, out),
+        lambda: norm(x, weight, 1e-5, out, True),
+        lambda: norm(x, weight, 1e-5, out=out),
+    ):
+        assert torch.equal(call(), expected)
+    for call in (
+        lambda: norm(out, x, weight, 1e-5),
+        lambda: norm(out, x, weight, eps=1e-5, enable_pdl=True),
+        lambda: norm(out, x, weight, 1e-5, True),
+        lambda: norm(output=out, input=x, weight=weight, eps=1e-5),
+    ):
+        out.zero_()
+        assert call() is None
+        assert torch.equal(out, expected)
+    for call in (
+        lambda: norm(x),
+        lambda: norm(x, weight, 1e-5, eps=1e-5),
+        lambda: norm(x, weight, input=x),
+        lambda: norm(x, weight, epsilon=1e-5),
+        lambda: norm(out, x, weight, out=out),
+        lambda: norm(x, weight, "1e-5"),
+    ):
+        with pytest.raises(TypeError):
+            call()
+
+
+def test_operator_runs_without_python():
+    """torch.ops reaches the native function itself, where torch lets it (bind/torch_library.h)."""
+    import sgl_kernel
+
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 10):
+        pytest.skip("torch has no stable C interface")
+    sgl_kernel.rmsnorm(torch.randn(3, 64), torch.randn(64))  # loads the family
+    for key in ("CPU", "CUDA"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key("sgl_kernel::rmsnorm", key)

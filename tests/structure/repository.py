@@ -27,7 +27,7 @@ def schemas() -> dict[str, tuple[str, Schema]]:
     found = {}
     for path in sorted((ROOT / "python/sgl_kernel").glob("_*.cc")):
         text = path.read_text()
-        for literal in re.findall(r'ops\.def\(\s*((?:"[^"]*"\s*)+)', text):
+        for literal in re.findall(r'ops\.def<&\w+>\(\s*((?:"[^"]*"\s*)+)', text):
             schema = parse_schema("".join(re.findall(r'"([^"]*)"', literal)))
             found[schema.name] = (path.stem[1:], schema)
     assert found, "no ops.def() in python/sgl_kernel"

@@ -7,7 +7,7 @@ from types import SimpleNamespace as Inputs
 
 import torch
 
-from tools.bench.benchmark import Benchmark, Libraries
+from tools.bench.benchmark import Benchmark, Libraries, has
 
 # Name → ggml's number, elements and bytes of a block.
 TYPES = {"Q4_0": (2, 32, 18), "Q4_1": (3, 32, 20), "Q8_0": (8, 32, 34), "Q4_K": (12, 256, 144), "Q6_K": (14, 256, 210)}
@@ -24,6 +24,10 @@ def benchmarks(of: Libraries):
         for row, k in shapes:
             for tokens in (1, 8):
                 yield product(of, "ggml_mul_mat_vec_a8", type, tokens, row, k)
+    for tokens in (1, 8):
+        for row, k in ((960, 576), (3072, 576)):
+            yield add_rmsnorm_product(of, "Q4_1", tokens, row, k)
+        yield silu_and_mul_product(of, "Q4_1", tokens, 576, 1536)
     for type in TYPES:
         yield dequantize(of, type, 8192, 8192)
     for type in ("Q4_0", "Q4_K"):
@@ -54,6 +58,59 @@ def product(of, name, type, tokens, row, k):
         implementations=of.implementations(
             kernels=multiply and (lambda s: multiply(s.weight, s.x, number, row)),
             torch_bf16=lambda s: torch.mm(s.x, s.dense.t()),
+        ),
+    )
+
+
+def add_rmsnorm_product(of, type, tokens, row, k):
+    number, elements, size = TYPES[type]
+    row_bytes = k // elements * size
+    ours, name = of.kernels, "add_rmsnorm_ggml_mul_mat_vec_a8"
+
+    def make():
+        weight = torch.randint(256, (row, row_bytes), dtype=torch.uint8) & 0xBF
+        x, residual = torch.randn(2, tokens, k, dtype=torch.bfloat16)
+        return Inputs(weight=weight, x=x, residual=residual, norm=torch.ones(k, dtype=torch.bfloat16))
+
+    def in_turn(s):
+        ours.fused_add_rmsnorm(s.x, s.residual, s.norm, 1e-5)
+        return ours.ggml_mul_mat_vec_a8(s.weight, s.x, number, row)
+
+    return Benchmark(
+        f"{name} {type}",
+        f"{tokens}x{row}x{k}",
+        make,
+        bytes=row * row_bytes + 2 * tokens * (3 * k + row) + 2 * k,
+        flops=2 * tokens * row * k,
+        implementations=of.implementations(
+            kernels=(lambda s: getattr(ours, name)(s.weight, s.x, s.residual, s.norm, 1e-5, number, row))
+            if has(ours, name)
+            else None,
+            kernels_in_turn=in_turn if has(ours, name) else None,
+        ),
+    )
+
+
+def silu_and_mul_product(of, type, tokens, row, k):
+    number, elements, size = TYPES[type]
+    row_bytes = k // elements * size
+    ours, name = of.kernels, "silu_and_mul_ggml_mul_mat_vec_a8"
+
+    def make():
+        weight = torch.randint(256, (row, row_bytes), dtype=torch.uint8) & 0xBF
+        return Inputs(weight=weight, x=torch.randn(tokens, 2 * k, dtype=torch.bfloat16))
+
+    return Benchmark(
+        f"{name} {type}",
+        f"{tokens}x{row}x{k}",
+        make,
+        bytes=row * row_bytes + 2 * tokens * (2 * k + row),
+        flops=2 * tokens * row * k,
+        implementations=of.implementations(
+            kernels=(lambda s: getattr(ours, name)(s.weight, s.x, number, row)) if has(ours, name) else None,
+            kernels_in_turn=(lambda s: ours.ggml_mul_mat_vec_a8(s.weight, ours.silu_and_mul(s.x), number, row))
+            if has(ours, name)
+            else None,
         ),
     )
 

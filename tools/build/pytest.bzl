@@ -7,6 +7,7 @@ _LAUNCHER = """#!/bin/bash
 # Imports resolve as they do in a checkout: the repository's root and python/.
 export PYTHONPATH={imports}
 export PYTHONDONTWRITEBYTECODE=1
+{environment}
 {sanitizer}
 # Without a plugin that writes next to the tests: runfiles are read-only.
 exec {python} -m pytest -p no:cacheprovider -q -rs \\
@@ -29,6 +30,7 @@ def _pytest_test_impl(ctx):
         launcher,
         _LAUNCHER.format(
             args = " ".join(ctx.attr.pytest_args),
+            environment = "\n".join(["export %s=%s" % pair for pair in ctx.attr.environment.items()]),
             imports = ":".join(imports),
             python = PYTHON,
             sanitizer = SANITIZER_ENVIRONMENT[ctx.attr.sanitizer],
@@ -46,6 +48,7 @@ _pytest_test = rule(
     attrs = {
         "data": attr.label_list(allow_files = True),
         "deps": attr.label_list(),
+        "environment": attr.string_dict(),
         "pytest_args": attr.string_list(),
         "sanitizer": attr.string(),
         "srcs": attr.label_list(allow_files = [".py"], mandatory = True),
@@ -64,7 +67,7 @@ def pytest_test(name, srcs, deps = [], **kwargs):
       name: the name.
       srcs: the files.
       deps: py_library targets, as //python:sgl_kernel.
-      **kwargs: data, pytest_args, size, tags and the like.
+      **kwargs: data, environment (variables of the tests), pytest_args, size, tags and the like.
     """
     _pytest_test(
         name = name,

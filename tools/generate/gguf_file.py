@@ -224,6 +224,11 @@ class GgufFile:
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether every matrix is in a block format, so that torch multiplies none."""
+        return all(len(tensor.shape) < 2 or tensor.tensor_type in BLOCK_TYPES for tensor in self._tensors.values())
+
     def weight(self, name: str, *shape: int) -> Weight:
         """The tensor of this name, which must have this shape (outermost first, as torch has it)."""
         tensor = self._tensors.get(name)

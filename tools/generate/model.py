@@ -86,6 +86,12 @@ class Config:
         return config
 
 
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    weight: torch.Tensor
+    eps: float
+
+
 class Linear:
     """One matrix, or several that share their input stacked into one where their formats allow."""
 
@@ -98,6 +104,29 @@ class Linear:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         results = [multiply(x, weight) for weight in self._weights]
         return results[0] if len(results) == 1 else torch.cat(results, dim=-1)
+
+    def after_norm(self, x: torch.Tensor, residual: torch.Tensor, norm: Norm) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the normalized sum of x and residual; and that sum. May write to both."""
+        if self._takes_few(x):
+            weight = self._weights[0]
+            return sgl_kernel.add_rmsnorm_ggml_mul_mat_vec_a8(
+                weight.data, x, residual, norm.weight, norm.eps, int(weight.kind), weight.data.shape[0]
+            )
+        sgl_kernel.fused_add_rmsnorm(x, residual, norm.weight, norm.eps)
+        return self(x), residual
+
+    def after_silu(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """Of silu(gate) · up."""
+        if self._takes_few(gate_up):
+            weight = self._weights[0]
+            return sgl_kernel.silu_and_mul_ggml_mul_mat_vec_a8(
+                weight.data, gate_up, int(weight.kind), weight.data.shape[0]
+            )
+        return self(sgl_kernel.silu_and_mul(gate_up))
+
+    def _takes_few(self, x: torch.Tensor) -> bool:
+        """Whether one kernel does it all. It saves a GPU launches, which is what few tokens cost; a CPU has none."""
+        return x.is_cuda and x.shape[0] <= FEW_TOKENS and len(self._weights) == 1 and self._weights[0].is_block_format
 
 
 def multiply(x: torch.Tensor, weight: Weight) -> torch.Tensor:
@@ -116,7 +145,11 @@ class FeedForward:
         self._down = Linear([down], device, dtype)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._down(sgl_kernel.silu_and_mul(self._gate_up(x)))
+        return self._down.after_silu(self._gate_up(x))
+
+    def after_norm(self, x: torch.Tensor, residual: torch.Tensor, norm: Norm) -> tuple[torch.Tensor, torch.Tensor]:
+        gate_up, residual = self._gate_up.after_norm(x, residual, norm)
+        return self._down.after_silu(gate_up), residual
 
 
 class MixtureOfExperts:
@@ -148,6 +181,10 @@ class MixtureOfExperts:
             outputs[token, rank] = self._experts[expert](x[token])
         return (outputs.float() * shares.unsqueeze(-1)).sum(dim=1).to(x.dtype)
 
+    def after_norm(self, x: torch.Tensor, residual: torch.Tensor, norm: Norm) -> tuple[torch.Tensor, torch.Tensor]:
+        sgl_kernel.fused_add_rmsnorm(x, residual, norm.weight, norm.eps)
+        return self(x), residual
+
 
 class Layer:
     def __init__(self, file: GgufFile, config: Config, index: int, device: torch.device, dtype: torch.dtype):
@@ -158,7 +195,7 @@ class Layer:
             return weight(name, size).dequantize(dtype).to(device)
 
         q_size, kv_size = config.num_heads * config.head_dim, config.num_heads_kv * config.head_dim
-        self.attention_norm = norm("attn_norm", config.hidden)
+        self.attention_norm = Norm(norm("attn_norm", config.hidden), config.eps)
         self.qkv = Linear(
             [
                 weight("attn_q", q_size, config.hidden),
@@ -171,7 +208,7 @@ class Layer:
         self.q_norm = norm("attn_q_norm", config.head_dim) if config.has_qk_norm else None
         self.k_norm = norm("attn_k_norm", config.head_dim) if config.has_qk_norm else None
         self.output = Linear([weight("attn_output", config.hidden, q_size)], device, dtype)
-        self.feed_forward_norm = norm("ffn_norm", config.hidden)
+        self.feed_forward_norm = Norm(norm("ffn_norm", config.hidden), config.eps)
         if config.num_experts:
             self.feed_forward = MixtureOfExperts(file, config, index, device, dtype)
         else:
@@ -186,11 +223,12 @@ class Batch:
     """The new tokens of some sequences, packed, and where their keys and values go."""
 
     tokens: torch.Tensor  # [T] int64
-    positions: torch.Tensor  # [T] int64
-    slots: torch.Tensor  # [T] int64: page · PAGE_SIZE + offset
+    positions: torch.Tensor  # [T] int32
+    slots: torch.Tensor  # [T] int32: page · PAGE_SIZE + offset
     cu_seqlens: torch.Tensor  # [B + 1] int32
     seqlens: torch.Tensor  # [B] int32, the new tokens included
     max_new: int  # the most new tokens that a sequence has
+    counters: torch.Tensor | None = None  # [3, B] of a decode step: positions, slots and seqlens, which are its rows
 
 
 class KVCache:
@@ -214,8 +252,8 @@ class KVCache:
         bounds = torch.tensor([0, *lengths]).cumsum(0)
         return Batch(
             tokens=torch.tensor([token for prompt in prompts for token in prompt], device=device),
-            positions=positions.to(device),
-            slots=(first + positions).to(device),
+            positions=positions.to(device, torch.int32),
+            slots=(first + positions).to(device, torch.int32),
             cu_seqlens=bounds.to(device, torch.int32),
             seqlens=torch.tensor(lengths, dtype=torch.int32, device=device),
             max_new=max(lengths),
@@ -224,23 +262,24 @@ class KVCache:
     def decode(self, tokens: torch.Tensor, lengths: list[int]) -> Batch:
         """One more token of each sequence, of which `lengths` tokens are in the cache."""
         device = self.page_table.device
-        positions = torch.tensor(lengths, device=device)
+        positions = torch.tensor(lengths)
+        slots = torch.arange(len(lengths)) * self.capacity + positions
+        counters = torch.stack([positions, slots, positions + 1]).to(device, torch.int32)
         return Batch(
             tokens=tokens,
-            positions=positions,
-            slots=torch.arange(len(lengths), device=device) * self.capacity + positions,
+            positions=counters[0],
+            slots=counters[1],
             cu_seqlens=torch.arange(len(lengths) + 1, dtype=torch.int32, device=device),
-            seqlens=(positions + 1).to(torch.int32),
+            seqlens=counters[2],
             max_new=1,
+            counters=counters,
         )
 
 
 def advance(batch: Batch, tokens: torch.Tensor) -> None:
     """Turns a decode step's batch into the next one's, in place: what a captured graph replays."""
     batch.tokens.copy_(tokens)
-    batch.positions.add_(1)
-    batch.slots.add_(1)
-    batch.seqlens.add_(1)
+    batch.counters.add_(1)
 
 
 class Model:
@@ -249,7 +288,8 @@ class Model:
         self.device = device
         self.dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         self.layers = [Layer(file, config, i, device, self.dtype) for i in range(config.num_layers)]
-        self.final_norm = file.weight("output_norm.weight", config.hidden).dequantize(self.dtype).to(device)
+        final_norm = file.weight("output_norm.weight", config.hidden).dequantize(self.dtype).to(device)
+        self.final_norm = Norm(final_norm, config.eps)
         self.embedding = file.weight("token_embd.weight", config.vocab, config.hidden).to(device)
         if "output.weight" in file:
             head = file.weight("output.weight", config.vocab, config.hidden).to(device)
@@ -280,27 +320,22 @@ class Model:
         return Weight(rows, self.embedding.kind).dequantize(self.dtype)
 
     def forward(self, batch: Batch, cache: KVCache) -> torch.Tensor:
-        """The logits behind each sequence's last new token: [B, vocab] float32."""
-        config, residual, hidden = self.config, self.embed(batch.tokens), None
+        """The logits behind each sequence's last new token: [B, vocab], in the model's dtype."""
+        hidden = self.embed(batch.tokens)
+        residual = torch.zeros_like(hidden)
         for index, layer in enumerate(self.layers):
-            if hidden is None:
-                hidden = sgl_kernel.rmsnorm(residual, layer.attention_norm, config.eps)
-            else:
-                sgl_kernel.fused_add_rmsnorm(hidden, residual, layer.attention_norm, config.eps)
-            attended = self._attend(hidden, layer, index, batch, cache)
-            hidden = layer.output(attended)
-            sgl_kernel.fused_add_rmsnorm(hidden, residual, layer.feed_forward_norm, config.eps)
-            hidden = layer.feed_forward(hidden)
+            qkv, residual = layer.qkv.after_norm(hidden, residual, layer.attention_norm)
+            hidden = layer.output(self._attend(qkv, layer, index, batch, cache))
+            hidden, residual = layer.feed_forward.after_norm(hidden, residual, layer.feed_forward_norm)
         if hidden.shape[0] != batch.seqlens.shape[0]:  # only the last tokens' logits are wanted
             last = batch.cu_seqlens[1:].long() - 1
             hidden, residual = hidden[last], residual[last]
-        sgl_kernel.fused_add_rmsnorm(hidden, residual, self.final_norm, config.eps)
-        return self.head(hidden).float()
+        return self.head.after_norm(hidden, residual, self.final_norm)[0]
 
-    def _attend(self, x: torch.Tensor, layer: Layer, index: int, batch: Batch, cache: KVCache) -> torch.Tensor:
-        config, num_tokens = self.config, x.shape[0]
-        heads = layer.qkv(x).view(num_tokens, -1, config.head_dim)
-        q, k, v = heads.split([config.num_heads, config.num_heads_kv, config.num_heads_kv], dim=1)
+    def _attend(self, qkv: torch.Tensor, layer: Layer, index: int, batch: Batch, cache: KVCache) -> torch.Tensor:
+        config, num_tokens = self.config, qkv.shape[0]
+        heads = qkv.view(num_tokens, -1, config.head_dim)
+        q, k, v = heads.split_with_sizes([config.num_heads, config.num_heads_kv, config.num_heads_kv], 1)
         if layer.q_norm is not None:
             q = sgl_kernel.rmsnorm(q.reshape(-1, config.head_dim), layer.q_norm, config.eps).view(q.shape)
             k = sgl_kernel.rmsnorm(k.reshape(-1, config.head_dim), layer.k_norm, config.eps).view(k.shape)
@@ -315,8 +350,8 @@ class Model:
             config.rope_is_interleaved,
             True,
             v,
-            keys.view(-1, *keys.shape[2:]),
-            values.view(-1, *values.shape[2:]),
+            keys.flatten(0, 1),
+            values.flatten(0, 1),
             batch.slots,
         )
         attended = flash_attn_with_kvcache(

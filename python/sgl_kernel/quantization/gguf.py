@@ -12,7 +12,13 @@ import torch
 from sgl_kernel import _quantization as _native
 from sgl_kernel._ops import eager_or_traced, fakes, implements
 
-__all__ = ["ggml_dequantize", "ggml_mul_mat_a8", "ggml_mul_mat_vec_a8"]
+__all__ = [
+    "add_rmsnorm_ggml_mul_mat_vec_a8",
+    "ggml_dequantize",
+    "ggml_mul_mat_a8",
+    "ggml_mul_mat_vec_a8",
+    "silu_and_mul_ggml_mul_mat_vec_a8",
+]
 
 
 @implements("ggml_dequantize")
@@ -29,6 +35,7 @@ def _dequantized(W, type, m, n, dtype):
 
 @fakes("ggml_mul_mat_vec_a8")
 @fakes("ggml_mul_mat_a8")
+@fakes("silu_and_mul_ggml_mul_mat_vec_a8")
 def _product(W, X, type, row):
     return X.new_empty((X.shape[0], row))
 
@@ -52,6 +59,33 @@ def _mul_mat(W, X, type, row):
     return _multiply(_native.ggml_mul_mat_a8, W, X, type, row)
 
 
+@implements("silu_and_mul_ggml_mul_mat_vec_a8")
+def _silu_and_mul_mul_mat_vec(W, X, type, row):
+    num_tokens, k = (X.shape[0], X.shape[1] // 2) if X.dim() == 2 else (0, 0)
+    result = X.new_empty((num_tokens, max(row, 0)))
+    workspace = X.new_empty(_native.ggml_mul_mat_vec_workspace_size(num_tokens, k, X.is_cuda), dtype=torch.uint8)
+    _native.silu_and_mul_ggml_mul_mat_vec_a8(result, workspace, W, X, type, row)
+    return result
+
+
+@implements("add_rmsnorm_ggml_mul_mat_vec_a8")
+def _add_rmsnorm_mul_mat_vec(W, X, residual, norm_weight, eps, type, row):
+    num_tokens, k = X.shape if X.dim() == 2 else (0, 0)
+    result, residual_sum = X.new_empty((num_tokens, max(row, 0))), X.new_empty(X.shape)
+    workspace = X.new_empty(_native.ggml_mul_mat_vec_workspace_size(num_tokens, k, X.is_cuda), dtype=torch.uint8)
+    _native.add_rmsnorm_ggml_mul_mat_vec_a8(
+        result, residual_sum, workspace, W, X, residual, norm_weight, eps, type, row
+    )
+    return result, residual_sum
+
+
+@fakes("add_rmsnorm_ggml_mul_mat_vec_a8")
+def _product_and_sum(W, X, residual, norm_weight, eps, type, row):
+    return X.new_empty((X.shape[0], row)), X.new_empty(X.shape)
+
+
+_silu_and_mul_ggml_mul_mat_vec_a8 = eager_or_traced("silu_and_mul_ggml_mul_mat_vec_a8", _silu_and_mul_mul_mat_vec)
+_add_rmsnorm_ggml_mul_mat_vec_a8 = eager_or_traced("add_rmsnorm_ggml_mul_mat_vec_a8", _add_rmsnorm_mul_mat_vec)
 _ggml_dequantize = eager_or_traced("ggml_dequantize", _dequantize)
 _ggml_mul_mat_vec_a8 = eager_or_traced("ggml_mul_mat_vec_a8", _mul_mat_vec)
 _ggml_mul_mat_a8 = eager_or_traced("ggml_mul_mat_a8", _mul_mat)
@@ -109,3 +143,56 @@ def ggml_mul_mat_a8(weight: torch.Tensor, x: torch.Tensor, quant_type: int, row:
         stride or device.
     """
     return _ggml_mul_mat_a8(weight, x, quant_type, row)
+
+
+def silu_and_mul_ggml_mul_mat_vec_a8(weight: torch.Tensor, x: torch.Tensor, quant_type: int, row: int) -> torch.Tensor:
+    """silu_and_mul, then ggml_mul_mat_vec_a8, in one kernel.
+
+        y[t, j] = g / (1 + exp(-g)) · x[t, k + j],  g = x[t, j],  rounded to x's dtype
+        result[t, r] = Σ_j y8[t, j] · weight[r, j]
+
+    Args:
+      weight: uint8 [row, bytes_per_row], contiguous: rows of k elements.
+      x: [num_tokens, 2k], float16, bfloat16 or float32; rows may be strided, the last dimension is dense. k is at most
+        65536.
+      quant_type, row: ggml_mul_mat_a8's.
+
+    Returns:
+      [num_tokens, row], of x's dtype.
+
+    Raises:
+      ValueError: an unknown quant_type, or a shape, dtype, stride or device that is not as above.
+    """
+    return _silu_and_mul_ggml_mul_mat_vec_a8(weight, x, quant_type, row)
+
+
+def add_rmsnorm_ggml_mul_mat_vec_a8(
+    weight: torch.Tensor,
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    norm_weight: torch.Tensor,
+    eps: float,
+    quant_type: int,
+    row: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """fused_add_rmsnorm, not in place, then ggml_mul_mat_vec_a8, in one kernel.
+
+        residual_sum[t, j] = x[t, j] + residual[t, j]
+        y[t, j] = residual_sum[t, j] / sqrt(mean_j(residual_sum[t, :]²) + eps) · norm_weight[j],  rounded to x's dtype
+        result[t, r] = Σ_j y8[t, j] · weight[r, j]
+
+    Args:
+      weight: uint8 [row, bytes_per_row], contiguous: rows of k elements.
+      x, residual: [num_tokens, k], float16, bfloat16 or float32; rows may be strided, the last dimension is dense. k is
+        at most 16384.
+      norm_weight: [k], of x's dtype.
+      eps: at least 0.
+      quant_type, row: ggml_mul_mat_a8's.
+
+    Returns:
+      result [num_tokens, row], and residual_sum [num_tokens, k], of x's dtype.
+
+    Raises:
+      ValueError: an unknown quant_type, or a shape, dtype, stride or device that is not as above.
+    """
+    return _add_rmsnorm_ggml_mul_mat_vec_a8(weight, x, residual, norm_weight, eps, quant_type, row)
