@@ -138,9 +138,9 @@ template <class C>
 class Sums {
  public:
   __device__ __forceinline__ Sums(const GptqGemmParams& params, int64_t first_n, int first_step)
-      : params_(params), first_n_(first_n), group_size_(params.groups == nullptr ? params.k / params.num_groups : 0) {
+      : params_(params), first_n_(first_n) {
     if constexpr (C::kScaled) {
-      steps_per_group_ = static_cast<int>(group_size_ / C::kStep);
+      steps_per_group_ = static_cast<int>(params.k / params.num_groups / C::kStep);
       group_ = first_step / steps_per_group_;
       left_ = static_cast<int>((group_ + 1) * steps_per_group_ - first_step);
       if (group_ >= params.num_groups) return;  // an empty range at the end
@@ -236,20 +236,22 @@ class Sums {
     }
   }
 
-  // The weight, scaled and rounded, of rows k and k + 1 of a column. Not inlined: the rare way is to be small, not
+  // The weight, scaled and rounded, of rows k and k + 1 of column n. Not inlined: the rare way is to be small, not
   // fast.
-  __device__ __noinline__ __half2 rounded_pair(uint32_t numbers, int64_t k, int half, int column) const {
+  static __device__ __noinline__ __half2 rounded_pair(const GptqGemmParams& params, uint32_t numbers, int64_t k,
+                                                      int64_t n) {
+    constexpr int kNumbers = gptq_unit_numbers(C::kBits), kUnit = gptq_unit_words(C::kBits);
+    const int64_t column = min(n, params.n - 1);  // columns and rows beyond count for nothing
     __half scale[2], zero[2];
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      const int64_t row = min(k + e, params_.k - 1);  // rows beyond meet zeros of a
-      const int64_t group = params_.groups != nullptr ? __ldg(params_.groups + row) : row / group_size_;
-      const int64_t n = min(first_n_ + 32 * half + threadIdx.x % 32 / 4 * 4 + column, params_.n - 1);
-      constexpr int kNumbers = gptq_unit_numbers(C::kBits), kUnit = gptq_unit_words(C::kBits);
-      const uint32_t* const unit = params_.zeros + group * (params_.n / 32 * C::kBits) + n / kNumbers * kUnit;
-      const uint32_t packed = gptq_number(C::kBits, unit, 1, static_cast<int>(n % kNumbers));
+      const int64_t row = min(k + e, params.k - 1);
+      const int64_t group =
+          params.groups != nullptr ? __ldg(params.groups + row) : row / (params.k / params.num_groups);
+      const uint32_t* const unit = params.zeros + group * (params.n / 32 * C::kBits) + column / kNumbers * kUnit;
+      const uint32_t packed = gptq_number(C::kBits, unit, 1, static_cast<int>(column % kNumbers));
       zero[e] = __ushort2half_rn(static_cast<unsigned short>(1025 + packed));
-      scale[e] = __ldg(static_cast<const __half*>(params_.scales) + group * params_.n + n);
+      scale[e] = __ldg(static_cast<const __half*>(params.scales) + group * params.n + column);
     }
     return __hmul2(subtract(numbers, __halves2half2(zero[0], zero[1])), __halves2half2(scale[0], scale[1]));
   }
@@ -258,19 +260,20 @@ class Sums {
     const int64_t k = static_cast<int64_t>(number) * C::kStep + threadIdx.x % 4 * C::kRun;
 #pragma unroll
     for (int tile = 0; tile < C::kColumnTiles; ++tile) {
+      const int64_t n = first_n_ + tile / 4 * 32 + threadIdx.x % 32 / 4 * 4 + tile % 4;
       uint32_t words[C::kWords];
       step.words_of(tile / 4, tile % 4, words);
 #pragma unroll
       for (int i = 0; i < C::kRun / 4; ++i) {
-        const __half2 b0 = rounded_pair(number_pair<C>(words, 2 * i), k + 4 * i, tile / 4, tile % 4);
-        const __half2 b1 = rounded_pair(number_pair<C>(words, 2 * i + 1), k + 4 * i + 2, tile / 4, tile % 4);
+        const __half2 b0 = rounded_pair(params_, number_pair<C>(words, 2 * i), k + 4 * i, n);
+        const __half2 b1 = rounded_pair(params_, number_pair<C>(words, 2 * i + 1), k + 4 * i + 2, n);
         multiply(sums, step, tile, i, b0, b1);
       }
     }
   }
 
   const GptqGemmParams& params_;
-  const int64_t first_n_, group_size_;
+  const int64_t first_n_;
   int64_t group_ = 0;
   int steps_per_group_ = 1, left_ = 0;
   uint4 scales_[C::kHalves];
