@@ -15,7 +15,8 @@ SGL_DECLARE_TARGETS(flash_attention_most_merged_splits);
 namespace {
 
 constexpr int64_t kMaxHeadDim = 256;
-constexpr int64_t kMaxSplits = 256;
+constexpr int64_t kHeadDimStep = 8;  // of f16: 16 bytes
+constexpr int64_t kFp8HeadDimStep = 16;
 constexpr int64_t kAlignment = 16;  // bytes of one asynchronous copy
 
 using OptionalTensor = std::optional<TensorView>;
@@ -23,8 +24,11 @@ using OptionalTensor = std::optional<TensorView>;
 // The arguments that are checked, by their schema's names.
 struct Arguments {
   const TensorView &out, &softmax_lse, &out_accum, &softmax_lse_accum, &rotated_q, &q, &k, &v;
-  const OptionalTensor &k_new, &v_new, &cu_seqlens_q, &cu_seqlens_k, &cu_seqlens_k_new, &seqused_q, &seqused_k;
-  const OptionalTensor &page_table, &kv_batch_idx, &leftpad_k, &rotary_cos, &rotary_sin, &seqlens_rotary, &sinks;
+  const OptionalTensor &k_new, &v_new, &q_v, &cu_seqlens_q, &cu_seqlens_k, &cu_seqlens_k_new, &seqused_q, &seqused_k;
+  const OptionalTensor &page_table, &kv_batch_idx, &leftpad_k, &rotary_cos, &rotary_sin, &seqlens_rotary;
+  const OptionalTensor &q_descale, &k_descale, &v_descale, &sinks;
+
+  bool is_fp8() const { return q.dtype() == DType::kF8E4M3; }
 };
 
 // Rows, heads and the last dimension, of a tensor with or without a batch dimension in front.
@@ -45,6 +49,14 @@ void check_indices(Check& check, const char* name, const OptionalTensor& tensor,
       .same_device({{"q", q}, {name, *tensor}});
 }
 
+void check_head_dim(Check& check, const char* name, int64_t head_dim, int64_t most, bool is_fp8) {
+  check.that(head_dim > 0 && head_dim <= most && head_dim % (is_fp8 ? kFp8HeadDimStep : kHeadDimStep) == 0, name,
+             head_dim,
+             is_fp8                    ? "a multiple of 16, from 16 to 256"
+             : most == kMostWideValues ? "a multiple of 8, from 8 to 512"
+                                       : "a multiple of 8, from 8 to 256");
+}
+
 int64_t batch_of(const Arguments& a) { return a.cu_seqlens_q.has_value() ? a.cu_seqlens_q->size(0) - 1 : a.q.size(0); }
 
 Status check_queries(const Arguments& a) {
@@ -54,9 +66,9 @@ Status check_queries(const Arguments& a) {
   check.rank("q", a.q, rank);
   if (a.cu_seqlens_q.has_value()) check.rank("cu_seqlens_q", *a.cu_seqlens_q, 1);
   if (on_cpu) {
-    check.dtype("q", a.q, {DType::kF16, DType::kBF16, DType::kF32});
+    check.dtype("q", a.q, {DType::kF16, DType::kBF16, DType::kF8E4M3, DType::kF32});
   } else {
-    check.dtype("q", a.q, {DType::kF16, DType::kBF16});
+    check.dtype("q", a.q, {DType::kF16, DType::kBF16, DType::kF8E4M3});
   }
   SGL_RETURN_IF_ERROR(check.status());
   if (a.cu_seqlens_q.has_value()) {
@@ -66,8 +78,7 @@ Status check_queries(const Arguments& a) {
   const int64_t batch = batch_of(a), num_heads = a.q.size(-2);
   check_indices(check, "cu_seqlens_q", a.cu_seqlens_q, batch + 1, a.q);
   check_indices(check, "seqused_q", a.seqused_q, batch, a.q);
-  check.that(a.q.size(-1) % 8 == 0 && a.q.size(-1) > 0 && a.q.size(-1) <= kMaxHeadDim, "q.shape[-1]", a.q.size(-1),
-             "a multiple of 8, from 8 to 256");
+  check_head_dim(check, "q.shape[-1]", a.q.size(-1), kMaxHeadDim, a.is_fp8());
   check.that(num_heads > 0, "q.shape[-2]", num_heads, "at least 1");
   check.dense_last_dim("q", a.q);
   if (!on_cpu) check.aligned("q", a.q, kAlignment);
@@ -100,8 +111,8 @@ Status check_keys(const Arguments& a) {
   } else {
     check.shape("v", a.v, {a.k.size(0), a.k.size(1), num_heads_k, head_dim_v}, "k.shape[:-1]");
   }
-  check.that(head_dim_v % 8 == 0 && head_dim_v > 0 && head_dim_v <= kMaxHeadDim, "v.shape[-1]", head_dim_v,
-             "a multiple of 8, from 8 to 256");
+  const bool may_be_wide = head_dim <= kMostHeadDimWithWide && !a.is_fp8();
+  check_head_dim(check, "v.shape[-1]", head_dim_v, may_be_wide ? kMostWideValues : kMostNarrowValues, a.is_fp8());
   if (!on_cpu) check.aligned("v", a.v, kAlignment);
   check.same_device({{"q", a.q}, {"k", a.k}, {"v", a.v}});
   check_indices(check, "cu_seqlens_k", a.cu_seqlens_k, batch + 1, a.q);
@@ -127,6 +138,40 @@ Status check_keys(const Arguments& a) {
         .contiguous("sinks", *a.sinks)
         .same_device({{"q", a.q}, {"sinks", *a.sinks}});
   }
+  return check.status();
+}
+
+Status check_queries_of_values(const Arguments& a) {
+  Check check("fwd");
+  if (!a.q_v.has_value()) return OkStatus();
+  const TensorView& q_v = *a.q_v;
+  check.that(!a.is_fp8(), "q_v", "is given with q of float8_e4m3fn", "float16 or bfloat16");
+  check.that(a.q.size(-1) <= kMostHeadDimWithWide, "q.shape[-1]", a.q.size(-1), "at most 64 with q_v");
+  check.rank("q_v", q_v, a.q.rank());
+  SGL_RETURN_IF_ERROR(check.status());
+  if (q_v.rank() == 3) {
+    check.shape("q_v", q_v, {a.q.size(0), a.q.size(1), a.v.size(-1)}, "q.shape[:-1], v.shape[-1]");
+  } else {
+    check.shape("q_v", q_v, {a.q.size(0), a.q.size(1), a.q.size(2), a.v.size(-1)}, "q.shape[:-1], v.shape[-1]");
+  }
+  check.same_dtype("q_v", q_v, "q", a.q).dense_last_dim("q_v", q_v).same_device({{"q", a.q}, {"q_v", q_v}});
+  if (!a.q.device().is_cpu()) check.aligned("q_v", q_v, kAlignment);
+  return check.status();
+}
+
+Status check_scales(const Arguments& a) {
+  Check check("fwd");
+  const int64_t batch = batch_of(a), num_heads_k = a.k.size(-2);
+  const auto check_one = [&](const char* name, const OptionalTensor& scales) {
+    if (!scales.has_value()) return;
+    check.that(a.is_fp8(), name, "is given with q of another dtype", "q, k and v of float8_e4m3fn with it")
+        .dtype(name, *scales, {DType::kF32})
+        .shape(name, *scales, {batch, num_heads_k}, "the batch, k.shape[-2]")
+        .same_device({{"q", a.q}, {name, *scales}});
+  };
+  check_one("q_descale", a.q_descale);
+  check_one("k_descale", a.k_descale);
+  check_one("v_descale", a.v_descale);
   return check.status();
 }
 
@@ -209,8 +254,12 @@ Status check_results(const Arguments& a) {
     check.shape("out", a.out, {batch, a.q.size(1), num_heads, head_dim_v}, "q.shape[:-1], v.shape[-1]")
         .shape("softmax_lse", a.softmax_lse, {batch, num_heads, a.q.size(1)}, "q.shape, heads before rows");
   }
-  check.same_dtype("out", a.out, "q", a.q)
-      .dense_last_dim("out", a.out)
+  if (a.is_fp8()) {
+    check.dtype("out", a.out, {DType::kBF16});
+  } else {
+    check.same_dtype("out", a.out, "q", a.q);
+  }
+  check.dense_last_dim("out", a.out)
       .dtype("softmax_lse", a.softmax_lse, {DType::kF32})
       .contiguous("softmax_lse", a.softmax_lse)
       .same_device({{"q", a.q}, {"out", a.out}, {"softmax_lse", a.softmax_lse}});
@@ -220,6 +269,7 @@ Status check_results(const Arguments& a) {
       .no_overlap("out", a.out, "k", a.k)
       .no_overlap("out", a.out, "v", a.v)
       .no_overlap("softmax_lse", a.softmax_lse, "out", a.out);
+  if (a.q_v.has_value()) check.no_overlap("out", a.out, "q_v", *a.q_v);
   return check.status();
 }
 
@@ -259,6 +309,11 @@ Status check_splits(const Arguments& a, int64_t num_splits, int64_t most_merged)
   return check.status();
 }
 
+AttentionScales scales_of(const OptionalTensor& scales) {
+  if (!scales.has_value()) return {};
+  return {scales->data<const float>(), scales->stride(0), scales->stride(1)};
+}
+
 // The tensors as pointers and strides; lengths and scalars follow in fwd().
 AttentionParams pointers_of(const Arguments& a) {
   AttentionParams params;
@@ -269,6 +324,12 @@ AttentionParams pointers_of(const Arguments& a) {
   params.q_head_stride = head_stride(a.q);
   params.cu_seqlens_q = indices(a.cu_seqlens_q);
   params.seqused_q = indices(a.seqused_q);
+  if (a.q_v.has_value()) {
+    params.q_v = a.q_v->data();
+    params.q_v_batch_stride = batch_stride(*a.q_v);
+    params.q_v_row_stride = row_stride(*a.q_v);
+    params.q_v_head_stride = head_stride(*a.q_v);
+  }
 
   params.k = a.k.data();
   params.k_batch_stride = batch_stride(a.k);
@@ -328,84 +389,14 @@ AttentionParams pointers_of(const Arguments& a) {
     params.out_accum_batch_stride = params.lse_batch_stride * a.out.size(-1);
     params.out_accum_split_stride = params.lse_accum_split_stride * a.out.size(-1);
   }
+  params.q_descale = scales_of(a.q_descale);
+  params.k_descale = scales_of(a.k_descale);
+  params.v_descale = scales_of(a.v_descale);
   if (a.sinks.has_value()) {
     params.sinks = a.sinks->data();
     params.sinks_dtype = a.sinks->dtype();
   }
   return params;
-}
-
-Status check_unsupported(const TensorView& q, const OptionalTensor& q_v, const OptionalTensor& q_descale,
-                         const OptionalTensor& k_descale, const OptionalTensor& v_descale) {
-  if (q_v.has_value()) return Unsupported("fwd: q_v is given, expected none (queries over v are not built yet)");
-  if (q_descale.has_value() || k_descale.has_value() || v_descale.has_value() || q.dtype() == DType::kF8E4M3) {
-    return Unsupported("fwd: q has dtype " + std::string(name_of(q.dtype())) +
-                       " or there is a descale, expected float16 or bfloat16 without one (fp8 is not built yet)");
-  }
-  return OkStatus();
-}
-
-constexpr int64_t kBlocksPerSm = 2;  // of few_packed_rows()
-
-// What a call of few_packed_rows() takes, in the time in which a multiprocessor's share of the memory bandwidth brings
-// one tile of keys. Blocks come in waves; a wave takes as long as the memory needs for it, or as a block needs for its
-// tiles if it were alone. The constants fit an H200's times.
-double few_rows_cost(int64_t blocks, int64_t tiles, int64_t splits, int64_t num_sms, int64_t most_merged) {
-  constexpr double kTileCost = 0.7;  // of a block alone
-  constexpr double kMergeCost = 0.8, kCombineCost = 4.0, kPartialCost = 0.03, kWaveCost = 3.0;
-  // Clusters of more than two blocks do not spread evenly: each lies within one part of the GPU.
-  constexpr int64_t kMostEvenCluster = 2;
-  constexpr double kUnevenShare = 1.6, kUnevenTile = 1.2;
-  const int64_t partials = partials_of(splits, most_merged), merged = splits / partials;
-  const int64_t tiles_each = (tiles + splits - 1) / splits;
-  const bool even = merged <= kMostEvenCluster;
-  const auto wave = [&](int64_t count) {
-    const double share = static_cast<double>(count) / static_cast<double>(num_sms);
-    return static_cast<double>(tiles_each) *
-           std::max(share * (even ? 1.0 : kUnevenShare), std::ceil(share) * kTileCost * (even ? 1.0 : kUnevenTile));
-  };
-  const int64_t slots = kBlocksPerSm * num_sms, full = blocks * splits / slots, rest = blocks * splits % slots;
-  double cost = static_cast<double>(full) * wave(slots) + (rest > 0 ? wave(rest) : 0.0);
-  cost += kWaveCost * static_cast<double>(full - (rest > 0 ? 0 : 1));
-  if (merged > 1) cost += kMergeCost;
-  if (partials > 1) cost += kCombineCost + kPartialCost * static_cast<double>(partials);
-  return cost;
-}
-
-int64_t splits_of_few_rows(int64_t blocks, int64_t tiles, int64_t num_sms, int64_t most_merged) {
-  int64_t best = 1;
-  double best_cost = few_rows_cost(blocks, tiles, 1, num_sms, most_merged);
-  // Beyond one wave of blocks only those that leave no partial results can pay.
-  const int64_t most = std::max(most_merged, kBlocksPerSm * num_sms / blocks);
-  for (int64_t splits = 2; splits <= std::min({kMaxSplits, tiles, most}); ++splits) {
-    const double cost = few_rows_cost(blocks, tiles, splits, num_sms, most_merged);
-    if (cost < best_cost) {
-      best_cost = cost;
-      best = splits;
-    }
-  }
-  return best;
-}
-
-// Just enough that every multiprocessor has a block.
-int64_t splits_of_many_rows(int64_t blocks, int64_t tiles, int64_t num_sms) {
-  constexpr double kGoodShare = 0.9;  // of the multiprocessors' time: splitting further would cost more than it gives
-  constexpr int64_t kLeastTiles = 8;  // of a split
-  if (blocks >= num_sms) return 1;
-  const int64_t most = std::min(kMaxSplits, (tiles + kLeastTiles - 1) / kLeastTiles);
-  int64_t best = 1;
-  double best_share = 0.0;
-  for (int64_t splits = 1; splits <= most && best_share < kGoodShare; ++splits) {
-    const int64_t tiles_each = (tiles + splits - 1) / splits;
-    if ((tiles + tiles_each - 1) / tiles_each != splits) continue;
-    const int64_t waves = (blocks * splits + num_sms - 1) / num_sms;
-    const double share = static_cast<double>(blocks * splits) / static_cast<double>(waves * num_sms);
-    if (share > best_share) {
-      best_share = share;
-      best = splits;
-    }
-  }
-  return best;
 }
 
 }  // namespace
@@ -422,13 +413,16 @@ Status fwd(TensorView out, TensorView softmax_lse, TensorView out_accum, TensorV
            bool is_causal, int64_t window_size_left, int64_t window_size_right, int64_t attention_chunk, double softcap,
            bool is_rotary_interleaved, const OptionalTensor& /*scheduler_metadata*/, int64_t num_splits,
            std::optional<bool> /*pack_gqa*/, int64_t sm_margin, const OptionalTensor& sinks, Stream stream) {
-  SGL_RETURN_IF_ERROR(check_unsupported(q, q_v, q_descale, k_descale, v_descale));
+  // clang-format off
   const Arguments arguments = {
-      out,          softmax_lse, out_accum,    softmax_lse_accum, rotated_q,        q,         k,         v,
-      k_new,        v_new,       cu_seqlens_q, cu_seqlens_k,      cu_seqlens_k_new, seqused_q, seqused_k, page_table,
-      kv_batch_idx, leftpad_k,   rotary_cos,   rotary_sin,        seqlens_rotary,   sinks};
+      out, softmax_lse, out_accum, softmax_lse_accum, rotated_q, q, k, v, k_new, v_new, q_v, cu_seqlens_q, cu_seqlens_k,
+      cu_seqlens_k_new, seqused_q, seqused_k, page_table, kv_batch_idx, leftpad_k, rotary_cos, rotary_sin,
+      seqlens_rotary, q_descale, k_descale, v_descale, sinks};
+  // clang-format on
   SGL_RETURN_IF_ERROR(check_queries(arguments));
   SGL_RETURN_IF_ERROR(check_keys(arguments));
+  SGL_RETURN_IF_ERROR(check_queries_of_values(arguments));
+  SGL_RETURN_IF_ERROR(check_scales(arguments));
   SGL_RETURN_IF_ERROR(check_new_keys(arguments));
   SGL_RETURN_IF_ERROR(check_results(arguments));
 
@@ -437,7 +431,7 @@ Status fwd(TensorView out, TensorView softmax_lse, TensorView out_accum, TensorV
                            : cu_seqlens_k.has_value() ? max_seqlen_k.value_or(k.size(0))
                                                       : k.size(1);
   int most_merged = 1;
-  if (few_packed_rows(seqlen_q, q.size(-2) / k.size(-2))) {
+  if (merges_splits(seqlen_q, q.size(-2) / k.size(-2), v.size(-1), q_v.has_value())) {
     SGL_RETURN_IF_ERROR(
         internal::dispatch("fwd", flash_attention_most_merged_splits_targets, q.device(), &most_merged));
   }
@@ -489,25 +483,6 @@ Status fwd(TensorView out, TensorView softmax_lse, TensorView out_accum, TensorV
 int64_t fwd_most_merged_splits(Device device) {
   int most = 1;
   return internal::dispatch("fwd", flash_attention_most_merged_splits_targets, device, &most).ok() ? most : 1;
-}
-
-int64_t fwd_num_partials(int64_t num_splits, int64_t num_heads, int64_t num_heads_k, int64_t seqlen_q,
-                         int64_t most_merged) {
-  if (num_splits <= 1 || num_heads_k <= 0) return 1;
-  return partials_of(num_splits, few_packed_rows(seqlen_q, num_heads / num_heads_k) ? most_merged : 1);
-}
-
-int64_t fwd_num_splits(int64_t batch, int64_t num_heads, int64_t num_heads_k, int64_t seqlen_q, int64_t seqlen_k,
-                       int64_t window_left, int64_t window_right, int64_t num_sms, int64_t most_merged) {
-  if (batch <= 0 || num_heads <= 0 || num_heads_k <= 0 || seqlen_q <= 0 || seqlen_k <= 0 || num_sms <= 0) return 1;
-  const int64_t group = num_heads / num_heads_k;
-  const bool few = few_packed_rows(seqlen_q, group);
-  const int64_t tile_rows = few ? 16 : 128;
-  if (window_left >= 0 && window_right >= 0) seqlen_k = std::min(seqlen_k, window_left + window_right + seqlen_q);
-  const int64_t blocks = batch * num_heads_k * ((seqlen_q * group + tile_rows - 1) / tile_rows);
-  const int64_t tiles = (seqlen_k + kSplitTile - 1) / kSplitTile;
-  return few ? splits_of_few_rows(blocks, tiles, num_sms, std::max<int64_t>(most_merged, 1))
-             : splits_of_many_rows(blocks, tiles, num_sms);
 }
 
 }  // namespace sgl_kernel

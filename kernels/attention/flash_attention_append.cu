@@ -5,6 +5,7 @@
 #include "kernels/attention/flash_attention_params.h"
 #include "kernels/attention/flash_attention_portable.h"
 #include "kernels/base/launch.h"
+#include "kernels/device/fp8.cuh"
 #include "kernels/device/vec.cuh"
 
 namespace sgl_kernel::SGL_TARGET {
@@ -85,8 +86,9 @@ Status append_new_keys(const AttentionParams& params, Stream stream) {
     return Unsupported("fwd: k_new has " + std::to_string(params.batch) + " sequences and " + std::to_string(heads) +
                        " heads to write, expected at most 65535 of each");
   }
-  const auto kernel =
-      params.dtype == DType::kF16 ? append_new_keys_kernel<__half> : append_new_keys_kernel<__nv_bfloat16>;
+  const auto kernel = params.dtype == DType::kF8E4M3 ? append_new_keys_kernel<__nv_fp8_e4m3>
+                      : params.dtype == DType::kF16  ? append_new_keys_kernel<__half>
+                                                     : append_new_keys_kernel<__nv_bfloat16>;
   return launch("fwd", kernel,
                 {.grid = dim3((tokens + kWarps - 1) / kWarps, params.batch, heads), .block = kWarps * kWarp}, stream,
                 params);

@@ -16,14 +16,13 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int kAtOnce = 4;  // splits whose loads a warp has under way
-constexpr int kMaxSplits = 256;
-constexpr int kMaxHeadDim = 256;
-constexpr int kLaneColumns = kMaxHeadDim / kWarp;  // a lane holds columns 4 lane … 4 lane + 3, and those 128 further on
 
-template <class T>
+// A lane holds columns 4 lane … 4 lane + 3, and those 128 further on, up to kMaxHeadDim.
+template <class T, int kMaxHeadDim>
 __global__ void __launch_bounds__(kWarps* kWarp) combine_splits_kernel(const __grid_constant__ AttentionParams params) {
   __shared__ float weights[kMaxSplits];
   __shared__ float sums[kWarps][kMaxHeadDim];
+  constexpr int kLaneColumns = kMaxHeadDim / kWarp;
   wait_for_predecessor();
   release_successors();
   int index = blockIdx.x;
@@ -113,13 +112,19 @@ __global__ void __launch_bounds__(kWarps* kWarp) combine_splits_kernel(const __g
   }
 }
 
+template <int kMaxHeadDim>
+auto kernel_of(const AttentionParams& params) {
+  return params.dtype == DType::kF16 ? combine_splits_kernel<__half, kMaxHeadDim>
+                                     : combine_splits_kernel<__nv_bfloat16, kMaxHeadDim>;
+}
+
 }  // namespace
 
 Status combine_splits(const AttentionParams& params, Stream stream) {
   const int64_t blocks = static_cast<int64_t>(params.seqlen_q) * params.num_heads * params.batch;
   if (blocks > INT32_MAX) return Unsupported("fwd: batch * heads * queries is above 2^31 blocks");
-  const auto kernel =
-      params.dtype == DType::kF16 ? combine_splits_kernel<__half> : combine_splits_kernel<__nv_bfloat16>;
+  const auto kernel = params.head_dim_v <= kMostNarrowValues ? kernel_of<kMostNarrowValues>(params)
+                                                             : kernel_of<kMostWideValues>(params);
   return launch("fwd", kernel, {.grid = dim3(static_cast<unsigned>(blocks)), .block = kWarps * kWarp, .pdl = true},
                 stream, params);
 }

@@ -4,7 +4,7 @@
 // heads that share it. Keys and values are read where they lie, once for three rows, and converted on the way. With
 // fewer tiles than keep the threads busy, a piece is one block of a tile, and the merging follows: the same additions
 // in the same order. Blocks begin at multiples of 64 keys and masked keys add exactly 0, so a row's bits depend on its
-// own sequence alone. num_splits is not used.
+// own sequence alone. num_splits is not used. With queries over v, a score is the sum of two products.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -19,6 +19,8 @@ namespace sgl_kernel::cpu {
 namespace {
 
 constexpr int kTileRows = 6 * kRowsAtOnce;
+constexpr int kMaxValues = kMostWideValues;
+static_assert(kMaxQueryDim >= kMostHeadDimWithWide + kMostWideValues);
 constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
 
 // Products that are worth a thread of their own: some 5 µs of work.
@@ -75,8 +77,9 @@ struct Tile {
 // What a thread needs for a tile.
 template <class T>
 struct Workspace {
-  alignas(32) float queries[kTileRows][kMaxHeadDim];
+  alignas(32) float queries[kTileRows][kMaxQueryDim];  // [q, q_v]
   alignas(32) float scores[kRowsAtOnce][kBlockKeys];
+  alignas(32) float value_scores[kRowsAtOnce][kBlockKeys];  // q_v's
   // Of the block's keys. What no row sees stands for a key that some row sees.
   const T* keys[kBlockKeys];
   const T* values[kBlockKeys];
@@ -87,6 +90,9 @@ void load_queries(const AttentionParams& params, const Tile& tile, Workspace<T>&
   for (int i = 0; i < tile.count; ++i) {
     const int64_t offset = tile.offset(i, params.q_batch_stride, params.q_row_stride, params.q_head_stride);
     Loops::to_float(work.queries[i], static_cast<const T*>(params.q) + offset, params.head_dim);
+    if (params.q_v == nullptr) continue;
+    const int64_t v_offset = tile.offset(i, params.q_v_batch_stride, params.q_v_row_stride, params.q_v_head_stride);
+    Loops::to_float(work.queries[i] + params.head_dim, static_cast<const T*>(params.q_v) + v_offset, params.head_dim_v);
   }
 }
 
@@ -101,8 +107,16 @@ void attend_rows(const AttentionParams& params, const Tile& tile, int first, int
     return;
   }
   const int vectors_begin = begin / 8 * 8, vectors_end = (end + 7) / 8 * 8;
-  Loops::template scores<kRows>(work.scores, work.queries + first, work.keys, vectors_begin, vectors_end,
-                                params.softmax_scale, params.head_dim);
+  const float scale = params.score_scale(tile.batch, tile.kv_head);
+  Loops::template scores<kRows>(work.scores, work.queries[first], work.keys, vectors_begin, vectors_end, scale,
+                                params.head_dim);
+  if (params.q_v != nullptr) {
+    Loops::template scores<kRows>(work.value_scores, work.queries[first] + params.head_dim, work.values, vectors_begin,
+                                  vectors_end, scale, params.head_dim_v);
+    for (int r = 0; r < kRows; ++r) {
+      for (int j = vectors_begin; j < vectors_end; ++j) work.scores[r][j] += work.value_scores[r][j];
+    }
+  }
   for (int r = 0; r < kRows; ++r) {
     float* scores = work.scores[r];
     float* state = states + r * state_size(params);
@@ -171,7 +185,7 @@ float sink_of(const AttentionParams& params, int head) {
 }
 
 // Writes the results of the tile's rows from their states over all keys.
-template <class T, class Loops>
+template <class Out, class Loops>
 void write_rows(const AttentionParams& params, const Tile& tile, const float* states) {
   for (int i = 0; i < tile.count; ++i) {
     const float* state = states + i * state_size(params);
@@ -187,7 +201,8 @@ void write_rows(const AttentionParams& params, const Tile& tile, const float* st
     }
     params.lse[tile.offset(i, params.lse_batch_stride, /*row_stride=*/1, params.lse_head_stride)] = lse;
     const int64_t offset = tile.offset(i, params.out_batch_stride, params.out_row_stride, params.out_head_stride);
-    Loops::from_float(static_cast<T*>(params.out) + offset, state + kOutput, factor, params.head_dim_v);
+    Loops::from_float(static_cast<Out*>(params.out) + offset, state + kOutput,
+                      factor * params.v_descale.at(tile.batch, tile.kv_head), params.head_dim_v);
   }
 }
 
@@ -217,13 +232,13 @@ struct Tiling {
   }
 };
 
-template <class T, class Loops>
+template <class T, class Out, class Loops>
 void attend_tiles(const AttentionParams& params, const Tiling& tiling) {
   const int64_t products = static_cast<int64_t>(tiling.rows) * params.seqlen_k * (params.head_dim + params.head_dim_v);
   const int64_t grain = (kProductsPerThread + products - 1) / std::max<int64_t>(products, 1);
   parallel_for(tiling.count(), std::max<int64_t>(grain, 1), [&](int64_t begin, int64_t end) {
     Workspace<T> work;
-    float states[2][kTileRows * (kOutput + kMaxHeadDim)];
+    float states[2][kTileRows * (kOutput + kMaxValues)];
     for (int64_t i = begin; i < end; ++i) {
       const Tile tile = tiling.tile(params, i);
       load_queries<T, Loops>(params, tile, work);
@@ -237,13 +252,13 @@ void attend_tiles(const AttentionParams& params, const Tiling& tiling) {
           merge_next<Loops>(states[0] + at, states[1] + at, params.head_dim_v);
         }
       }
-      write_rows<T, Loops>(params, tile, states[0]);
+      write_rows<Out, Loops>(params, tile, states[0]);
     }
   });
 }
 
 // The same for few tiles of many keys: threads share the blocks of a tile, `at_once` of each tile at a time.
-template <class T, class Loops>
+template <class T, class Out, class Loops>
 void attend_tile_blocks(const AttentionParams& params, const Tiling& tiling, int first_block, int end_block,
                         int at_once) {
   const int64_t tile_states = static_cast<int64_t>(tiling.rows) * state_size(params);
@@ -277,11 +292,11 @@ void attend_tile_blocks(const AttentionParams& params, const Tiling& tiling, int
     }
   }
   for (int64_t i = 0; i < tiling.count(); ++i) {
-    write_rows<T, Loops>(params, tiling.tile(params, i), states_of(i, 0));
+    write_rows<Out, Loops>(params, tiling.tile(params, i), states_of(i, 0));
   }
 }
 
-template <class T, class Loops>
+template <class T, class Out, class Loops>
 void attend(const AttentionParams& params) {
   const Tiling tiling(params);
   const int64_t most_at_once = kSplitFloats / (tiling.count() * tiling.rows * state_size(params)) - 1;
@@ -296,11 +311,11 @@ void attend(const AttentionParams& params) {
     const int first_block = first_key / kBlockKeys, end_block = (end_key + kBlockKeys - 1) / kBlockKeys;
     if (end_block - first_block > 1) {
       const int at_once = static_cast<int>(std::min<int64_t>(most_at_once, end_block - first_block));
-      attend_tile_blocks<T, Loops>(params, tiling, first_block, end_block, at_once);
+      attend_tile_blocks<T, Out, Loops>(params, tiling, first_block, end_block, at_once);
       return;
     }
   }
-  attend_tiles<T, Loops>(params, tiling);
+  attend_tiles<T, Out, Loops>(params, tiling);
 }
 
 // A row of `dim` elements, the first rotary_dim of them rotated by the angles of `position`.
@@ -356,14 +371,14 @@ void append_new_keys(const AttentionParams& params) {
   }
 }
 
-template <class T>
+template <class T, class Out>
 void run(const AttentionParams& params) {
   if (params.k_new != nullptr) append_new_keys<T>(params);
   const AttentionParams attended = with_rotated_queries(params);
 #if defined(__x86_64__)
-  if (has_avx2()) return attend<T, Avx2Loops>(attended);
+  if (has_avx2()) return attend<T, Out, Avx2Loops>(attended);
 #endif
-  attend<T, PlainLoops>(attended);
+  attend<T, Out, PlainLoops>(attended);
 }
 
 }  // namespace
@@ -374,7 +389,11 @@ Status flash_attention_most_merged_splits(int* most) {
 }
 
 Status flash_attention_forward(const AttentionParams& params, Stream) {
-  SGL_CPU_SWITCH_FLOAT(params.dtype, T, run<T>(params));
+  if (params.dtype == DType::kF8E4M3) {
+    run<Float8E4M3, BFloat16>(params);
+  } else {
+    SGL_CPU_SWITCH_FLOAT(params.dtype, T, run<T, T>(params));
+  }
   return OkStatus();
 }
 

@@ -1,10 +1,10 @@
 // Attention of few queries over long caches (decoding): bound by the bandwidth at which keys and values are read.
 //
 // One block a (split of the keys, tile of 16 packed rows and KV head, sequence). The query heads that share a KV head
-// are rows of one tile, so every key is read once for all of them. Each warp walks its own keys, 16 at a time, through
-// its own ring in shared memory: no barrier of the block until the end, where the warps' softmaxes are merged in order.
-// The rings hold up to 96 KiB, of which all but one slot is under way while a slot is used; two blocks fit a
-// multiprocessor of 228 KiB, which is several times the bandwidth-delay product of its share of the memory.
+// are rows of one tile, so every key is read once for all of them. Each warp walks its own keys, 16 at a time (32 of
+// fp8), through its own ring in shared memory: no barrier of the block until the end, where the warps' softmaxes are
+// merged in order. The rings hold up to 96 KiB, of which all but one slot is under way while a slot is used; two blocks
+// fit a multiprocessor of 228 KiB, which is several times the bandwidth-delay product of its share of the memory.
 //
 // Where the target has clusters, the splits of one cluster are merged as well, in order and through shared memory:
 // each block takes every so many rows. Short calls are a chain of latencies (lengths, page table, keys, merge), so what
@@ -17,7 +17,7 @@
 #include <algorithm>
 #include <bit>
 
-#include "kernels/attention/flash_attention_mma.cuh"
+#include "kernels/attention/flash_attention_fragments.cuh"
 #include "kernels/attention/flash_attention_portable.h"
 #include "kernels/base/launch.h"
 #include "kernels/device/pdl.cuh"
@@ -25,17 +25,20 @@
 
 namespace sgl_kernel::SGL_TARGET {
 
-inline constexpr int kWarpKeys = 16;  // keys of a warp's step: one depth of P V
-
 template <class T, int kHeadDim_, int kHeadDimV_>
-struct GroupedHeadsConfig {
-  using Element = T;
+struct GroupedHeadsConfig : AttentionTypes<T> {
   static constexpr int kHeadDim = kHeadDim_, kHeadDimV = kHeadDimV_;
-  static constexpr int kKeyBytes = kWarpKeys * kHeadDim * 2, kValueBytes = kWarpKeys * kHeadDimV * 2;
+  static constexpr int kHeadWords = AttentionTypes<T>::words(kHeadDim);
+  static constexpr int kHeadWordsV = AttentionTypes<T>::words(kHeadDimV);
+  // Keys of a warp's step: one depth of P V. Of fp8 two, as many bytes; 256 dimensions leave no registers for that.
+  static constexpr int kWarpKeys = AttentionTypes<T>::kIsFp8 && kHeadDim <= 192 ? 32 : 16;
+  static constexpr int kKeyBytes = kWarpKeys * kHeadWords * 2, kValueBytes = kWarpKeys * kHeadWordsV * 2;
   static constexpr int kSlotBytes = kKeyBytes + kValueBytes;
-  static constexpr int kWarps = (kHeadDim > 192 ? 2 : 4);
-  // As deep as 96 KiB allow (what an sm_89 or sm_120 block can have), but not deeper than 3: then two blocks fit.
-  static constexpr int kStages = std::min(96 * 1024 / (kSlotBytes * kWarps), 3);
+  // As deep as 96 KiB allow (what an sm_89 or sm_120 block can have), but not deeper than 3: then two blocks fit. Four
+  // warps, unless they could not have two slots each.
+  static constexpr int kMostShared = 96 * 1024;
+  static constexpr int kWarps = kSlotBytes * 4 * 2 <= kMostShared ? 4 : 2;
+  static constexpr int kStages = std::min(kMostShared / (kSlotBytes * kWarps), 3);
   static constexpr int kRingBytes = kSlotBytes * kStages;  // of a warp
   static constexpr int kThreads = kWarps * kWarp;
   static constexpr int kBlockKeys = kWarps * kWarpKeys;
@@ -63,14 +66,14 @@ struct GroupedHeadsParams {
   int first_batch = 0;
 };
 
-// Copies the keys [first_key, first_key + 16) of one KV head, or their values, into a slot. Lane kFirstLane + i brings
-// the offset of row i, and bit kFirstLane + i of `valid` says whether it is one; the other rows become zeros.
-template <int kDim, int kFirstLane>
+// Copies kRows keys of one KV head, or their values, into a slot. Lane i brings the offset of row i, and bit i of
+// `valid` says whether it is one; the other rows become zeros. Dimensions are 16-bit words.
+template <int kDim, int kRows>
 __device__ __forceinline__ void copy_rows(uint32_t tile, const uint8_t* head, uint32_t unit_bytes, uint32_t offset,
                                           uint32_t valid, int head_dim, int lane) {
   constexpr int kChunks = kDim / kChunk, kBytes = 16;
   if constexpr (kWarp % kChunks == 0) {  // a lane has one column, and rows that are a power of two apart
-    constexpr int kRows = kWarp / kChunks;
+    constexpr int kRowsAtOnce = kWarp / kChunks;
     const int first_row = lane / kChunks, chunk = lane % kChunks;
     const uint32_t lane_tile = tile + swizzled<kDim>(first_row, chunk);
     const uint8_t* column = head + chunk * kBytes;
@@ -80,20 +83,20 @@ __device__ __forceinline__ void copy_rows(uint32_t tile, const uint8_t* head, ui
     }
     valid >>= first_row;
 #pragma unroll
-    for (int row = 0; row < kWarpKeys; row += kRows) {
-      const uint32_t from = __shfl_sync(0xffffffffu, offset, kFirstLane + row + first_row);
-      copy_chunk_async((lane_tile ^ (row % 8 * kBytes)) + row * kDim * 2,
-                       column + static_cast<uint64_t>(from) * unit_bytes, (valid >> (kFirstLane + row)) & 1);
+    for (int row = 0; row < kRows; row += kRowsAtOnce) {
+      const uint32_t from = __shfl_sync(0xffffffffu, offset, row + first_row);
+      copy_chunk_async((lane_tile ^ (swizzle_of_row<kDim>(row) * kBytes)) + row * kDim * 2,
+                       column + static_cast<uint64_t>(from) * unit_bytes, (valid >> row) & 1);
     }
   } else {
 #pragma unroll
-    for (int i = 0; i < kWarpKeys * kChunks / kWarp; ++i) {
+    for (int i = 0; i < kRows * kChunks / kWarp; ++i) {
       const int row = (i * kWarp + lane) / kChunks, chunk = (i * kWarp + lane) % kChunks;
-      const uint32_t from = __shfl_sync(0xffffffffu, offset, kFirstLane + row);
+      const uint32_t from = __shfl_sync(0xffffffffu, offset, row);
       const bool in_head = chunk * kChunk < head_dim;
       copy_chunk_async(tile + swizzled<kDim>(row, chunk),
                        head + static_cast<uint64_t>(from) * unit_bytes + (in_head ? chunk * kBytes : 0),
-                       in_head && ((valid >> (kFirstLane + row)) & 1) != 0);
+                       in_head && ((valid >> row) & 1) != 0);
     }
   }
 }
@@ -118,7 +121,8 @@ template <class C, class Blocks>
 __global__ void __launch_bounds__(C::kThreads)
     attend_grouped_heads_kernel(const __grid_constant__ AttentionParams params,
                                 const __grid_constant__ GroupedHeadsParams derived) {
-  using T = typename C::Element;
+  using T = typename C::Source;
+  using Out = typename C::Out;
   extern __shared__ __align__(128) uint8_t shared[];
   __shared__ float warp_max[C::kWarps][kMmaRows], warp_sum[C::kWarps][kMmaRows];
   wait_for_predecessor();
@@ -141,14 +145,15 @@ __global__ void __launch_bounds__(C::kThreads)
 
   // The queries go through what is the last slot of warp 0 until the first step.
   const uint32_t query_tile = shared_address(shared) + C::kRingBytes - C::kSlotBytes;
-  for (int i = threadIdx.x; i < kMmaRows * C::kHeadDim / kChunk; i += C::kThreads) {
-    constexpr int kChunks = C::kHeadDim / kChunk;
+  for (int i = threadIdx.x; i < kMmaRows * C::kHeadWords / kChunk; i += C::kThreads) {
+    constexpr int kChunks = C::kHeadWords / kChunk;
     const int row = i / kChunks, chunk = i % kChunks;
-    const bool valid = first_row + row < num_rows && chunk * kChunk < params.head_dim;
+    const bool valid = first_row + row < num_rows && chunk * C::kPerChunk < params.head_dim;
     const PackedRow packed = unpack(valid ? first_row + row : first_row);
     const T* source = static_cast<const T*>(params.q) + batch * params.q_batch_stride +
                       (sequence.q_start + packed.token) * params.q_row_stride + packed.head * params.q_head_stride;
-    copy_chunk_async(query_tile + swizzled<C::kHeadDim>(row, chunk), valid ? source + chunk * kChunk : source, valid);
+    copy_chunk_async(query_tile + swizzled<C::kHeadWords>(row, chunk), valid ? source + chunk * C::kPerChunk : source,
+                     valid);
   }
   commit_copies();
 
@@ -156,19 +161,18 @@ __global__ void __launch_bounds__(C::kThreads)
   const KeyRange seen_by_first = visible_keys(params, sequence.q_len, sequence.k_len, token_of(first_row));
   const KeyRange seen_by_last = visible_keys(params, sequence.q_len, sequence.k_len, token_of(last_row));
   const KeyRange range = split_of({seen_by_first.begin, seen_by_last.end}, split, params.num_splits, kSplitTile);
-  const int first_block_key = range.begin / kWarpKeys * kWarpKeys;
-  const int first_key = first_block_key + warp * kWarpKeys;
+  const int first_block_key = range.begin / C::kWarpKeys * C::kWarpKeys;
+  const int first_key = first_block_key + warp * C::kWarpKeys;
   const int steps = range.end > range.begin ? (range.end - first_block_key + C::kBlockKeys - 1) / C::kBlockKeys : 0;
 
-  // Lane i looks up where key i % 16 of a step lies: in k below lane 16, in v from there on.
-  const CacheStrides strides = lane < kWarpKeys ? derived.k : derived.v;
+  // Lane i looks up where key i of a step lies (i % 16 if it has so many).
   const auto* keys = static_cast<const uint8_t*>(params.k) + kv_head * params.k_head_stride * sizeof(T);
   const auto* values = static_cast<const uint8_t*>(params.v) + kv_head * params.v_head_stride * sizeof(T);
   const int32_t* pages =
       params.page_table == nullptr ? nullptr : params.page_table + sequence.kv_batch * params.page_table_stride;
   const int whole_block = params.cu_seqlens_k != nullptr ? 0 : static_cast<int>(sequence.kv_batch);
   const auto slot_of_step = [&](int step) {
-    const int key = first_key + step * C::kBlockKeys + lane % kWarpKeys;
+    const int key = first_key + step * C::kBlockKeys + lane % C::kWarpKeys;
     if (key < range.begin || key >= range.end) return KeySlot{-1, 0};
     const int position = static_cast<int>(sequence.k_start) + key;
     if (pages == nullptr) return KeySlot{whole_block, position};
@@ -178,11 +182,14 @@ __global__ void __launch_bounds__(C::kThreads)
   };
   const uint32_t ring = shared_address(shared) + warp * C::kRingBytes;
   const auto copy_step = [&](uint32_t tile, KeySlot slot) {
-    const uint32_t offset = slot.block < 0 ? 0 : slot.block * strides.batch + slot.row * strides.row;
+    const auto offset_by = [&](const CacheStrides& strides) {
+      return slot.block < 0 ? 0 : slot.block * strides.batch + slot.row * strides.row;
+    };
     const uint32_t valid = __ballot_sync(0xffffffffu, slot.block >= 0);
-    copy_rows<C::kHeadDim, 0>(tile, keys, derived.k.unit_bytes, offset, valid, params.head_dim, lane);
-    copy_rows<C::kHeadDimV, kWarpKeys>(tile + C::kKeyBytes, values, derived.v.unit_bytes, offset, valid,
-                                       params.head_dim_v, lane);
+    copy_rows<C::kHeadWords, C::kWarpKeys>(tile, keys, derived.k.unit_bytes, offset_by(derived.k), valid,
+                                           C::words(params.head_dim), lane);
+    copy_rows<C::kHeadWordsV, C::kWarpKeys>(tile + C::kKeyBytes, values, derived.v.unit_bytes, offset_by(derived.v),
+                                            valid, C::words(params.head_dim_v), lane);
   };
 
   // All first slots are looked up before the first copy, and each later one a step before its copies start, so that the
@@ -197,7 +204,7 @@ __global__ void __launch_bounds__(C::kThreads)
   }
   KeySlot next_slot = slots[C::kStages - 1];
 
-  const ScoreScale scale = score_scale_of(params);
+  const ScoreScale scale = score_scale_of(params, batch, kv_head);
   KeyRange visible[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -213,10 +220,7 @@ __global__ void __launch_bounds__(C::kThreads)
   wait_for_copies<C::kStages - 1>();
   __syncthreads();
   uint32_t queries[C::kHeadDim / kMmaRows][4];
-#pragma unroll
-  for (int depth = 0; depth < C::kHeadDim / kMmaRows; ++depth) {
-    load_a<C::kHeadDim>(queries[depth], query_tile, 0, depth, lane);
-  }
+  load_queries<T, C::kHeadDim>(queries, query_tile, lane);
   __syncthreads();
 
   RowPair rows;
@@ -232,23 +236,14 @@ __global__ void __launch_bounds__(C::kThreads)
     write_slot = read_slot;
     read_slot = read_slot + 1 == C::kStages ? 0 : read_slot + 1;
 
-    // Even and odd depths are summed apart: half the chain of dependent products.
-    float scores[2][4] = {}, odd_scores[2][4] = {};
-#pragma unroll
-    for (int depth = 0; depth < C::kHeadDim / kMmaRows; ++depth) {
-      uint32_t b[4];
-      load_b_of_keys<C::kHeadDim>(b, key_tile, 0, depth, lane);
-      mma<T>(depth % 2 == 0 ? scores[0] : odd_scores[0], queries[depth], b[0], b[1]);
-      mma<T>(depth % 2 == 0 ? scores[1] : odd_scores[1], queries[depth], b[2], b[3]);
-    }
-#pragma unroll
-    for (int i = 0; i < 8; ++i) scores[i / 4][i % 4] += odd_scores[i / 4][i % 4];
+    float scores[C::kWarpKeys / kMmaColumns][4];
+    multiply_keys<T, C::kHeadDim>(scores, queries, key_tile, lane);
     if (scale.softcap > 0.0f) {
 #pragma unroll
-      for (int i = 0; i < 8; ++i) scores[i / 4][i % 4] = cap(scores[i / 4][i % 4], scale);
+      for (int i = 0; i < C::kWarpKeys / 2; ++i) scores[i / 4][i % 4] = cap(scores[i / 4][i % 4], scale);
     }
     const int step_key = first_key + step * C::kBlockKeys;
-    if (step_key < seen_by_all.begin || step_key + kWarpKeys > seen_by_all.end) {
+    if (step_key < seen_by_all.begin || step_key + C::kWarpKeys > seen_by_all.end) {
       mask_scores(scores, visible, step_key, lane);
     }
     float correction[2];
@@ -261,15 +256,7 @@ __global__ void __launch_bounds__(C::kThreads)
         for (int e = 0; e < 4; ++e) output[i][e] *= correction[e / 2];
       }
     }
-    const uint32_t probabilities[4] = {pack<T>(scores[0][0], scores[0][1]), pack<T>(scores[0][2], scores[0][3]),
-                                       pack<T>(scores[1][0], scores[1][1]), pack<T>(scores[1][2], scores[1][3])};
-#pragma unroll
-    for (int column = 0; column < C::kHeadDimV / kMmaRows; ++column) {
-      uint32_t b[4];
-      load_b_of_values<C::kHeadDimV>(b, value_tile, 0, column, lane);
-      mma<T>(output[2 * column], probabilities, b[0], b[1]);
-      mma<T>(output[2 * column + 1], probabilities, b[2], b[3]);
-    }
+    multiply_values<T, C::kHeadDimV>(output, scores, value_tile, lane);
   }
 
   // Each warp leaves its maxima, sums and output.
@@ -285,11 +272,7 @@ __global__ void __launch_bounds__(C::kThreads)
       warp_max[warp][row] = rows.max[r];
       warp_sum[warp][row] = rows.sum[r];
     }
-#pragma unroll
-    for (int i = 0; i < C::kHeadDimV / kMmaColumns; ++i) {
-      *reinterpret_cast<float2*>(outputs + warp * kWarpFloats + row * C::kHeadDimV + i * kMmaColumns + lane % 4 * 2) =
-          make_float2(output[i][2 * r], output[i][2 * r + 1]);
-    }
+    store_output_row<T, C::kHeadDimV>(outputs + warp * kWarpFloats + row * C::kHeadDimV, output, r, lane);
   }
   __syncthreads();
 
@@ -314,6 +297,7 @@ __global__ void __launch_bounds__(C::kThreads)
   };
 
   const bool is_partial = params.num_partials > 1;
+  const float value_scale = C::kIsFp8 ? params.v_descale.at(batch, kv_head) : 1.0f;
   const auto write_row = [&](int row, int partial, const MergedRow<C>& merged) {
     const PackedRow packed = unpack(first_row + row);
     const float sink = is_partial ? negative_infinity() : sink_of(params, packed.head);
@@ -327,17 +311,18 @@ __global__ void __launch_bounds__(C::kThreads)
     }
     // combine_splits() does not look at the output of a part without keys.
     if (is_partial && end.lse == negative_infinity()) return;
+    const float factor = end.factor * value_scale;
 #pragma unroll
     for (int i = 0; i < C::kLanePairs; ++i) {
       const int column = (i * kWarp + lane) * 2;
       if (column >= params.head_dim_v) continue;
-      const float2 total = make_float2(merged.output[i].x * end.factor, merged.output[i].y * end.factor);
+      const float2 total = make_float2(merged.output[i].x * factor, merged.output[i].y * factor);
       if (is_partial) {
         *reinterpret_cast<float2*>(params.out_accum + out_accum_index(params, sequence, batch, partial, packed) +
                                    column) = total;
       } else {
-        *reinterpret_cast<uint32_t*>(static_cast<T*>(params.out) + out_index(params, sequence, batch, packed) +
-                                     column) = pack<T>(total.x, total.y);
+        *reinterpret_cast<uint32_t*>(static_cast<Out*>(params.out) + out_index(params, sequence, batch, packed) +
+                                     column) = pack<Out>(total.x, total.y);
       }
     }
   };
@@ -411,9 +396,10 @@ inline void set_page_division(GroupedHeadsParams& derived, int page_size) {
 }
 
 // False if the cache has offsets beyond 32 bits.
-inline bool set_strides(CacheStrides& strides, int64_t blocks, int64_t rows, int64_t batch_stride, int64_t row_stride) {
-  constexpr int64_t kElementBytes = 2, kChunkBytes = kChunk * kElementBytes, kMostUnitBytes = 1 << 30;
-  const int64_t batch_bytes = batch_stride * kElementBytes, row_bytes = row_stride * kElementBytes;
+inline bool set_strides(CacheStrides& strides, int64_t blocks, int64_t rows, int64_t batch_stride, int64_t row_stride,
+                        int64_t element_bytes) {
+  constexpr int64_t kChunkBytes = 16, kMostUnitBytes = 1 << 30;
+  const int64_t batch_bytes = batch_stride * element_bytes, row_bytes = row_stride * element_bytes;
   int64_t unit = (batch_bytes | row_bytes) & -(batch_bytes | row_bytes);
   unit = unit == 0 ? kChunkBytes : std::min(unit, kMostUnitBytes);
   const int64_t last =
@@ -431,8 +417,10 @@ Status launch_grouped_heads(const AttentionParams& params, Stream stream) {
   const bool paged = params.page_table != nullptr, ragged = params.cu_seqlens_k != nullptr;
   const int64_t rows = paged ? params.page_size : ragged ? params.k_extent : params.seqlen_k;
   const int64_t cache_blocks = ragged ? 1 : params.k_extent;
-  if (!set_strides(derived.k, cache_blocks, rows, params.k_batch_stride, params.k_row_stride) ||
-      !set_strides(derived.v, cache_blocks, rows, params.v_batch_stride, params.v_row_stride)) {
+  if (!set_strides(derived.k, cache_blocks, rows, params.k_batch_stride, params.k_row_stride,
+                   sizeof(typename C::Source)) ||
+      !set_strides(derived.v, cache_blocks, rows, params.v_batch_stride, params.v_row_stride,
+                   sizeof(typename C::Source))) {
     return Unsupported("fwd: k or v is too large for its strides, expected offsets below 2^32 common divisors of them");
   }
   set_page_division(derived, paged ? params.page_size : 0);
@@ -475,12 +463,6 @@ Status run_grouped_heads(const AttentionParams& params, Stream stream) {
   if (head_dim <= 128 && head_dim_v <= 128) return run_grouped_heads<Blocks, T, 128, 128>(params, stream);
   if (head_dim <= 192 && head_dim_v <= 128) return run_grouped_heads<Blocks, T, 192, 128>(params, stream);
   return run_grouped_heads<Blocks, T, 256, 256>(params, stream);
-}
-
-template <class Blocks>
-Status run_grouped_heads(const AttentionParams& params, Stream stream) {
-  if (params.dtype == DType::kF16) return run_grouped_heads<Blocks, __half>(params, stream);
-  return run_grouped_heads<Blocks, __nv_bfloat16>(params, stream);
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

@@ -13,8 +13,8 @@ namespace sgl_kernel::cpu {
 namespace {
 
 constexpr int kBlockKeys = 64;
-constexpr int kMaxHeadDim = 256;
-constexpr int kRowsAtOnce = 3;  // query rows: 3 by 4 sums are as many as stay in AVX2's 16 registers
+constexpr int kMaxQueryDim = 576;  // floats from one query row to the next
+constexpr int kRowsAtOnce = 3;     // query rows: 3 by 4 sums are as many as stay in AVX2's 16 registers
 
 struct PlainLoops {
   template <class T>
@@ -35,14 +35,14 @@ struct PlainLoops {
   template <class T>
   static void prefetch_row(const T*, int) {}
 
-  // scores[r][j] = scale * queries[r] · keys[j]
+  // scores[r][j] = scale * queries[r] · keys[j], the rows of queries kMaxQueryDim apart
   template <int kRows, class T>
-  static void scores(float (*scores)[kBlockKeys], const float (*queries)[kMaxHeadDim], const T* const* keys, int begin,
-                     int end, float scale, int dim) {
+  static void scores(float (*scores)[kBlockKeys], const float* queries, const T* const* keys, int begin, int end,
+                     float scale, int dim) {
     for (int r = 0; r < kRows; ++r) {
       for (int j = begin; j < end; ++j) {
         float sum = 0.0f;
-        for (int d = 0; d < dim; ++d) sum += queries[r][d] * static_cast<float>(keys[j][d]);
+        for (int d = 0; d < dim; ++d) sum += queries[r * kMaxQueryDim + d] * static_cast<float>(keys[j][d]);
         scores[r][j] = sum * scale;
       }
     }
@@ -102,8 +102,8 @@ struct Avx2Loops {
   }
 
   template <int kRows, class T>
-  SGL_AVX2 static void scores(float (*scores)[kBlockKeys], const float (*queries)[kMaxHeadDim], const T* const* keys,
-                              int begin, int end, float scale, int dim) {
+  SGL_AVX2 static void scores(float (*scores)[kBlockKeys], const float* queries, const T* const* keys, int begin,
+                              int end, float scale, int dim) {
     constexpr int kKeys = kRows == 1 ? 8 : 4;  // sums enough to hide the latency of a multiply-add
     for (int j = begin; j < end; j += kKeys) {
       __m256 sums[kRows][kKeys];
@@ -115,7 +115,7 @@ struct Avx2Loops {
       for (int d = 0; d < dim; d += 8) {
         __m256 query[kRows];
 #pragma GCC unroll 3
-        for (int r = 0; r < kRows; ++r) query[r] = load8(queries[r] + d);
+        for (int r = 0; r < kRows; ++r) query[r] = load8(queries + r * kMaxQueryDim + d);
 #pragma GCC unroll 8
         for (int i = 0; i < kKeys; ++i) {
           const __m256 key = load8(keys[j + i] + d);

@@ -32,12 +32,22 @@ __device__ __forceinline__ void copy_chunk_async(uint32_t destination, const voi
                : "memory");
 }
 
-// The byte offset of a chunk of a row of kDim elements. The exclusive or spreads eight neighbouring rows' chunks over
-// all banks; it stays within groups of eight chunks, so kDim is a multiple of 64.
+// How the chunks of a row of kDim 16-bit elements are permuted, by an exclusive or with swizzle_of_row(), so that one
+// chunk of eight neighbouring rows is spread over all banks: in groups of eight, or, where two rows make up a multiple
+// of all banks, of four. A tile of fp8 is one of half as many 16-bit elements a row.
+template <int kDim>
+inline constexpr int kSwizzledChunks = kDim % (8 * kChunk) == 0 ? 8 : 4;
+
+template <int kDim>
+__device__ __forceinline__ int swizzle_of_row(int row) {
+  static_assert(kDim % (4 * kChunk) == 0);
+  return kSwizzledChunks<kDim> == 8 ? row & 7 : row >> 1 & 3;
+}
+
+// The byte offset of a chunk of a row.
 template <int kDim>
 __device__ __forceinline__ uint32_t swizzled(int row, int chunk) {
-  static_assert(kDim % (8 * kChunk) == 0);
-  return row * (kDim * 2) + ((chunk ^ (row & 7)) * 16);
+  return row * (kDim * 2) + ((chunk ^ swizzle_of_row<kDim>(row)) * 16);
 }
 
 __device__ __forceinline__ void load_matrices(uint32_t (&fragment)[4], uint32_t address) {
@@ -58,7 +68,8 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&fragment)[4]
 // this is inlined; tiles begin at multiples of 128 bytes.
 template <int kDim>
 __device__ __forceinline__ uint32_t chunk_address(uint32_t tile, int row, int odd, int step) {
-  return ((tile + swizzled<kDim>(row, odd)) ^ (2 * step % 8 * 16)) + 2 * step / 8 * 128;
+  constexpr int kChunks = kSwizzledChunks<kDim>;
+  return ((tile + swizzled<kDim>(row, odd)) ^ (2 * step % kChunks * 16)) + 2 * step / kChunks * (kChunks * 16);
 }
 
 // The A fragment of rows [row, row + 16) and columns [16 step, 16 step + 16) of a tile in shared memory.
@@ -102,13 +113,14 @@ __device__ __forceinline__ void mma<__nv_bfloat16>(float (&d)[4], const uint32_t
 // How raw products of q and k become exponents of 2. With a softcap the scores are capped first.
 struct ScoreScale {
   float softcap;        // 0: none
-  float before_cap;     // softmax_scale / softcap
-  float log2_per_unit;  // what a score is multiplied by under exp2: kLog2E, times softmax_scale if nothing is capped
+  float before_cap;     // score_scale() / softcap
+  float log2_per_unit;  // what a score is multiplied by under exp2: kLog2E, times score_scale() if nothing is capped
 };
 
-__device__ __forceinline__ ScoreScale score_scale_of(const AttentionParams& params) {
-  if (params.softcap > 0.0f) return {params.softcap, params.softmax_scale / params.softcap, kLog2E};
-  return {0.0f, 0.0f, params.softmax_scale * kLog2E};
+__device__ __forceinline__ ScoreScale score_scale_of(const AttentionParams& params, int batch, int kv_head) {
+  const float scale = params.score_scale(batch, kv_head);
+  if (params.softcap > 0.0f) return {params.softcap, scale / params.softcap, kLog2E};
+  return {0.0f, 0.0f, scale * kLog2E};
 }
 
 // softcap * tanh(score * before_cap), by tanh(x) = 1 - 2 / (e^2x + 1).

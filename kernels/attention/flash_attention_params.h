@@ -21,9 +21,19 @@
 
 namespace sgl_kernel {
 
+// What fp8 tensors are multiplied by, a factor for each sequence and KV head: [batch, num_heads_k], f32.
+struct AttentionScales {
+  const float* data = nullptr;  // null: 1
+  int64_t batch_stride = 0, head_stride = 0;
+
+  SGL_HOST_DEVICE float at(int batch, int kv_head) const {
+    return data != nullptr ? data[batch * batch_stride + kv_head * head_stride] : 1.0f;
+  }
+};
+
 // Strides are in elements. The last dimension of every tensor is dense. A null pointer means "not given".
 struct AttentionParams {
-  DType dtype = DType::kBF16;        // of q, k, v, k_new, v_new, rotary_cos, rotary_sin, out
+  DType dtype = DType::kBF16;        // of q, k, v, k_new, v_new, rotary_cos, rotary_sin; out's is bf16 if this is fp8
   DType sinks_dtype = DType::kBF16;  // f32 | f16 | bf16
 
   // Queries. Dense: [batch, seqlen_q, num_heads, head_dim]. With cu_seqlens_q: [total_q, num_heads, head_dim], and the
@@ -32,6 +42,8 @@ struct AttentionParams {
   int64_t q_batch_stride = 0, q_row_stride = 0, q_head_stride = 0;
   const int32_t* cu_seqlens_q = nullptr;  // [batch + 1]
   const int32_t* seqused_q = nullptr;     // [batch]
+  const void* q_v = nullptr;              // as q, head_dim_v wide: the queries over v
+  int64_t q_v_batch_stride = 0, q_v_row_stride = 0, q_v_head_stride = 0;
 
   // Keys and values, in one of three layouts:
   //   dense             [cache batch, seqlen_k, num_heads_k, head_dim(_v)]
@@ -89,6 +101,7 @@ struct AttentionParams {
   int num_heads = 0, num_heads_k = 0;
   int head_dim = 0, head_dim_v = 0;
 
+  AttentionScales q_descale, k_descale, v_descale;
   float softmax_scale = 1.0f;
   float softcap = 0.0f;          // 0: none; else s becomes softcap * tanh(s / softcap), s scaled already
   const void* sinks = nullptr;   // [num_heads] a logit that takes part in the softmax and has no value
@@ -98,6 +111,11 @@ struct AttentionParams {
   bool rotate_q_by_row = false;  // causal or windowed: query i has position first + i, else all have position first
 
   SGL_HOST_DEVICE int group() const { return num_heads / num_heads_k; }  // query heads that share a KV head
+
+  // What the products of a KV head's queries and keys are multiplied by.
+  SGL_HOST_DEVICE float score_scale(int batch, int kv_head) const {
+    return softmax_scale * q_descale.at(batch, kv_head) * k_descale.at(batch, kv_head);
+  }
 };
 
 // One sequence of the batch.
@@ -186,6 +204,7 @@ SGL_HOST_DEVICE inline KeyRange visible_keys(const AttentionParams& params, int 
   return {static_cast<int>(begin < k_len ? begin : k_len), static_cast<int>(end > 0 ? end : 0)};
 }
 
+inline constexpr int kMaxSplits = 256;
 inline constexpr int kSplitTile = 64;  // keys: where the portable kernels split a range
 
 // The part of `range` that split `split` of num_splits takes. It is cut at multiples of `tile`. The bounds
@@ -213,6 +232,18 @@ SGL_HOST_DEVICE inline int64_t clamp_rotary_position(const AttentionParams& para
   return position < 0 ? 0 : position < params.rotary_positions ? position : params.rotary_positions - 1;
 }
 
+// Up to here one warp holds whole rows of the output. Wider values are for a head_dim of at most kMostHeadDimWithWide.
+inline constexpr int kMostNarrowValues = 256;
+inline constexpr int kMostWideValues = 512;
+inline constexpr int kMostHeadDimWithWide = 64;
+
+// Whether a call is for the kernels of wide values, which take queries over v as well.
+inline bool has_wide_values(int64_t head_dim_v, bool has_q_v) { return has_q_v || head_dim_v > kMostNarrowValues; }
+
+inline bool has_wide_values(const AttentionParams& params) {
+  return has_wide_values(params.head_dim_v, params.q_v != nullptr);
+}
+
 // Whether a sequence has so few queries, over the heads that share a KV head, that reading the keys is what takes time.
 inline bool few_packed_rows(int64_t seqlen_q, int64_t group) { return seqlen_q * group <= 32; }
 
@@ -228,7 +259,12 @@ SGL_HOST_DEVICE inline AttentionParams with_rotated_queries(AttentionParams para
   return params;
 }
 
-// How many splits of few_packed_rows() a target may merge inside step 2: a power of two, 1 if it merges none.
+// Whether a call's splits may be merged inside step 2.
+inline bool merges_splits(int64_t seqlen_q, int64_t group, int64_t head_dim_v, bool has_q_v) {
+  return few_packed_rows(seqlen_q, group) && !has_wide_values(head_dim_v, has_q_v);
+}
+
+// How many splits of merges_splits() a target may merge: a power of two, 1 if it merges none.
 inline constexpr int kMostMergedSplits = 16;  // the most blocks that a cluster can have
 Status flash_attention_most_merged_splits(int* most);
 

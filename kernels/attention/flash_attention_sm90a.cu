@@ -60,15 +60,16 @@ PrefillSchedule schedule_of(const AttentionParams& params) {
   return schedule;
 }
 
-// Whether the Hopper kernels take this step 2: tensor-core work, tensors that the copy engine takes.
+// Whether the Hopper kernels take this step 2: tensor-core work of 16 bits, tensors that the copy engine takes.
 bool prefill_takes(const AttentionParams& params, const PrefillSchedule& schedule) {
-  if (few_packed_rows(params) || params.seqlen_k == 0 || params.k_extent == 0) return false;
+  if (params.dtype == DType::kF8E4M3 || params.seqlen_k == 0 || params.k_extent == 0) return false;
   if (schedule.num_tiles == INT32_MAX || params.total_q > INT32_MAX || params.k_extent > INT32_MAX) return false;
   return tensor_map_fits(queries_shape(params, schedule.pack)) && tensor_map_fits(keys_shape(params)) &&
          tensor_map_fits(values_shape(params));
 }
 
 Status attend(const AttentionParams& params, Stream stream) {
+  if (has_wide_values(params)) return attend_wide_values(params, stream);
   if (few_packed_rows(params)) return attend_grouped_heads(params, stream);
   const PrefillSchedule schedule = schedule_of(params);
   if (!prefill_takes(params, schedule)) return attend_query_tiles(params, stream);

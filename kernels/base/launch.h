@@ -89,4 +89,15 @@ inline int num_sms() {
   return count;
 }
 
+// The shared memory, in bytes, that a block of the current device may have after allow_shared_memory().
+inline int max_shared_memory() {
+  constexpr int kEveryDevice = 48 * 1024;
+  int device = 0, bytes = kEveryDevice;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) {
+    cudaGetLastError();
+  }
+  return bytes;
+}
+
 }  // namespace sgl_kernel::SGL_TARGET

@@ -29,6 +29,20 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float value) 
   return __float2bfloat16_rn(value);
 }
 
+// Two elements of 16 bits, rounded together by one instruction.
+template <class T>
+struct PairOf;
+template <>
+struct PairOf<__half> {
+  using Type = __half2;
+  static __device__ __forceinline__ Type round(float low, float high) { return __floats2half2_rn(low, high); }
+};
+template <>
+struct PairOf<__nv_bfloat16> {
+  using Type = __nv_bfloat162;
+  static __device__ __forceinline__ Type round(float low, float high) { return __floats2bfloat162_rn(low, high); }
+};
+
 // kSize elements that lie together; aligned to their total size, which is at most 16 bytes.
 template <class T, int kSize>
 struct alignas(sizeof(T) * kSize) Vec {

@@ -3,10 +3,9 @@
 // Grid: a block a tile of 128 x 128, of 8 warps with 64 x 32 each. K goes by in steps of 64, three of which are in
 // shared memory. int8 is multiplied as it is; e4m3 is widened to f16, which holds it exactly, and summed in f32.
 // Bound by the tensor cores for many rows, by the latency of one tile for few: K is not split. Not measured.
-#include <cuda_fp8.h>
-
 #include "kernels/base/launch.h"
 #include "kernels/device/copy_async.cuh"
+#include "kernels/device/fp8.cuh"
 #include "kernels/device/mma_int8.cuh"
 #include "kernels/device/vec.cuh"
 #include "kernels/gemm/scaled_mm_portable.h"
@@ -48,14 +47,6 @@ __device__ __forceinline__ void load_rows(uint8_t (*to)[kPitch], const uint8_t* 
       for (int byte = 0; byte < kChunk; ++byte) to[row][offset + byte] = byte < bytes ? from[byte] : 0;
     }
   }
-}
-
-// Four e4m3 numbers as pairs of f16.
-__device__ __forceinline__ void widen(uint32_t bytes, uint32_t& low, uint32_t& high) {
-  const __half2_raw first = __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(bytes & 0xffff), __NV_E4M3);
-  const __half2_raw second = __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(bytes >> 16), __NV_E4M3);
-  low = first.x | static_cast<uint32_t>(first.y) << 16;
-  high = second.x | static_cast<uint32_t>(second.y) << 16;
 }
 
 __device__ __forceinline__ void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
@@ -102,16 +93,17 @@ struct E4m3 {
     Left wide;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      widen(a[2 * half], wide.a[half][0], wide.a[half][2]);
-      widen(a[2 * half + 1], wide.a[half][1], wide.a[half][3]);
+      const HalfPairs upper = half_of_e4m3(a[2 * half]), lower = half_of_e4m3(a[2 * half + 1]);
+      wide.a[half][0] = upper.first;
+      wide.a[half][1] = lower.first;
+      wide.a[half][2] = upper.second;
+      wide.a[half][3] = lower.second;
     }
     return wide;
   }
   static __device__ __forceinline__ Right right(uint32_t b0, uint32_t b1) {
-    Right wide;
-    widen(b0, wide.b[0][0], wide.b[0][1]);
-    widen(b1, wide.b[1][0], wide.b[1][1]);
-    return wide;
+    const HalfPairs first = half_of_e4m3(b0), second = half_of_e4m3(b1);
+    return {{{first.first, first.second}, {second.first, second.second}}};
   }
   static __device__ __forceinline__ void multiply(float (&d)[4], const Left& left, const Right& right) {
     mma_f16(d, left.a[0], right.b[0]);

@@ -20,6 +20,4 @@ class BlockGroup {
   }
 };
 
-inline constexpr int kBlockGroupThreads = 1024;
-
 }  // namespace sgl_kernel::SGL_TARGET

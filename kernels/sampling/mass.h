@@ -41,10 +41,15 @@ SGL_HOST_DEVICE float float_of_bits(uint32_t bits) {
 #endif
 }
 
+// What a key's search needs to know beside the order: keys kFirst … kEnd - 1 are searched, and the lower ones are those
+// of values that every filter may keep: a probability of 0 adds nothing, a logit of -infinity stays what it is.
+
 // Probabilities: 0 … the highest float, NaN is 0. Their keys, 31 bits, are in the order of their values.
 struct ProbKey {
-  static constexpr int kLeadingShift = 18, kLeadingBins = 1024;  // 32 of each power of two
+  static constexpr bool kHasMass = true;
   static constexpr float kLowest = 0.0f;
+  static constexpr uint32_t kFirst = 1, kEnd = 0x7f800000u;
+  static constexpr int kBits = 31;
   static SGL_HOST_DEVICE float clean(float value) {
     value = value > 0.0f ? value : 0.0f;  // NaN is not above
     return value < kHighestFloat ? value : kHighestFloat;
@@ -55,8 +60,10 @@ struct ProbKey {
 
 // Logits: any float, NaN is -infinity. Their keys have 32 bits.
 struct LogitKey {
-  static constexpr int kLeadingShift = 20, kLeadingBins = 4096;
+  static constexpr bool kHasMass = false;
   static constexpr float kLowest = -INFINITY;
+  static constexpr uint32_t kFirst = 0x00800000u, kEnd = 0xff800001u;  // above -infinity, above infinity
+  static constexpr int kBits = 32;
   static SGL_HOST_DEVICE float clean(float value) { return value == value ? value + 0.0f : kLowest; }  // -0 is 0
   static SGL_HOST_DEVICE uint32_t key(float clean_value) {
     const uint32_t bits = bits_of_float(clean_value);
@@ -90,52 +97,56 @@ SGL_HOST_DEVICE uint64_t mass_share(float p, uint64_t total) {
   return share >= 1.0 ? static_cast<uint64_t>(share) : 1;
 }
 
-// Where the radix search splits a key: the leading bits, then digits of nine.
-inline constexpr int kDigitBits = 9;
-inline constexpr int kDigits = 1 << kDigitBits;
+// A number of values, and their mass. A row has less than 2^31 values.
+struct Tally {
+  uint32_t count = 0;
+  uint64_t mass = 0;
+};
 
-// The bins of a row's leading bits. The row's highest key lies in the last bin or below; where the keys have more
-// leading bits than there are bins, the lowest ones share bin 0.
-template <class Key>
-struct LeadingBins {
-  uint32_t base = 0;  // leading bits of bin 0
+SGL_HOST_DEVICE Tally operator+(const Tally& a, const Tally& b) { return {a.count + b.count, a.mass + b.mass}; }
+SGL_HOST_DEVICE Tally operator-(const Tally& a, const Tally& b) { return {a.count - b.count, a.mass - b.mass}; }
 
-  static SGL_HOST_DEVICE LeadingBins of(uint32_t highest_key) {
-    const uint32_t leading = highest_key >> Key::kLeadingShift, last = Key::kLeadingBins - 1;
-    return {leading > last ? leading - last : 0};
+// Where a prefix of a row's values, in the order (value descending, place ascending), ends: at the first value with
+// which it has that count or that mass.
+struct Goal {
+  static constexpr uint32_t kNoCount = ~0u;
+  static constexpr uint64_t kNoMass = ~0ull;
+  uint32_t count = kNoCount;
+  uint64_t mass = kNoMass;
+
+  SGL_HOST_DEVICE bool reached(const Tally& tally) const { return tally.count >= count || tally.mass >= mass; }
+};
+
+// The result of a search for it.
+struct Cut {
+  bool found = false;  // else the goal lies beyond the last key, and the prefix is the whole row
+  uint32_t key = 0;    // of the prefix's last value, else kFirst
+  Tally above;         // values of higher keys (all values searched, if it was not found)
+  Tally equal;         // values of that key in the row
+
+  // How many of the equals are in the prefix.
+  SGL_HOST_DEVICE uint32_t kept_equals(const Goal& goal) const {
+    uint64_t kept = equal.count;
+    if (goal.count != Goal::kNoCount && goal.count - above.count < kept) kept = goal.count - above.count;
+    if (goal.mass != Goal::kNoMass && equal.mass > 0) {
+      const uint64_t each = equal.mass / equal.count, by_mass = (goal.mass - above.mass + each - 1) / each;
+      if (by_mass < kept) kept = by_mass;
+    }
+    return static_cast<uint32_t>(kept);
   }
-  SGL_HOST_DEVICE uint32_t bin(uint32_t key) const {
-    const uint32_t leading = key >> Key::kLeadingShift;
-    return leading > base ? leading - base : 0;
-  }
-  SGL_HOST_DEVICE uint32_t lowest_key(uint32_t bin) const { return bin == 0 ? 0 : (bin + base) << Key::kLeadingShift; }
-  // Of the highest digit in which keys of the bin differ. In bin 0 that is all of them.
-  static SGL_HOST_DEVICE int first_shift(uint32_t bin) {
-    return bin == 0 ? 3 * kDigitBits : (Key::kLeadingShift - 1) / kDigitBits * kDigitBits;
+  SGL_HOST_DEVICE uint64_t prefix_mass(const Goal& goal) const {
+    return found ? above.mass + (equal.mass > 0 ? equal.mass / equal.count * kept_equals(goal) : 0) : above.mass;
   }
 };
 
-// The bits of a key above a digit.
-SGL_HOST_DEVICE uint32_t above_digit(uint32_t key, int shift) {
-  return shift + kDigitBits < 32 ? key >> (shift + kDigitBits) : 0;
-}
+// The tokens that a filter keeps: the values of higher keys, and those of that key up to the place `last`.
+struct Kept {
+  uint32_t key = 0;
+  uint32_t last = ~0u;
 
-// The bin of a row's histogram in which a count or a mass, added up from the highest values down, reaches its target.
-struct Bin {
-  bool found = false;  // it does
-  uint32_t index = 0;
-  uint64_t count_above = 0;  // values in higher bins
-  uint64_t mass_above = 0;   // their mass
-  uint64_t mass = 0;         // of the bin
-};
-
-// A prefix of a row's values in the order (value descending, place ascending).
-struct Prefix {
-  uint32_t key = 0;               // of its last value
-  bool alone = false;             // that value has no equal in the row
-  uint64_t equals = 0;            // how many values of that key the prefix holds
-  uint64_t mass = 0;              // of the prefix
-  uint64_t mass_with_equals = 0;  // of all values of that key and higher
+  SGL_HOST_DEVICE bool has(uint32_t a_key, uint32_t place) const {
+    return (a_key > key) | ((a_key == key) & (place <= last));  // without branches
+  }
 };
 
 }  // namespace sgl_kernel

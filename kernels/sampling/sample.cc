@@ -71,7 +71,6 @@ void take_top_k(Check& check, SampleParams* params, const TensorView& probs, con
   if (!check.ok()) return;
   if (top_k_arr.has_value()) params->top_k_arr = int_array(*top_k_arr);
   params->top_k = top_k;
-  params->has_top_k = top_k_arr.has_value() || (top_k > 0 && top_k < params->vocab);
 }
 
 void take_top_p(Check& check, SampleParams* params, const TensorView& probs, const TensorView& output,

@@ -1,12 +1,10 @@
 // Token sampling: one token id for each sample, drawn from a row of probabilities that is filtered first.
 //
 //   probs      [num_rows, vocab]  f32; rows may be strided, the last dimension is dense. Rows need not sum to 1: the
-//   mass
-//                                 of a token is its share of its row's sum
+//                                 mass of a token is its share of its row's sum
 //   output     [num_samples]      i32, the sampled ids, in 0 … vocab - 1
 //   maybe_indices [num_samples]   i32 | i64: sample s draws from row maybe_indices[s]; without it num_samples is
-//   num_rows
-//                                 and sample s draws from row s
+//                                 num_rows and sample s draws from row s
 //   maybe_top_k_arr [num_samples] i32 | i64, maybe_top_p_arr, maybe_min_p_arr [num_samples] f32: a threshold for each
 //                                 sample; without one the scalar beside it serves all
 //   seed       [2]                i64: (seed, offset) of Philox4x32-10. The draw of sample s is a function of the seed,

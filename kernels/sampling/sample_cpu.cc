@@ -7,14 +7,26 @@
 namespace sgl_kernel::cpu {
 namespace {
 
-using ProbRow = Row<ProbKey, /*kMass=*/true>;
+using ProbRow = Row<ProbKey>;
 
 int32_t sample_row(const SampleParams& params, int64_t sample, ProbRow::Scratch& scratch) {
   ProbRow row(params.probs + params.row(sample) * params.row_stride, params.vocab, scratch);
   if (row.peak() < kLowestPeak) return 0;
-  row.tally_above(params.lowest_kept(sample, row.peak()));
-  const uint64_t target = draw_position(row, params.filters(sample), params.random(sample)) + 1;
-  return static_cast<int32_t>(row.last_of(row.search_by_mass(row.find_by_mass(target), target)));
+  const Filters filters = params.filters(sample);
+  Kept kept = {ProbKey::key(params.lowest_kept(sample, row.peak()))};
+  if (filters.top_k > 0 || filters.top_p < 1.0f) {
+    const bool share_of_top_k = filters.top_k > 0 && filters.top_p < 1.0f && filters.top_k_first;
+    Goal goal;
+    if (filters.top_k > 0) goal.count = filters.top_k;
+    if (filters.top_p < 1.0f && !share_of_top_k) goal.mass = mass_share(filters.top_p, row.total_mass());
+    Cut cut = row.search(goal);
+    if (share_of_top_k) {
+      goal = {Goal::kNoCount, mass_share(filters.top_p, cut.prefix_mass(goal))};
+      cut = row.search(goal);
+    }
+    kept = row.kept(cut, goal);
+  }
+  return static_cast<int32_t>(row.draw(kept, params.random(sample)));
 }
 
 }  // namespace

@@ -21,7 +21,6 @@ struct SampleParams {
   int64_t num_samples;
   const int64_t* seed;  // (seed, offset)
   int64_t seed_stride;
-  bool has_top_k;  // whether any sample may have one: then values are counted, too
   IntArray indices, top_k_arr;
   FloatArray top_p_arr, min_p_arr;
   int64_t top_k;
@@ -29,14 +28,14 @@ struct SampleParams {
   bool top_k_first;
 
   SGL_HOST_DEVICE int64_t row(int64_t sample) const { return indices.data ? indices[sample] : sample; }
-  SGL_HOST_DEVICE Random random(int64_t sample) const {
+  SGL_HOST_DEVICE uint64_t random(int64_t sample) const {
     return philox4x32_10(static_cast<uint64_t>(seed[0]), static_cast<uint64_t>(seed[seed_stride]),
                          static_cast<uint64_t>(sample));
   }
   SGL_HOST_DEVICE Filters filters(int64_t sample) const {
     Filters filters;
     const int64_t k = top_k_arr.data ? top_k_arr[sample] : top_k;
-    filters.top_k = k > 0 && k < vocab ? static_cast<uint64_t>(k) : 0;
+    filters.top_k = k > 0 && k < vocab ? static_cast<uint32_t>(k) : 0;
     const float p = top_p_arr.data ? top_p_arr[sample] : top_p;
     filters.top_p = p < 1.0f ? fmaxf(p, 0.0f) : 1.0f;  // NaN is off
     filters.top_k_first = top_k_first;

@@ -5,37 +5,57 @@
 #include "kernels/sampling/sample_params.h"
 
 namespace sgl_kernel::SGL_TARGET {
+namespace {
 
-template <class Group, bool kResident, bool kCount, int kThreads>
-__device__ void sample_row(const SampleParams& params, int64_t sample, int slice_size, unsigned char* dynamic,
-                           RowShared& shared) {
+template <class Group>
+__device__ Kept apply_filters(Row<Group, ProbKey>& row, const Filters& filters) {
+  const bool by_count = filters.top_k > 0, by_mass = filters.top_p < 1.0f;
+  const bool share_of_top_k = by_count && by_mass && filters.top_k_first;
+  Goal goal;
+  if (by_count) goal.count = filters.top_k;
+  row.gather(row.estimate_band(goal.count, share_of_top_k ? 1.0f : filters.top_p));
+  if (by_mass && !share_of_top_k) goal.mass = mass_share(filters.top_p, row.total_mass());
+  while (true) {
+    const Cut cut = row.search(goal);
+    if (!share_of_top_k || goal.count == Goal::kNoCount) return row.kept(cut, goal);
+    goal = {Goal::kNoCount, mass_share(filters.top_p, cut.prefix_mass(goal))};
+  }
+}
+
+template <class Group>
+__global__ void __launch_bounds__(kThreads, 1)
+    sample_kernel(const __grid_constant__ SampleParams params, const RowShape shape) {
+  extern __shared__ __align__(16) unsigned char dynamic[];
+  const int64_t sample = blockIdx.x / shape.ranks;
   int32_t* output = params.output + sample * params.output_stride;
-  const bool writes = Group().rank() == 0 && threadIdx.x == 0;
+  const bool writes = blockIdx.x % shape.ranks == 0 && threadIdx.x == 0;
   const int64_t index = params.row(sample);
   if (index < 0 || index >= params.num_rows) {
     if (writes) *output = -1;
     return;
   }
-  Row<Group, ProbKey, kResident, kCount, /*kMass=*/true, kThreads> row(params.probs + index * params.row_stride,
-                                                                       params.vocab, slice_size, dynamic, shared);
-  row.load();
+  const Filters filters = params.filters(sample);
+  const bool filtered = filters.top_k > 0 || filters.top_p < 1.0f;
+  Row<Group, ProbKey> row(params.probs + index * params.row_stride, params.vocab, shape, dynamic);
+  row.load(/*sampled=*/filtered);
   if (row.peak() < kLowestPeak) {
     if (writes) *output = 0;
     return;
   }
-  const Filters filters = params.filters(sample);
-  const float lowest = params.lowest_kept(sample, row.peak());
-  if (lowest > 0.0f) {
-    row.tally_above(lowest);
-  } else {
-    // The share of top-k-first is one of the first k tokens' mass, and bounds nothing before that is known.
-    const bool share_of_row = filters.top_k == 0 || !filters.top_k_first;
-    row.tally(filters.top_k, share_of_row ? filters.top_p : 1.0f);
-  }
-  const uint64_t target = draw_position(row, filters, params.random(sample)) + 1;
-  const Prefix prefix = row.search_by_mass(row.find_by_mass(target), target);
-  row.with_last_of(prefix, [&](int64_t token) { *output = static_cast<int32_t>(token); });
-  row.finish();
+  const Kept kept = filtered ? apply_filters(row, filters) : Kept{ProbKey::key(params.lowest_kept(sample, row.peak()))};
+  row.draw(kept, params.random(sample), [&](int64_t token) { *output = static_cast<int32_t>(token); });
 }
 
+template <class Group>
+Status run_sample_tokens(const SampleParams& params, Stream stream) {
+  const RowShape shape = row_shape<Group>(params.num_samples, params.vocab);
+  const LaunchShape launch_shape = {.grid = static_cast<unsigned>(params.num_samples * shape.ranks),
+                                    .block = kThreads,
+                                    .shared_bytes = dynamic_bytes(shape),
+                                    .cluster = shape.ranks};
+  SGL_RETURN_IF_ERROR(allow_shared_memory(params.operator_name, sample_kernel<Group>, launch_shape.shared_bytes));
+  return launch(params.operator_name, sample_kernel<Group>, launch_shape, stream, params, shape);
+}
+
+}  // namespace
 }  // namespace sgl_kernel::SGL_TARGET

@@ -5,17 +5,16 @@
 namespace sgl_kernel::cpu {
 namespace {
 
-using ProbRow = Row<ProbKey, /*kMass=*/true>;
-using LogitRow = Row<LogitKey, /*kMass=*/false>;
+using ProbRow = Row<ProbKey>;
+using LogitRow = Row<LogitKey>;
 
 void mask_row(const ThresholdParams& params, int64_t index, LogitRow::Scratch& scratch) {
   const float* input = params.input + index * params.input_stride;
   float* output = params.output + index * params.output_stride;
   uint32_t threshold = 0;
-  if (const uint64_t k = params.top_k_of(index); k > 0) {
+  if (const uint32_t k = params.top_k_of(index); k > 0) {
     LogitRow row(input, params.vocab, scratch);
-    row.tally();
-    threshold = row.search_by_count(row.find_by_count(k), k).key;
+    threshold = row.search({k}).key;
   }
   for (int64_t i = 0; i < params.vocab; ++i) {
     const float value = LogitKey::clean(input[i]);
@@ -30,18 +29,15 @@ void renormalize_row(const ThresholdParams& params, int64_t index, ProbRow::Scra
   float threshold = 0.0f;
   float per_unit = 0.0f;  // what an all-zero row is multiplied by
   if (row.peak() >= kLowestPeak) {
-    row.tally();
-    uint64_t kept_mass = row.total_mass();
-    Prefix kept;
+    Cut cut;  // of no filter: the whole row
+    cut.above.mass = row.total_mass();
     if (params.threshold == Threshold::kTopKRenorm) {
-      const uint64_t k = params.top_k_of(index);
-      if (k > 0) kept = row.search_by_count(row.find_by_count(k), k), kept_mass = kept.mass_with_equals;
+      if (const uint32_t k = params.top_k_of(index); k > 0) cut = row.search({k});
     } else if (const float p = params.top_p_of(index); p < 1.0f) {
-      const uint64_t target = mass_share(p, row.total_mass());
-      kept = row.search_by_mass(row.find_by_mass(target), target);
-      kept_mass = kept.mass_with_equals;
+      cut = row.search({Goal::kNoCount, mass_share(p, cut.above.mass)});
     }
-    threshold = ProbKey::value(kept.key);
+    threshold = ProbKey::value(cut.key);
+    const uint64_t kept_mass = cut.above.mass + cut.equal.mass;
     per_unit = static_cast<float>(1.0 / static_cast<double>(kept_mass));
   }
   const float scale = row.scale();  // a power of 2: the product with it is exact

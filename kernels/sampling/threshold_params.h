@@ -26,9 +26,9 @@ struct ThresholdParams {
   float top_p;
 
   // 0 is off.
-  SGL_HOST_DEVICE uint64_t top_k_of(int64_t row) const {
+  SGL_HOST_DEVICE uint32_t top_k_of(int64_t row) const {
     const int64_t k = top_k_arr.data ? top_k_arr[row] : top_k;
-    return k > 0 && k < vocab ? static_cast<uint64_t>(k) : 0;
+    return k > 0 && k < vocab ? static_cast<uint32_t>(k) : 0;
   }
   // 1 is off.
   SGL_HOST_DEVICE float top_p_of(int64_t row) const {

@@ -83,7 +83,7 @@ def _most_merged_splits(device: torch.device) -> int:
 
 
 def _attention_results(
-    q, k, v, k_new, out, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, page_table, window_left, window_right,
+    q, k, v, q_v, out, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, page_table, window_left, window_right,
     is_causal, num_splits, sm_margin,
 ):  # fmt: skip
     """fwd's four results, empty: out, softmax_lse, and the partial ones (of no elements if there are none); num_splits.
@@ -95,7 +95,8 @@ def _attention_results(
     rows = q.shape[:-2]
     num_heads, head_dim_v = q.shape[-2], v.shape[-1]
     if out is None:
-        out = q.new_empty((*rows, num_heads, head_dim_v))
+        dtype = torch.bfloat16 if q.dtype == torch.float8_e4m3fn else q.dtype
+        out = q.new_empty((*rows, num_heads, head_dim_v), dtype=dtype)
     if cu_seqlens_q is None:
         batch, seqlen_q = rows[0], rows[-1]
         lse_shape = (batch, num_heads, seqlen_q)
@@ -112,11 +113,14 @@ def _attention_results(
             else:
                 seqlen_k = k.shape[1]
             num_splits = _native.fwd_num_splits(
-                batch, num_heads, k.shape[-2], seqlen_q, seqlen_k, window_left, 0 if is_causal else window_right,
+                batch, num_heads, k.shape[-2], seqlen_q, seqlen_k, head_dim_v, q_v is not None,
+                q.dtype == torch.float8_e4m3fn, window_left, 0 if is_causal else window_right,
                 max(_num_sms(q.device) - sm_margin, 1), _most_merged_splits(q.device),
             )  # fmt: skip
         merged = _most_merged_splits(q.device)
-        partials = _native.fwd_num_partials(num_splits, num_heads, k.shape[-2], seqlen_q, merged)
+        partials = _native.fwd_num_partials(
+            num_splits, num_heads, k.shape[-2], seqlen_q, head_dim_v, q_v is not None, merged
+        )
     softmax_lse = q.new_empty(lse_shape, dtype=torch.float32)
     accum_shape = (partials if partials > 1 else 0, *lse_shape)
     softmax_lse_accum = q.new_empty(accum_shape, dtype=torch.float32)
@@ -132,7 +136,7 @@ def _fwd(
     is_rotary_interleaved, scheduler_metadata, num_splits, pack_gqa, sm_margin, sinks,
 ):  # fmt: skip
     results, num_splits = _attention_results(
-        q, k, v, k_new, out, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, page_table, window_size_left,
+        q, k, v, q_v, out, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, page_table, window_size_left,
         window_size_right, is_causal, num_splits, sm_margin,
     )  # fmt: skip
     rotated_q = q if rotary_cos is None else q.new_empty(q.shape)  # not used without rotation
@@ -154,6 +158,6 @@ def _fwd_fake(
     is_rotary_interleaved, scheduler_metadata, num_splits, pack_gqa, sm_margin, sinks,
 ):  # fmt: skip
     return _attention_results(
-        q, k, v, k_new, out, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, page_table, window_size_left,
+        q, k, v, q_v, out, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, page_table, window_size_left,
         window_size_right, is_causal, num_splits, sm_margin,
     )[0]  # fmt: skip

@@ -34,6 +34,12 @@ def _dense(tensor: torch.Tensor | None) -> torch.Tensor | None:
     return tensor.contiguous()
 
 
+def _softmax_scale(softmax_scale: float | None, q: torch.Tensor, qv: torch.Tensor | None) -> float:
+    if softmax_scale is not None:
+        return softmax_scale
+    return (q.shape[-1] + (qv.shape[-1] if qv is not None else 0)) ** -0.5
+
+
 def _refuse(function: str, score_mod, aux_tensors, ver: int) -> None:
     if score_mod is not None or aux_tensors is not None:
         raise NotImplementedError(f"{function}: score_mod or aux_tensors is given, expected None (not built yet)")
@@ -79,7 +85,7 @@ def flash_attn_with_kvcache(
 ):
     """Attention of new queries over a cache of keys and values, dense or paged, to which k and v are appended first.
 
-        s[i, j] = softmax_scale q[i] · k[j], softcap tanh(s / softcap) if softcap > 0
+        s[i, j] = softmax_scale (q[i] · k[j] + qv[i] · v[j]), softcap tanh(s / softcap) if softcap > 0
         out[i]  = sum_j exp(s[i, j] - lse[i]) v[j],  lse[i] = log(sum_j exp(s[i, j]) + exp(sink))
 
     The last query is aligned with the last key: query i has position p = i + seqlen_k - seqlen_q and sees the keys
@@ -88,13 +94,14 @@ def flash_attn_with_kvcache(
     h // (H // Hk).
 
     Args:
-      q: [B, Sq, H, D], or [T, H, D] with cu_seqlens_q. float16 or bfloat16, on the CPU also float32; D a multiple of 8
-        up to 256.
+      q: [B, Sq, H, D], or [T, H, D] with cu_seqlens_q. float16, bfloat16 or float8_e4m3fn, on the CPU also float32; D a
+        multiple of 8 (fp8: 16) up to 256.
       k_cache, v_cache: [C, Sk, Hk, D] and [C, Sk, Hk, Dv], or [pages, page_size, Hk, …] with page_table; of q's dtype.
-        Any page_size. What lies behind a sequence's last key is never looked at.
+        Any page_size. What lies behind a sequence's last key is never looked at. Dv is a multiple of 8 (fp8: 16) up to
+        256, or up to 512 if D is at most 64 and it is not fp8.
       k, v: [B, Sn, Hk, D] and […, Dv], or [T, Hk, …] with cu_seqlens_k_new: written into the cache, in place, behind
-        its cache_seqlens keys.
-      qv: not supported.
+        its cache_seqlens keys. Of the cache's dtype, and scaled as it is.
+      qv: like q but Dv wide, queries over the values (multi-head latent attention); for D up to 64, not fp8.
       rotary_cos, rotary_sin: [positions, rotary_dim / 2], of q's dtype. They turn k, from position rotary_seqlens (or
         cache_seqlens) on, and q: row i by that position + i if causal, windowed or chunked, else all rows by it.
       cache_seqlens: the keys in the cache; an int, or [B] int32. All of it if None.
@@ -103,8 +110,9 @@ def flash_attn_with_kvcache(
       page_table: [C, max_pages] int32.
       cu_seqlens_q, cu_seqlens_k_new: [B + 1] int32, where the sequences begin in q and in k.
       max_seqlen_q: the longest of them in q; the total if None.
-      q_descale, k_descale, v_descale: not supported (fp8).
-      softmax_scale: positive; 1 / sqrt(D) if None.
+      q_descale, k_descale, v_descale: [B, Hk] float32, any strides: what fp8 q, k_cache and v_cache are multiplied by,
+        for each sequence and KV head; 1 if None.
+      softmax_scale: positive; 1 / sqrt(D) if None, or 1 / sqrt(D + Dv) with qv.
       window_size: keys to the left and to the right of the position; -1 is no bound.
       rotary_interleaved: pairs (2 i, 2 i + 1), else (i, i + rotary_dim / 2).
       num_splits: into how many parts the keys are split, up to 256; 0 chooses by the shapes. With a fixed number a
@@ -112,16 +120,17 @@ def flash_attn_with_kvcache(
       scheduler_metadata, pack_gqa: ignored.
       sm_margin: multiprocessors to leave out of account in choosing num_splits.
       sinks: [H], a logit of each head that takes part in the softmax and has no value.
-      score_mod, aux_tensors: not supported.
+      score_mod, aux_tensors: not supported; upstream's ver=4 kernels alone take them.
       ver: 3 or 4, which give the same.
 
     Returns:
-      out, [B, Sq, H, Dv] or [T, H, Dv]; with return_softmax_lse the tuple (out, softmax_lse, out_accum,
-      softmax_lse_accum), where softmax_lse is float32 [B, H, Sq] or [H, T] and the last two are scratch.
+      out, [B, Sq, H, Dv] or [T, H, Dv], of q's dtype (bfloat16 if that is fp8); with return_softmax_lse the tuple (out,
+      softmax_lse, out_accum, softmax_lse_accum), where softmax_lse is float32 [B, H, Sq] or [H, T] and the last two are
+      scratch.
 
     Raises:
       ValueError: a shape, dtype, stride or device is not as above.
-      NotImplementedError: qv, fp8, score_mod or aux_tensors.
+      NotImplementedError: score_mod or aux_tensors.
     """
     _refuse("flash_attn_with_kvcache", score_mod, aux_tensors, ver)
     if isinstance(cache_seqlens, int):
@@ -129,8 +138,9 @@ def flash_attn_with_kvcache(
         cache_seqlens = torch.full((batch,), cache_seqlens, dtype=torch.int32, device=k_cache.device)
     if (k is not None) and (k_cache.stride(-1) != 1 or v_cache.stride(-1) != 1):
         raise ValueError("flash_attn_with_kvcache: the cache has no last stride of 1, expected one (it is written)")
+    softmax_scale = _softmax_scale(softmax_scale, q, qv)
     results = _fwd(
-        _dense(q), _dense(k_cache), _dense(v_cache), _dense(k), _dense(v), qv, None, _dense(cu_seqlens_q), None,
+        _dense(q), _dense(k_cache), _dense(v_cache), _dense(k), _dense(v), _dense(qv), None, _dense(cu_seqlens_q), None,
         _dense(cu_seqlens_k_new), None, _dense(cache_seqlens), max_seqlen_q, None, _dense(page_table),
         _dense(cache_batch_idx), _dense(cache_leftpad), _dense(rotary_cos), _dense(rotary_sin), _dense(rotary_seqlens),
         q_descale, k_descale, v_descale, softmax_scale, causal, window_size[0], window_size[1], attention_chunk or 0,
@@ -186,11 +196,12 @@ def flash_attn_varlen_func(
 
     Raises:
       ValueError: a shape, dtype, stride or device is not as above.
-      NotImplementedError: qv, fp8, score_mod or aux_tensors.
+      NotImplementedError: score_mod or aux_tensors.
     """
     _refuse("flash_attn_varlen_func", score_mod, aux_tensors, ver)
+    softmax_scale = _softmax_scale(softmax_scale, q, qv)
     results = _fwd(
-        _dense(q), _dense(k), _dense(v), None, None, qv, None, _dense(cu_seqlens_q), _dense(cu_seqlens_k), None,
+        _dense(q), _dense(k), _dense(v), None, None, _dense(qv), None, _dense(cu_seqlens_q), _dense(cu_seqlens_k), None,
         seqused_q, seqused_k, max_seqlen_q, max_seqlen_k, _dense(page_table), None, None, None, None, None, q_descale,
         k_descale, v_descale, softmax_scale, causal, window_size[0], window_size[1], attention_chunk or 0, softcap,
         False, None, num_splits, pack_gqa, sm_margin, sinks,

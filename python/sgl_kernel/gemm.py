@@ -5,6 +5,8 @@ mat_b is column-major in the scaled products: [K, N] with stride(0) == 1, the tr
 
 from __future__ import annotations
 
+import importlib
+
 import torch
 
 from sgl_kernel import _gemm as _native
@@ -21,6 +23,28 @@ __all__ = [
     "gptq_shuffle",
     "int8_scaled_mm",
 ]
+
+# Upstream has these names in this module as well.
+_OF_QUANTIZATION = frozenset(
+    (
+        "awq_dequantize",
+        "scaled_fp4_experts_quant",
+        "scaled_fp4_grouped_quant",
+        "scaled_fp4_quant",
+        "sgl_per_tensor_quant_fp8",
+        "sgl_per_token_group_quant_8bit",
+        "sgl_per_token_group_quant_fp8",
+        "sgl_per_token_group_quant_int8",
+        "sgl_per_token_quant_fp8",
+        "silu_and_mul_scaled_fp4_grouped_quant",
+    )
+)
+
+
+def __getattr__(name: str):
+    if name in _OF_QUANTIZATION:
+        return getattr(importlib.import_module("sgl_kernel.quantization"), name)
+    raise AttributeError(f"module 'sgl_kernel.gemm' has no attribute '{name}'")
 
 
 def _product(mat_a, mat_b, out_dtype):

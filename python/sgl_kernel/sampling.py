@@ -46,58 +46,22 @@ def _draw_seed(probs: torch.Tensor, generator: torch.Generator | None) -> torch.
     return seed if device == probs.device else seed.to(probs.device)
 
 
-@implements("top_k_top_p_sampling_from_probs")
-def _top_k_top_p(
-    probs, output, maybe_indices, maybe_top_k_arr, top_k_val, maybe_top_p_arr, top_p_val, deterministic, gen
-):
-    _native.top_k_top_p_sampling_from_probs(
-        probs,
-        output,
-        maybe_indices,
-        maybe_top_k_arr,
-        top_k_val,
-        maybe_top_p_arr,
-        top_p_val,
-        deterministic,
-        _draw_seed(probs, gen),
-    )
+def _sampler(name: str):
+    """The operator of that name: its schema's last argument is the generator, the native function's the seed."""
+    native = getattr(_native, name)
+
+    @implements(name)
+    def draw(probs, *arguments):
+        *arguments, gen = arguments
+        native(probs, *arguments, _draw_seed(probs, gen))
+
+    return eager_or_traced(name, draw)
 
 
-@implements("top_k_renorm_top_p_sampling_from_probs")
-def _top_k_renorm_top_p(
-    probs, output, maybe_indices, maybe_top_k_arr, top_k_val, maybe_top_p_arr, top_p_val, deterministic, gen
-):
-    _native.top_k_renorm_top_p_sampling_from_probs(
-        probs,
-        output,
-        maybe_indices,
-        maybe_top_k_arr,
-        top_k_val,
-        maybe_top_p_arr,
-        top_p_val,
-        deterministic,
-        _draw_seed(probs, gen),
-    )
-
-
-@implements("top_p_sampling_from_probs")
-def _top_p(probs, output, maybe_indices, maybe_top_p_arr, top_p_val, deterministic, gen):
-    _native.top_p_sampling_from_probs(
-        probs, output, maybe_indices, maybe_top_p_arr, top_p_val, deterministic, _draw_seed(probs, gen)
-    )
-
-
-@implements("min_p_sampling_from_probs")
-def _min_p(probs, output, maybe_indices, maybe_min_p_arr, min_p_val, deterministic, gen):
-    _native.min_p_sampling_from_probs(
-        probs, output, maybe_indices, maybe_min_p_arr, min_p_val, deterministic, _draw_seed(probs, gen)
-    )
-
-
-_top_k_top_p_operator = eager_or_traced("top_k_top_p_sampling_from_probs", _top_k_top_p)
-_top_k_renorm_top_p_operator = eager_or_traced("top_k_renorm_top_p_sampling_from_probs", _top_k_renorm_top_p)
-_top_p_operator = eager_or_traced("top_p_sampling_from_probs", _top_p)
-_min_p_operator = eager_or_traced("min_p_sampling_from_probs", _min_p)
+_top_k_top_p_operator = _sampler("top_k_top_p_sampling_from_probs")
+_top_k_renorm_top_p_operator = _sampler("top_k_renorm_top_p_sampling_from_probs")
+_top_p_operator = _sampler("top_p_sampling_from_probs")
+_min_p_operator = _sampler("min_p_sampling_from_probs")
 _top_k_renorm_operator = eager_or_traced("top_k_renorm_probs", _native.top_k_renorm_probs)
 _top_p_renorm_operator = eager_or_traced("top_p_renorm_probs", _native.top_p_renorm_probs)
 _top_k_mask_operator = eager_or_traced("top_k_mask_logits", _native.top_k_mask_logits)
@@ -114,14 +78,15 @@ def _floats(threshold: torch.Tensor | float) -> tuple[torch.Tensor | None, float
     return (threshold.float(), 0.0) if isinstance(threshold, torch.Tensor) else (None, threshold)
 
 
-def _refuse_nan(probs: torch.Tensor, check_nan: bool) -> None:
+def _draw_samples(operator, probs, indices, thresholds, deterministic, generator, check_nan) -> torch.Tensor:
+    """The functional form of a sampler; `thresholds` are pairs of _integers() or _floats()."""
     if check_nan and bool(torch.isnan(probs).any()):
         raise ValueError("probs contains NaN, expected none (check_nan)")
-
-
-def _empty_samples(probs: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
+    probs = probs.float()
     rows = probs if indices is None else indices
-    return torch.empty(rows.shape[:1], dtype=torch.int32, device=probs.device)
+    samples = torch.empty(rows.shape[:1], dtype=torch.int32, device=probs.device)
+    operator(probs, samples, indices, *thresholds, deterministic, generator)
+    return samples
 
 
 def _is_integer_tensor(value) -> bool:
@@ -218,14 +183,11 @@ def top_k_top_p_sampling_from_probs(
     Raises:
       ValueError: a shape, dtype, stride or device is not as above, or there is NaN and check_nan.
     """
-    _refuse_nan(probs, check_nan)
     operators = {"top_k_first": _top_k_renorm_top_p_operator, "joint": _top_k_top_p_operator}
     if filter_apply_order not in operators:
         raise ValueError(f"filter_apply_order is {filter_apply_order!r}, expected 'top_k_first' or 'joint'")
-    probs = probs.float()
-    samples = _empty_samples(probs, indices)
-    operators[filter_apply_order](probs, samples, indices, *_integers(top_k), *_floats(top_p), deterministic, generator)
-    return samples
+    thresholds = (*_integers(top_k), *_floats(top_p))
+    return _draw_samples(operators[filter_apply_order], probs, indices, thresholds, deterministic, generator, check_nan)
 
 
 def top_k_renorm_top_p_sampling_from_probs(
@@ -259,11 +221,7 @@ def top_p_sampling_from_probs(
     Arguments, result and errors are those of top_k_top_p_sampling_from_probs. Also called as
     top_p_sampling_from_probs(probs, output, maybe_indices, maybe_top_p_arr, top_p_val, deterministic, gen).
     """
-    _refuse_nan(probs, check_nan)
-    probs = probs.float()
-    samples = _empty_samples(probs, indices)
-    _top_p_operator(probs, samples, indices, *_floats(top_p), deterministic, generator)
-    return samples
+    return _draw_samples(_top_p_operator, probs, indices, _floats(top_p), deterministic, generator, check_nan)
 
 
 @two_forms(_into_output_second, _min_p_into)
@@ -281,11 +239,7 @@ def min_p_sampling_from_probs(
     floats. Also called as min_p_sampling_from_probs(probs, output, maybe_indices, maybe_min_p_arr, min_p_val,
     deterministic, gen).
     """
-    _refuse_nan(probs, check_nan)
-    probs = probs.float()
-    samples = _empty_samples(probs, indices)
-    _min_p_operator(probs, samples, indices, *_floats(min_p), deterministic, generator)
-    return samples
+    return _draw_samples(_min_p_operator, probs, indices, _floats(min_p), deterministic, generator, check_nan)
 
 
 def top_k_top_p_sampling_from_logits(

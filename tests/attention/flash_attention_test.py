@@ -1,13 +1,14 @@
 """fwd, and flash_attn_with_kvcache and flash_attn_varlen_func over it."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
-from tests.harness import Expected, Operator, assert_close, bad_shape, bad_value, case, operator_tests
+from tests.harness import Expected, Operator, assert_close, bad_dtype, bad_shape, bad_value, case, operator_tests
 
-F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
+F32, F16, BF16, F8 = torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn
 
 ARGUMENTS = """q k v k_new v_new q_v out cu_seqlens_q cu_seqlens_k cu_seqlens_k_new seqused_q seqused_k max_seqlen_q
 max_seqlen_k page_table kv_batch_idx leftpad_k rotary_cos rotary_sin seqlens_rotary q_descale k_descale v_descale
@@ -26,19 +27,23 @@ DEFAULTS = {
 ROUNDINGS = 32  # of f32 that a sum passes through; the unit of `magnitude` below
 
 
-def attend_one(args, q, k, v, sinks, dtype, rotated):
-    """The definition, for one sequence in float64: q [Sq, H, D], k [Sk, Hk, D], v [Sk, Hk, Dv].
+def attend_one(args, q, q_v, k, v, dtype, rotated):
+    """The definition, for one sequence in float64: q [Sq, H, D], k [Sk, Hk, D], v [Sk, Hk, Dv], q_v [Sq, H, Dv]
+    or None.
 
     Returns out [Sq, H, Dv] and lse [H, Sq], each with the magnitude that its error is relative to."""
-    group = q.shape[1] // k.shape[1]
+    group, sinks = q.shape[1] // k.shape[1], args["sinks"]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     scale = args["softmax_scale"] or 1 / math.sqrt(q.shape[-1])
+    if q_v is not None:
+        q, k = torch.cat([q, q_v], -1), torch.cat([k, v], -1)
     s = torch.einsum("ihd,jhd->hij", q, k) * scale
     # An error of a score is an error of its probability as large: in units of the allowed roundings.
     absolute = (
         torch.einsum("ihd,jhd->hij", q.abs(), k.abs()).amax(-1, keepdim=True) * scale if k.shape[0] else s.sum(-1, True)
     )
-    unit = torch.finfo(dtype).eps / 2 / (ROUNDINGS * 2.0**-24) if dtype != F32 else 0.0
+    # That of probabilities: they are float16 if the rest is float8_e4m3fn.
+    unit = torch.finfo(F16 if dtype == F8 else dtype).eps / 2 / (ROUNDINGS * 2.0**-24) if dtype != F32 else 0.0
     if args["softcap"] > 0:
         s = args["softcap"] * torch.tanh(s / args["softcap"])
     i, j = torch.arange(q.shape[0])[:, None] + k.shape[0] - q.shape[0], torch.arange(k.shape[0])[None]
@@ -55,7 +60,8 @@ def attend_one(args, q, k, v, sinks, dtype, rotated):
     logits = s if sinks is None else torch.cat([s, sinks[:, None, None].expand(-1, q.shape[0], 1)], -1)
     lse = torch.logsumexp(logits, -1)
     p = torch.exp(s - lse.nan_to_num(neginf=0.0)[..., None])
-    slack = 1 + absolute * (1 + (2 * unit if rotated else 0))
+    rotation = torch.finfo(dtype).eps / (ROUNDINGS * 2.0**-24) if rotated else 0
+    slack = 1 + absolute * (1 + rotation)
     out = torch.einsum("hij,jhd->ihd", p, v)
     magnitude = torch.einsum("hij,jhd->ihd", p, v.abs()) * (slack + unit).transpose(0, 1)
     return out, magnitude, lse, lse.abs().nan_to_num(posinf=0.0) + slack[..., 0]
@@ -114,9 +120,15 @@ def reference(args, dtype):
             flat_v[slots[length : length + k_new.shape[0]]] = v_new
             length += k_new.shape[0]
         used = slots[leftpad:length]
-        sinks = args["sinks"]
+        keys, values = flat_k[used], flat_v[used]
+        q_descale, k_descale, v_descale = (
+            args[name][b, :, None] if args[name] is not None else torch.ones(k.shape[-2], 1)
+            for name in ("q_descale", "k_descale", "v_descale")
+        )
+        queries = queries * q_descale.repeat_interleave(num_heads // k.shape[-2], 0)
+        q_v = args["q_v"][rows] if args["q_v"] is not None else None
         o, o_magnitude, one, l_magnitude = attend_one(
-            args, queries, flat_k[used], flat_v[used], sinks, dtype, args["rotary_cos"] is not None
+            args, queries, q_v, keys * k_descale, values * v_descale, dtype, args["rotary_cos"] is not None
         )
         out[rows], out_magnitude[rows] = o, o_magnitude
         where = (slice(None), rows) if cu_q is not None else (b,)
@@ -149,11 +161,8 @@ class Attention(Operator):
         bad_value("attention_chunk", -1),
         bad_value("num_splits", 257),
         bad_value("sm_margin", -1),
-        bad_value("q_v", torch.zeros(1), exception=NotImplementedError),
-        *(
-            bad_value(name, torch.zeros(1), exception=NotImplementedError, names=r"\w*descale")
-            for name in ("q_descale", "k_descale", "v_descale")
-        ),
+        bad_value("q_v", torch.zeros(1)),
+        *(bad_value(name, torch.zeros(1)) for name in ("q_descale", "k_descale", "v_descale")),
         # Of two that go together, the message may name the other one.
         bad_value("k_new", torch.zeros(1), names="k_new|v_new"),
         bad_value("v_new", torch.zeros(1)),
@@ -163,9 +172,9 @@ class Attention(Operator):
         bad_value("cu_seqlens_k", torch.zeros(1), names="cu_seqlens_k|k"),
         *(
             bad_value(name, torch.zeros(1))
-            for name in ("out", "cu_seqlens_k_new", "seqused_q", "seqused_k", "page_table", "kv_batch_idx")
+            for name in "out cu_seqlens_k_new seqused_q seqused_k page_table kv_batch_idx leftpad_k sinks".split()
         ),
-        *(bad_value(name, torch.zeros(1)) for name in ("leftpad_k", "seqlens_rotary", "sinks")),
+        bad_value("seqlens_rotary", torch.zeros(1)),
         bad_shape("v", (1, 2, 3, 4)),
     ]
     accepts = {"scheduler_metadata.given": "there for the API: it changes nothing"}
@@ -229,7 +238,13 @@ class Attention(Operator):
         if getattr(case, "leftpad", 0):
             args["leftpad_k"] = draw.integers(0, case.leftpad + 1, (batch,))
         if getattr(case, "with_sinks", False):
-            args["sinks"] = draw.normal((heads,), case.dtype, std=2.0)
+            args["sinks"] = draw.normal((heads,), BF16 if case.dtype == F8 else case.dtype, std=2.0)
+        if getattr(case, "over_values", False):
+            args["q_v"] = draw.normal((*args["q"].shape[:-1], dim_v), case.dtype)
+        if getattr(case, "scaled", False):
+            args["q_descale"] = draw.uniform((1, 1), F32, 0.5, 1.5).expand(batch, heads_k)
+            args["k_descale"] = draw.uniform((heads_k, batch), F32, 0.5, 1.5).T
+            args["v_descale"] = draw.uniform((batch, heads_k), F32, 0.1, 9.0)
         return args
 
 
@@ -264,29 +279,9 @@ class DenseAttention(Attention):
         case(dtype=BF16, batch=2, seqlen_q=60, seqlen_k=90, heads=(4, 2), dims=64, with_sinks=True, softcap=5.0),
         case(dtype=F16, batch=2, seqlen_q=3, seqlen_k=90, heads=(4, 2), dims=128, with_sinks=True, softcap=3.0),
         case(dtype=F16, batch=1, seqlen_q=1, seqlen_k=700, heads=(8, 1), dims=64, with_sinks=True, num_splits=4),
-        case(
-            dtype=BF16, batch=2, seqlen_q=100, seqlen_k=200, heads=(4, 2), dims=64, window_size_left=30, is_causal=True
-        ),
-        case(
-            dtype=F16,
-            batch=2,
-            seqlen_q=80,
-            seqlen_k=150,
-            heads=(2, 2),
-            dims=64,
-            window_size_left=9,
-            window_size_right=4,
-        ),
-        case(
-            dtype=F16,
-            batch=2,
-            seqlen_q=4,
-            seqlen_k=900,
-            heads=(4, 2),
-            dims=64,
-            window_size_left=99,
-            window_size_right=0,
-        ),
+        case(dtype=BF16, batch=2, seqlen_q=100, seqlen_k=200, heads=(4, 2), dims=64, is_causal=True, **window(30)),
+        case(dtype=F16, batch=2, seqlen_q=80, seqlen_k=150, heads=(2, 2), dims=64, **window(9, 4)),
+        case(dtype=F16, batch=2, seqlen_q=4, seqlen_k=900, heads=(4, 2), dims=64, **window(99, 0)),
         case(dtype=F16, batch=2, seqlen_q=80, seqlen_k=50, heads=(2, 2), dims=64, **window(-1, 4)),
         case(dtype=BF16, batch=2, seqlen_q=90, seqlen_k=150, heads=(2, 1), dims=64, attention_chunk=32, is_causal=True),
     ]
@@ -325,7 +320,100 @@ class CachedAttention(Attention):
     without = {"row_does_not_depend_on_batch": "rows share the cache"}
 
 
-test_attention = operator_tests(DenseAttention(name="fwd"), CachedAttention(name="fwd"))
+fp8, scaled = partial(case, dtype=F8), partial(case, dtype=F8, scaled=True)
+over_values = partial(case, over_values=True)
+
+
+class Fp8Attention(Attention):
+    """float8_e4m3fn in, bfloat16 out."""
+
+    bad = [
+        *(bad_value(name, torch.ones(3, 6)) for name in ("q_descale", "k_descale", "v_descale")),
+        bad_value("v_descale", torch.ones(3)),
+        bad_value("q_v", torch.zeros(3, 5, 6, 64, dtype=F8)),
+        bad_dtype("k", BF16),
+        bad_dtype("v", torch.float8_e5m2),
+        bad_dtype("q", F16, names="q|k"),
+        bad_value("out", torch.zeros(3, 5, 6, 64, dtype=F16)),
+        bad_shape("v", (3, 70, 2, 72)),
+    ]
+    cases = [
+        scaled(batch=3, seqlen_q=5, seqlen_k=70, heads=(6, 2), dims=64, is_causal=True),
+        fp8(batch=2, seqlen_q=1, seqlen_k=300, heads=(9, 3), dims=64),
+        scaled(batch=2, seqlen_q=130, seqlen_k=200, heads=(4, 4), dims=128, is_causal=True),
+        fp8(batch=2, seqlen_q=65, seqlen_k=64, heads=(4, 1), dims=96, is_causal=True),
+        scaled(batch=2, seqlen_q=1, seqlen_k=1000, heads=(64, 4), dims=128, num_splits=4),
+        scaled(batch=2, seqlen_q=40, seqlen_k=333, heads=(4, 2), dims=128, num_splits=3),
+        scaled(batch=1, seqlen_q=77, seqlen_k=91, heads=(2, 1), dims=256),
+        fp8(batch=1, seqlen_q=2, seqlen_k=91, heads=(5, 1), dims=256, is_causal=True),
+        fp8(batch=1, seqlen_q=50, seqlen_k=91, heads=(4, 2), dims=(192, 128), is_causal=True),
+        scaled(batch=1, seqlen_q=1, seqlen_k=191, heads=(4, 2), dims=(192, 128)),
+        fp8(batch=2, seqlen_q=3, seqlen_k=50, heads=(2, 2), dims=(16, 144)),
+        scaled(batch=2, seqlen_q=60, seqlen_k=90, heads=(4, 2), dims=64, with_sinks=True, softcap=5.0),
+        scaled(batch=2, seqlen_q=3, seqlen_k=90, heads=(4, 2), dims=128, with_sinks=True, softcap=3.0),
+        fp8(batch=2, seqlen_q=100, seqlen_k=200, heads=(4, 2), dims=64, is_causal=True, **window(30)),
+        fp8(batch=2, seqlen_q=4, seqlen_k=900, heads=(4, 2), dims=64, **window(99, 0)),
+        fp8(batch=2, seqlen_q=90, seqlen_k=150, heads=(2, 1), dims=64, attention_chunk=32, is_causal=True),
+        scaled(batch=3, seqlen_q=2, seqlen_k=90, heads=(6, 2), dims=64, page_size=16, is_causal=True),
+        scaled(batch=3, seqlen_q=1, seqlen_k=200, heads=(4, 1), dims=128, page_size=1),
+        fp8(batch=4, seqlen_q=70, seqlen_k=200, heads=(4, 2), dims=128, page_size=7, ragged_q=True),
+        fp8(batch=3, seqlen_q=33, seqlen_k=500, heads=(4, 2), dims=64, page_size=64, **of_450_keys(3)),
+        scaled(
+            batch=4, seqlen_q=66, seqlen_k=99, heads=(4, 2), dims=128, ragged_q=True, ragged_k=True, with_sinks=True
+        ),
+        fp8(batch=3, seqlen_q=2, seqlen_k=99, heads=(4, 2), dims=64, used=True, leftpad=9, least_k=10),
+        fp8(batch=3, seqlen_q=4, seqlen_k=60, heads=(4, 2), dims=64, new=4, page_size=8, is_causal=True),
+        fp8(
+            batch=3, seqlen_q=3, seqlen_k=60, heads=(4, 2), dims=(64, 128), new=40, rotary_dim=64,
+            is_rotary_interleaved=True, ragged_new=True, permuted=True, scaled=True,
+        ),
+    ]  # fmt: skip
+    empty = [fp8(batch=2, seqlen_q=0, seqlen_k=70, heads=(6, 2), dims=64)]
+
+
+class WideValues(Attention):
+    """Values wider than queries, and queries over them (MLA)."""
+
+    bad = [
+        bad_dtype("q_v", F16),
+        bad_shape("q_v", (3, 2, 16, 64)),
+        bad_shape("q_v", (3, 1, 16, 512)),
+        bad_shape("v", (3, 90, 1, 520)),
+        bad_value("q", torch.zeros(3, 2, 16, 72, dtype=BF16), names="q|k"),
+    ]
+    cases = [
+        over_values(dtype=BF16, batch=3, seqlen_q=2, seqlen_k=90, heads=(16, 1), dims=(64, 512), is_causal=True),
+        over_values(dtype=F16, batch=2, seqlen_q=1, seqlen_k=300, heads=(128, 1), dims=(64, 512)),
+        over_values(dtype=BF16, batch=2, seqlen_q=70, seqlen_k=130, heads=(4, 2), dims=(64, 512), is_causal=True),
+        over_values(dtype=BF16, batch=2, seqlen_q=1, seqlen_k=1000, heads=(16, 1), dims=(64, 512), num_splits=5),
+        over_values(dtype=F16, batch=2, seqlen_q=9, seqlen_k=333, heads=(8, 1), dims=(64, 256), num_splits=3),
+        over_values(dtype=F16, batch=2, seqlen_q=5, seqlen_k=77, heads=(3, 1), dims=(40, 264)),
+        over_values(dtype=BF16, batch=2, seqlen_q=33, seqlen_k=90, heads=(2, 1), dims=(8, 16), softmax_scale=0.2),
+        over_values(
+            dtype=BF16, batch=2, seqlen_q=3, seqlen_k=90, heads=(16, 1), dims=(64, 512), with_sinks=True, softcap=5.0
+        ),
+        over_values(dtype=F16, batch=2, seqlen_q=40, seqlen_k=200, heads=(4, 1), dims=(64, 512), **window(30, 2)),
+        over_values(dtype=F16, batch=2, seqlen_q=2, seqlen_k=0, heads=(4, 1), dims=(64, 512)),
+        over_values(
+            dtype=BF16, batch=3, seqlen_q=1, seqlen_k=200, heads=(16, 1), dims=(64, 512), page_size=1, permuted=True
+        ),
+        over_values(
+            dtype=BF16, batch=4, seqlen_q=30, seqlen_k=200, heads=(8, 1), dims=(64, 512), page_size=64, ragged_q=True,
+            is_causal=True,
+        ),
+        over_values(dtype=F16, batch=3, seqlen_q=9, seqlen_k=9, heads=(4, 1), dims=(64, 512), used=True, ragged_q=True),
+        over_values(
+            dtype=BF16, batch=3, seqlen_q=4, seqlen_k=60, heads=(8, 1), dims=(64, 512), new=4, page_size=8,
+            rotary_dim=32, is_causal=True,
+        ),
+        case(dtype=BF16, batch=2, seqlen_q=1, seqlen_k=300, heads=(8, 2), dims=(64, 512), num_splits=2),
+        case(dtype=F16, batch=2, seqlen_q=50, seqlen_k=99, heads=(4, 2), dims=(48, 400), is_causal=True),
+    ]  # fmt: skip
+
+
+test_attention = operator_tests(
+    DenseAttention(name="fwd"), CachedAttention(name="fwd"), Fp8Attention(name="fwd"), WideValues(name="fwd")
+)
 
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
@@ -444,13 +532,43 @@ def test_unused_rows_are_not_written(device):
 def test_what_is_not_built_says_so(device):
     from sgl_kernel.flash_attn import flash_attn_with_kvcache
 
-    q, k = (torch.randn(1, 2, 2, 64, device=device).to(torch.float8_e4m3fn) for _ in range(2))
-    with pytest.raises(NotImplementedError, match="fp8"):
-        flash_attn_with_kvcache(q, k, k)
-    with pytest.raises(NotImplementedError, match="q_v"):
-        flash_attn_with_kvcache(q.to(BF16), k.to(BF16), k.to(BF16), qv=q.to(BF16))
+    q, k = (torch.randn(1, 2, 2, 64, device=device, dtype=BF16) for _ in range(2))
     with pytest.raises(NotImplementedError, match="score_mod"):
         flash_attn_with_kvcache(q, k, k, score_mod=lambda x: x)
+    with pytest.raises(NotImplementedError, match="aux_tensors"):
+        flash_attn_with_kvcache(q, k, k, aux_tensors=[q], ver=4)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_default_scale_counts_the_queries_over_values(device):
+    """Of flash_attn_with_kvcache, as upstream's; fwd's is by q alone."""
+    from sgl_kernel.flash_attn import flash_attn_with_kvcache
+
+    q, k = (torch.randn(1, 2, 4, 64, dtype=BF16, device=device) for _ in range(2))
+    qv, v = (torch.randn(1, 2, 4, 512, dtype=BF16, device=device) for _ in range(2))
+    expected = flash_attn_with_kvcache(q, k, v, qv=qv, softmax_scale=(64 + 512) ** -0.5)
+    assert torch.equal(flash_attn_with_kvcache(q, k, v, qv=qv), expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("seqlen_q", [1, 100])
+def test_fp8_keeps_nan_where_it_is_seen(device, seqlen_q):
+    """A NaN behind the last key changes nothing, one among the keys makes its rows NaN."""
+    from sgl_kernel.flash_attn import flash_attn_with_kvcache
+
+    q = torch.randn(2, seqlen_q, 4, 64, device=device).to(F8)
+    k, v = (torch.randn(2, 160, 2, 64, device=device).to(F8) for _ in range(2))
+    used = torch.tensor([120, 7], dtype=torch.int32, device=device)
+    expected = flash_attn_with_kvcache(q, k, v, cache_seqlens=used)
+    assert expected.dtype == BF16 and not expected.isnan().any()
+    for row, length in enumerate(used.tolist()):
+        k.view(torch.uint8)[row, length:], v.view(torch.uint8)[row, length:] = 0x7F, 0xFF
+    assert torch.equal(flash_attn_with_kvcache(q, k, v, cache_seqlens=used), expected)
+    v.view(torch.uint8)[0, 50, 0, 3] = 0x7F
+    seen = flash_attn_with_kvcache(q, k, v, cache_seqlens=used)
+    assert seen[0, :, :2, 3].isnan().all()
+    seen[0, :, :2, 3] = expected[0, :, :2, 3]
+    assert torch.equal(seen, expected)
 
 
 @pytest.mark.cuda

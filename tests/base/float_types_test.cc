@@ -1,4 +1,4 @@
-// Half and BFloat16, exhaustively: every value of theirs, and every place between two of them.
+// Half, BFloat16 and Float8E4M3, exhaustively: every value of theirs, and every place between two of them.
 #include "kernels/base/float_types.h"
 
 #include <algorithm>
@@ -70,6 +70,37 @@ void test_every_rounding() {
   EXPECT(std::isnan(static_cast<float>(T(std::nanf("1")))));
 }
 
+Float8E4M3 e4m3_from_bits(int bits) {
+  Float8E4M3 value;
+  value.bits = static_cast<uint8_t>(bits);
+  return value;
+}
+
+void test_e4m3() {
+  constexpr int kLargest = 0x7e, kNan = 0x7f, kSign = 0x80;
+  // Four bits of exponent, biased by 7, three of mantissa.
+  const auto value_of = [](int bits) {
+    return std::ldexp(bits % 8 + (bits >= 8 ? 8 : 0), std::max(bits / 8, 1) - 7 - 3);
+  };
+  for (int bits = 0; bits <= kLargest; ++bits) {
+    const float value = e4m3_from_bits(bits);
+    EXPECT_EQ(static_cast<double>(value), value_of(bits));
+    EXPECT_EQ(static_cast<float>(e4m3_from_bits(bits | kSign)), -value);
+    EXPECT_EQ(Float8E4M3(value).bits, bits);
+    EXPECT_EQ(Float8E4M3(-value).bits, bits | kSign);
+    if (bits == kLargest) break;
+    const float middle = static_cast<float>((value_of(bits) + value_of(bits + 1)) / 2);
+    EXPECT_EQ(Float8E4M3(middle).bits, bits + bits % 2);
+    EXPECT_EQ(Float8E4M3(std::nextafter(middle, 0.0f)).bits, bits);
+    EXPECT_EQ(Float8E4M3(std::nextafter(middle, kInfinity)).bits, bits + 1);
+  }
+  EXPECT_EQ(Float8E4M3(1000.0f).bits, kLargest);
+  EXPECT_EQ(Float8E4M3(-kInfinity).bits, kLargest | kSign);
+  EXPECT_EQ(Float8E4M3(std::nanf("1")).bits & kNan, kNan);
+  EXPECT(std::isnan(static_cast<float>(e4m3_from_bits(kNan))));
+  EXPECT(std::isnan(static_cast<float>(e4m3_from_bits(kNan | kSign))));
+}
+
 }  // namespace
 }  // namespace sgl_kernel
 
@@ -79,5 +110,6 @@ int main() {
   test_every_value<BFloat16, 8>();
   test_every_rounding<Half, 5>();
   test_every_rounding<BFloat16, 8>();
+  test_e4m3();
   return test::result();
 }

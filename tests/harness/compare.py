@@ -52,7 +52,9 @@ def assert_close(name, actual, expected, dtype_roundings=1, f32_roundings=32):
 
 def assert_same_bits(name, actual, expected):
     assert actual.shape == expected.shape and actual.dtype == expected.dtype, f"{name}: another shape or dtype"
-    a, b = (t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (actual, expected))
+    # A clone: contiguous() keeps whatever stride a dimension of one element has.
+    whole = (t.detach().cpu().clone(memory_format=torch.contiguous_format) for t in (actual, expected))
+    a, b = (t.reshape(-1).view(torch.uint8) for t in whole)
     if not torch.equal(a, b):
         element = int((a != b).nonzero()[0]) // actual.element_size()
         raise AssertionError(f"{name}: other bits at element {element} of {[*actual.shape]}")

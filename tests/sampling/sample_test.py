@@ -33,7 +33,6 @@ class Sampling(Operator):
         case(rows=4, vocab=151936, spread=8.0, k=50, p=0.9, min_p=0.05),
         case(rows=4, vocab=151936, spread=1.0, k=70000, p=0.99, min_p=0.0),
         case(rows=1, vocab=1_000_003, spread=2.0, k=64, p=0.9, min_p=0.01),
-        case(rows=14200, vocab=151936, spread=2.0, k=50, p=0.9, min_p=0.1, large=True),
     ]
     empty = [case(rows=0, vocab=10, spread=1.0, k=2, p=0.5, min_p=0.5)]
     strided = ("probs", "output")
@@ -283,23 +282,105 @@ def test_the_destination_form():
     assert result is None and (output >= 0).all()
 
 
-@pytest.mark.cuda
-def test_cuda_draws_what_the_cpu_draws():
+def hard_rows(vocab):
+    """Rows in which an estimate from a sample of the values is wrong, or much lies where it points."""
+    generator = torch.Generator().manual_seed(vocab)
+
+    def softmax(spread):
+        return torch.softmax(torch.randn(vocab, generator=generator) * spread, -1)
+
+    one, few, nan, inf, unseen = torch.zeros(vocab), torch.zeros(vocab), softmax(3.0), softmax(1.0), softmax(1.0)
+    one[vocab // 3] = 1.0
+    few[torch.randperm(vocab, generator=generator)[:30]] = torch.rand(30, generator=generator)
+    nan[::3] = float("nan")
+    inf[7] = float("inf")
+    unseen[::8] *= 1e-3  # periodic: the strided sample sees nothing else
+    return {
+        "spread": softmax(8.0),
+        "flat": softmax(0.1),
+        "one": one,
+        "few": few,
+        "zeros": torch.zeros(vocab),
+        "equal": torch.full((vocab,), 1.0 / vocab),
+        "levels": torch.randint(1, 17, (vocab,), generator=generator) / (8.5 * vocab),
+        "bfloat16": torch.softmax((torch.randn(vocab, generator=generator) * 3).bfloat16().float(), -1),
+        "descending": softmax(2.0).sort(descending=True).values,
+        "ascending": softmax(2.0).sort().values,
+        "periodic": unseen,
+        "tiny": softmax(2.0) * 1e-20,
+        "huge": softmax(2.0) * 1e30,
+        "NaN": nan,
+        "infinity": inf,
+    }
+
+
+def draw_with_all(probs, seed):
+    """[7, num_rows]: what each native sampler draws, with short and with long prefixes."""
     from sgl_kernel import _sampling
 
-    for vocab, spread in ((151936, 1.0), (151936, 6.0), (32000, 3.0), (1_000_003, 1.0), (77, 1.0)):
-        probs = torch.softmax(torch.randn(6, vocab, generator=torch.Generator().manual_seed(vocab)) * spread, -1)
-        for seed in range(4):
-            drawn = []
-            for device in ("cpu", "cuda"):
-                x, gen = probs.to(device), torch.tensor([seed, 1], device=device)
-                out = torch.empty(4, 6, dtype=torch.int32, device=device)
-                _sampling.top_k_top_p_sampling_from_probs(x, out[0], None, None, 50.0, None, 0.9, True, gen)
-                _sampling.top_k_renorm_top_p_sampling_from_probs(x, out[1], None, None, 50, None, 0.9, True, gen)
-                _sampling.top_p_sampling_from_probs(x, out[2], None, None, 0.9, True, gen)
-                _sampling.min_p_sampling_from_probs(x, out[3], None, None, 0.1, True, gen)
-                drawn.append(out.cpu())
-            assert torch.equal(*drawn), (vocab, spread, seed)
+    seed = torch.tensor([seed, 1], device=probs.device)
+    out = torch.empty(7, probs.shape[0], dtype=torch.int32, device=probs.device)
+    many = probs.shape[1] // 2
+    _sampling.top_k_top_p_sampling_from_probs(probs, out[0], None, None, 50.0, None, 0.9, True, seed)
+    _sampling.top_k_renorm_top_p_sampling_from_probs(probs, out[1], None, None, 50, None, 0.9, True, seed)
+    _sampling.top_p_sampling_from_probs(probs, out[2], None, None, 0.9, True, seed)
+    _sampling.min_p_sampling_from_probs(probs, out[3], None, None, 0.1, True, seed)
+    _sampling.top_p_sampling_from_probs(probs, out[4], None, None, 1.0, True, seed)
+    _sampling.top_k_renorm_top_p_sampling_from_probs(probs, out[5], None, None, many, None, 0.99, True, seed)
+    _sampling.top_k_top_p_sampling_from_probs(probs, out[6], None, None, float(many), None, 0.3, True, seed)
+    return out.cpu()
+
+
+FILTERS_OF_ALL = [
+    dict(top_k=50, top_p=0.9),
+    dict(top_k=50, top_p=0.9, top_k_first=True),
+    dict(top_p=0.9),
+    dict(min_p=0.1),
+    dict(),
+]
+
+
+@devices
+def test_hard_rows(device):
+    rows = hard_rows(40000)
+    probs = torch.stack(list(rows.values()))
+    allowed = [kept(probs.clamp(max=3e38), **filters, slack=1e-6) for filters in FILTERS_OF_ALL]
+    for seed in range(3):
+        for drawn, mask in zip(draw_with_all(probs.to(device), seed), allowed, strict=False):
+            wrong = ~mask.gather(-1, drawn.long()[:, None])[:, 0]
+            assert not wrong.any(), [name for name, is_wrong in zip(rows, wrong, strict=True) if is_wrong]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("vocab", [151936, 32000, 1_000_003, 77])
+def test_cuda_draws_what_the_cpu_draws(vocab):
+    """Whatever the batch, which says how many blocks a row has."""
+    probs = torch.stack(list(hard_rows(vocab).values()))
+    for rows in (5, 15, 40, 70) if vocab < 200000 else (3,):
+        batch = probs[torch.arange(rows) % probs.shape[0]]
+        for seed in range(2):
+            assert torch.equal(draw_with_all(batch, seed), draw_with_all(batch.cuda(), seed)), (rows, seed)
+
+
+@pytest.mark.cuda
+@pytest.mark.large
+@pytest.mark.parametrize("draw", DRAWS)
+def test_rows_beyond_32_bits(draw):
+    """Rows at the ends and around the 2^31st element give the samples that copies of them give in their places."""
+    import sgl_kernel
+
+    function, _ = DRAWS[draw]
+    rows, vocab = 14200, 151936
+    if torch.cuda.mem_get_info()[0] < 3 * 4 * rows * vocab:
+        pytest.skip("not enough memory")
+    probs = torch.rand(rows, vocab, device="cuda", generator=torch.Generator("cuda").manual_seed(1)).pow_(8)
+    samples = function(sgl_kernel, probs, generator=torch.Generator("cuda").manual_seed(2))
+    for row in (0, 2**31 // vocab, 2**31 // vocab + 1, rows - 1):
+        indices = torch.zeros(rows, dtype=torch.int32, device="cuda")
+        copies = function(
+            sgl_kernel, probs[row : row + 1].clone(), indices=indices, generator=torch.Generator("cuda").manual_seed(2)
+        )
+        assert copies[row] == samples[row]
 
 
 @pytest.mark.cuda

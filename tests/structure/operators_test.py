@@ -10,7 +10,11 @@ from tests.structure.repository import ROOT, operators_under_test, schemas, sect
 API = ROOT / "tests/structure/api/torch_schemas.txt"
 
 # Operators that upstream's Python reaches under other names.
-PYTHON_NAMES = {"fwd": "flash_attn_with_kvcache"}
+PYTHON_NAMES = {
+    "fwd": "flash_attn_with_kvcache",
+    "sgl_per_token_group_quant_8bit_v2": "sgl_per_token_group_quant_8bit",
+    "silu_and_mul_scaled_fp4_experts_quant": "silu_and_mul_scaled_fp4_grouped_quant",
+}
 
 each_operator = pytest.mark.parametrize("name", sorted(schemas()))
 

@@ -1,5 +1,6 @@
-"""GGUF weights: products with the QKV projection of Qwen3-VL-235B-A22B (9216x4096), an expert's (1536x4096) and the
-matrices of SmolLM2-135M, which the main job runs; and decoding.
+"""Activations to 8 and 4 bits, in rows of Qwen3-VL-235B-A22B and DeepSeek-V3; AWQ weights; and GGUF weights: products
+with the QKV projection of the former (9216x4096), an expert's (1536x4096) and the matrices of SmolLM2-135M, which the
+main job runs, and decoding.
 """
 
 import importlib
@@ -15,8 +16,24 @@ SHAPES = [(9216, 4096), (1536, 4096)]
 SMOLLM_LAYER = [(576, 576), (960, 576), (3072, 576), (576, 1536)]
 SMOLLM_LOGITS = (49152, 576)
 
+BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
+ACTIVATIONS = [(1, 4096), (16, 4096), (128, 4096), (1024, 4096), (16384, 4096), (16384, 7168)]
+FUSED = [(128, 2048), (16384, 2048)]
+
 
 def benchmarks(of: Libraries):
+    for rows, size in ACTIVATIONS:
+        yield per_tensor(of, rows, size, is_static=True)
+        yield per_tensor(of, rows, size, is_static=False)
+        yield per_token(of, rows, size)
+        for layout in ("rows", "columns"):
+            yield per_group(of, rows, size, layout)
+        yield nvfp4(of, rows, size)
+    for rows, size in FUSED:
+        yield per_group(of, rows, size, "ue8m0", fused=True)
+    for rows, size in [(128, 4096), (16384, 4096)]:
+        yield per_group(of, rows, size, "rows", to=torch.int8)
+    yield awq(of, 4096, 9216)
     for type in TYPES:
         for row, k in SHAPES:
             yield product(of, "ggml_mul_mat_vec_a8", type, 1, row, k)
@@ -33,6 +50,107 @@ def benchmarks(of: Libraries):
     for type in ("Q4_0", "Q4_K"):
         for tokens in (16, 128, 1024):
             yield product(of, "ggml_mul_mat_a8", type, tokens, *SHAPES[0])
+
+
+def per_tensor(of, rows, size, is_static):
+    def make():
+        return Inputs(
+            x=torch.randn(rows, size, dtype=BF16), q=torch.empty(rows, size, dtype=FP8), s=torch.full((1,), 0.01)
+        )
+
+    name = "sgl_per_tensor_quant_fp8"
+    quantize = getattr(of.kernels, name) if has(of.kernels, name) else None
+    # A scale that has to be found takes reading the tensor twice.
+    return Benchmark(
+        f"{name} {'static' if is_static else 'dynamic'}",
+        f"{rows}x{size}",
+        make,
+        bytes=rows * size * (3 if is_static else 5),
+        implementations=of.implementations(kernels=quantize and (lambda s: quantize(s.x, s.q, s.s, is_static))),
+    )
+
+
+def per_token(of, rows, size):
+    def make():
+        return Inputs(x=torch.randn(rows, size, dtype=BF16), q=torch.empty(rows, size, dtype=FP8), s=torch.empty(rows))
+
+    name = "sgl_per_token_quant_fp8"
+    quantize = getattr(of.kernels, name) if has(of.kernels, name) else None
+    return Benchmark(
+        name,
+        f"{rows}x{size}",
+        make,
+        bytes=rows * (3 * size + 4),
+        implementations=of.implementations(kernels=quantize and (lambda s: quantize(s.x, s.q, s.s))),
+    )
+
+
+def per_group(of, rows, size, layout, to=FP8, fused=False, group=128):
+    groups = size // group
+    low, high = (-448.0, 448.0) if to == FP8 else (-128.0, 127.0)
+
+    def make():
+        if layout == "rows":
+            scales = torch.empty(rows, groups)
+        elif layout == "columns":
+            scales = torch.empty(groups, rows).t()
+        else:
+            scales = torch.empty((groups + 3) // 4, rows, dtype=torch.int32).t()
+        x = torch.randn(rows, (1 + fused) * size, dtype=BF16)
+        return Inputs(x=x, q=torch.empty(rows, size, dtype=to), s=scales)
+
+    name = "sgl_per_token_group_quant_8bit"
+    quantize = getattr(of.kernels, name) if has(of.kernels, name) else None
+    ue8m0 = layout == "ue8m0"
+
+    def call(s):
+        quantize(s.x, s.q, s.s, group, 1e-10, low, high, ue8m0, fuse_silu_and_mul=fused, enable_v2=True)
+
+    kind = "fp8" if to == FP8 else "int8"
+    return Benchmark(
+        f"{name} {kind} {layout}{' silu_and_mul' if fused else ''}",
+        f"{rows}x{size}",
+        make,
+        bytes=rows * (size * (5 if fused else 3) + groups * (1 if ue8m0 else 4)),
+        implementations=of.implementations(kernels=quantize and call),
+    )
+
+
+def nvfp4(of, rows, size):
+    def make():
+        return Inputs(
+            x=torch.randn(rows, size, dtype=BF16),
+            q=torch.empty(rows, size // 2, dtype=torch.uint8),
+            s=torch.empty((rows + 127) // 128 * 128, size // 64, dtype=torch.int32),
+            scale=torch.tensor([600.0]),
+        )
+
+    quantize = torch.ops.sgl_kernel.scaled_fp4_quant if has(of.kernels, "scaled_fp4_quant") else None
+    return Benchmark(
+        "scaled_fp4_quant",
+        f"{rows}x{size}",
+        make,
+        bytes=rows * (2 * size + size // 2) + (rows + 127) // 128 * 128 * size // 16,
+        implementations=of.implementations(kernels=quantize and (lambda s: quantize(s.q, s.x, s.s, s.scale))),
+    )
+
+
+def awq(of, rows, n, group=128):
+    def make():
+        return Inputs(
+            w=torch.randint(2**31, (rows, n // 8), dtype=torch.int32),
+            s=torch.randn(rows // group, n, dtype=torch.float16),
+            z=torch.randint(2**31, (rows // group, n // 8), dtype=torch.int32),
+        )
+
+    decode = of.kernels.awq_dequantize if has(of.kernels, "awq_dequantize") else None
+    return Benchmark(
+        "awq_dequantize",
+        f"{rows}x{n}",
+        make,
+        bytes=rows * n * 5 // 2 + rows // group * n * 5 // 2,
+        implementations=of.implementations(kernels=decode and (lambda s: decode(s.w, s.s, s.z))),
+    )
 
 
 def product(of, name, type, tokens, row, k):

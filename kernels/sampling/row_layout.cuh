@@ -1,0 +1,121 @@
+// How a row lies in the blocks that search it (row.cuh), what they share, and their sums.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "kernels/base/launch.h"
+#include "kernels/device/reduce.cuh"
+#include "kernels/device/vec.cuh"
+#include "kernels/sampling/draw.h"
+
+namespace sgl_kernel::SGL_TARGET {
+
+inline constexpr int kThreads = kClasses * kWarpSize;
+inline constexpr int kStride = kThreads * kVecSize<float>;  // values that a block takes at once
+static_assert(kStride == kClasses * kRun, "a warp holds one class");
+inline constexpr int kLoadsInFlight = 5;  // vectors that a thread loads before it uses the first
+inline constexpr int kMaxRanks = 8;       // the largest cluster that every Hopper GPU can place
+
+inline constexpr int kListSize = 8192;                     // of all ranks together: an equal part for each
+inline constexpr int kBinBits = 9, kBins = 1 << kBinBits;  // of a search's histogram
+inline constexpr int kSampleBits = 12;                     // leading bits of a key, by which the sample is counted
+inline constexpr int kLargestSample = 1 << 15;             // values: their counts have 16 bits
+inline constexpr unsigned kAllLanes = 0xffffffffu;
+static_assert(kBins == kThreads, "a thread for each bin");
+
+// How a row is laid out over a group.
+struct RowShape {
+  int ranks;
+  int strides;  // of each rank's slice
+  int cached;   // how many of them stay in shared memory
+};
+
+struct Entry {
+  uint32_t key, place;
+};
+
+// What a rank's passes found, for the others.
+struct Summary {
+  float peak, sum;
+};
+struct Gathered {
+  Tally above;
+  uint64_t total;   // mass
+  uint32_t listed;  // values in the list, if it was large enough
+};
+
+struct alignas(16) RowShared {
+  Summary summaries[kMaxRanks];
+  Gathered gathered[kMaxRanks];
+  uint64_t class_masses[kMaxRanks][kClasses];
+  uint32_t list_size;                   // of this rank
+  uint32_t listed_masses[2][kClasses];  // of kept ones: the low and the high words
+  Tally warp_tallies[kClasses];
+  float warp_floats[3][kClasses];
+  uint64_t warp_masses[kClasses];
+  Cut cut;
+  int lo_bin, hi_bin;     // band.cuh
+  float sampled_from_lo;  // "
+};
+
+// Dynamic shared memory: RowShared, histograms (the sample's is the larger, and done with when the others start), list,
+// cache.
+inline constexpr size_t kHistogramBytes = sizeof(uint16_t) << kSampleBits;
+static_assert(kHistogramBytes >= 3 * sizeof(uint32_t) * kBins);
+
+inline size_t dynamic_bytes(const RowShape& shape) {
+  return sizeof(RowShared) + kHistogramBytes + kListSize * sizeof(Entry) +
+         size_t{kStride} * sizeof(float) * shape.cached;
+}
+
+// For `rows` rows that are searched at once.
+template <class Group>
+RowShape row_shape(int64_t rows, int64_t vocab) {
+  const int64_t strides = (vocab + kStride - 1) / kStride;
+  // A large cluster lies in one group of multiprocessors, of which it may leave some unused.
+  const int64_t all = num_sms(), usable = all * 3 / 4;
+  int ranks = Group::kMaxSize;
+  while (ranks > 1 && (rows * ranks > (ranks > 2 ? usable : all) || strides < ranks)) ranks /= 2;
+  RowShape shape = {ranks, static_cast<int>((strides + ranks - 1) / ranks), 0};
+  const int64_t left = max_shared_memory() - static_cast<int64_t>(dynamic_bytes(shape));
+  const int64_t fitting = left / static_cast<int64_t>(kStride * sizeof(float));
+  shape.cached = static_cast<int>(std::clamp(fitting, int64_t{0}, int64_t{shape.strides}));
+  return shape;
+}
+
+// Sums over a warp, for all its lanes.
+__device__ __forceinline__ uint64_t warp_sum(uint64_t value) {
+#pragma unroll
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
+  return value;
+}
+__device__ __forceinline__ Tally warp_sum(const Tally& tally) {
+  return {__reduce_add_sync(kAllLanes, tally.count), warp_sum(tally.mass)};
+}
+
+// Over this lane and those before it.
+__device__ __forceinline__ uint64_t warp_scan(uint64_t value) {
+#pragma unroll
+  for (int offset = 1; offset < kWarpSize; offset *= 2) {
+    const uint64_t other = __shfl_up_sync(kAllLanes, value, offset);
+    if (threadIdx.x % kWarpSize >= offset) value += other;
+  }
+  return value;
+}
+__device__ __forceinline__ Tally warp_scan(Tally tally) {
+#pragma unroll
+  for (int offset = 1; offset < kWarpSize; offset *= 2) {
+    const Tally other = {__shfl_up_sync(kAllLanes, tally.count, offset), __shfl_up_sync(kAllLanes, tally.mass, offset)};
+    if (threadIdx.x % kWarpSize >= offset) tally = tally + other;
+  }
+  return tally;
+}
+
+__device__ __forceinline__ Tally shuffle(const Tally& tally, int lane) {
+  return {__shfl_sync(kAllLanes, tally.count, lane), __shfl_sync(kAllLanes, tally.mass, lane)};
+}
+
+}  // namespace sgl_kernel::SGL_TARGET
