@@ -276,7 +276,7 @@ def gptq_marlin_gemm(
       b_q_weight: int32 [K / 16, N · bits / 2], as gptq_marlin_repack and awq_marlin_repack make it.
       b_scales: [G, N], a's dtype, the columns permuted for Marlin. For float4_e2m1f float8_e4m3fn bytes in Marlin's
         form, 2⁷ times the scales; for float8_e4m3fn 2⁸ times the scales, or 2¹²⁰ times in bfloat16.
-      global_scale: one number of a's dtype with float4_e2m1f (2⁷ times the scale, or 2¹¹⁹ times in bfloat16), else None.
+      global_scale: one number of a's dtype with float4_e2m1f, 2⁷ times the scale (2¹¹⁹ times in bfloat16); else None.
       b_zeros: with uint4 and uint8 the zero points, int32 [G, N · bits / 32] permuted and packed for Marlin, or
         float16 [G, N] with is_zp_float; else None, or empty.
       g_idx, perm: int32 [K], or None, or empty: act-order, p(k) = perm[k].

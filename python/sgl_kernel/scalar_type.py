@@ -174,7 +174,7 @@ class ScalarType:
         return made
 
 
-class scalar_types:  # noqa: N801 - upstream's name
+class scalar_types:
     """The types that operators know, and some more."""
 
     int4 = ScalarType.int_(4, None)

@@ -107,7 +107,7 @@ class GptqGemm(Operator):
         a = args.a[:, index] if case.index and case.shuffle else args.a
         weight = (numbers - zeros[group] - 1).double() * args.b_gptq_scales[group]
         # On a GPU the weight is rounded to float16 where a tile has several groups.
-        rounded = case.index and not case.shuffle or case.group < 4 * 32
+        rounded = (case.index and not case.shuffle) or case.group < 4 * 32
         magnitude = a.abs() @ weight.abs() * (1 + rounded * 2**13 / 32)
         return {"result": Expected(a @ weight, magnitude)}
 

@@ -95,7 +95,7 @@ def test_experts(bits, device):
     for i in range(3):
         assert_same_bits("an expert", result[i], sgl_kernel.awq_marlin_repack(weight[i], 32, 128, bits))
     assert sgl_kernel.awq_marlin_moe_repack(weight[:0], perm, 32, 128, bits).shape == (0, 2, 64 * bits)
-    with pytest.raises(ValueError, match="^awq_marlin_moe_repack: b_q_weight"):
+    with pytest.raises(ValueError, match=r"^awq_marlin_moe_repack: b_q_weight"):
         sgl_kernel.awq_marlin_moe_repack(weight[0], perm, 32, 128, bits)
 
 

@@ -80,8 +80,8 @@ def marlin_fp4_scales(scales: torch.Tensor) -> torch.Tensor:
 
 
 def shuffled(numbers: torch.Tensor, bits: int) -> torch.Tensor:
-    """The words of GPTQ's weight for ExLlamaV2: pairs of neighbours 16 bits apart; of 3 bits three words of ten numbers,
-    and of two more a bit each."""
+    """The words of GPTQ's weight for ExLlamaV2: pairs of neighbours 16 bits apart; of 3 bits three words of ten
+    numbers, and of two more a bit each."""
     n = numbers.shape[1]
     if bits == 8:
         return pack_rows(numbers, bits)
