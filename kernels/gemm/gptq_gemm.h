@@ -28,8 +28,9 @@ Status gptq_shuffle(TensorView workspace, TensorView q_weight, TensorView q_perm
 //   b_gptq_qzeros  [G, N * bit / 32] int32: zero points, packed along N; one is added to each
 //   b_gptq_scales  [G, N]            f16
 //   b_g_idx        [K] or [0]        int32, from 0 to K - 1 or to G - 1
-// N is a multiple of 32; K a multiple of G wherever groups are not read from b_g_idx. Sums are f32, or where a group is
-// shorter than 4 units or b_g_idx holds groups, on a GPU, of weights rounded to f16. M == 0 or N == 0 is a no-op.
+// N is a multiple of 32; K a multiple of G wherever groups are not read from b_g_idx. Sums are f32. On a GPU the weight is
+// rounded to f16 before, where groups are read from b_g_idx or are no multiples of 32 rows (2 bits: 64, 3 bits: 128).
+// M == 0 or N == 0 is a no-op.
 // The CPU target refuses a b_g_idx out of range, before it writes anything; on a GPU that is the caller's duty.
 Status gptq_gemm(TensorView result, TensorView workspace, TensorView a, TensorView b_q_weight, TensorView b_gptq_qzeros,
                  TensorView b_gptq_scales, TensorView b_g_idx, bool use_shuffle, int64_t bit, Stream stream);

@@ -8,6 +8,7 @@ from tests.harness import Expected, Operator, bad_shape, bad_value, case, operat
 
 F16 = torch.float16
 BITS = (4, 2, 3, 8)
+STEPS = {2: 64, 3: 128, 4: 32, 8: 32}  # rows that the GPU's kernel takes at a time
 
 
 def unpacked_rows(words, bits):
@@ -106,8 +107,8 @@ class GptqGemm(Operator):
         group = index if case.index and not case.shuffle else torch.arange(case.k) // case.group
         a = args.a[:, index] if case.index and case.shuffle else args.a
         weight = (numbers - zeros[group] - 1).double() * args.b_gptq_scales[group]
-        # On a GPU the weight is rounded to float16 where a tile has several groups.
-        rounded = (case.index and not case.shuffle) or case.group < 4 * 32
+        # On a GPU the weight is rounded to float16 where a step of the kernel has several groups.
+        rounded = (case.index and not case.shuffle) or case.group % STEPS[case.bits] != 0
         magnitude = a.abs() @ weight.abs() * (1 + rounded * 2**13 / 32)
         return {"result": Expected(a @ weight, magnitude)}
 
