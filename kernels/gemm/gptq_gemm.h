@@ -21,17 +21,19 @@ Status gptq_shuffle(TensorView workspace, TensorView q_weight, TensorView q_perm
 
 // Multiplies.
 //   result[m, n] = sum_k a[m, p(k)] * (q[k, n] - zeros[g(k), n] - 1) * b_gptq_scales[g(k), n]
-//   use_shuffle       the weight went through gptq_shuffle: p(k) = b_g_idx[k], or k if b_g_idx is empty; g(k) = k /
-//   (K/G) not use_shuffle   p(k) = k; g(k) = b_g_idx[k], or k / (K/G) if b_g_idx is empty result         [M, N] f16
+//   use_shuffle, of a weight that went through gptq_shuffle:  p(k) = b_g_idx[k]   g(k) = k / (K / G)
+//   not use_shuffle:                                          p(k) = k            g(k) = b_g_idx[k]
+//   with an empty b_g_idx:                                    p(k) = k            g(k) = k / (K / G)
+//   result         [M, N]            f16
 //   workspace      uint8, gptq_gemm_workspace_size() bytes, 16-byte aligned
 //   a              [M, K]            f16; on a GPU 16-byte aligned
 //   b_gptq_qzeros  [G, N * bit / 32] int32: zero points, packed along N; one is added to each
 //   b_gptq_scales  [G, N]            f16
 //   b_g_idx        [K] or [0]        int32, from 0 to K - 1 or to G - 1
-// N is a multiple of 32; K a multiple of G wherever groups are not read from b_g_idx. Sums are f32. On a GPU the weight is
-// rounded to f16 before, where groups are read from b_g_idx or are no multiples of 32 rows (2 bits: 64, 3 bits: 128).
-// M == 0 or N == 0 is a no-op.
-// The CPU target refuses a b_g_idx out of range, before it writes anything; on a GPU that is the caller's duty.
+// N is a multiple of 32; K a multiple of G wherever groups are not read from b_g_idx. Sums are f32. On a GPU the weight
+// is rounded to f16 before, where groups are read from b_g_idx or are no multiples of 32 rows (2 bits: 64, 3 bits:
+// 128). M == 0 or N == 0 is a no-op. The CPU target refuses a b_g_idx out of range, before it writes anything; on a GPU
+// that is the caller's duty.
 Status gptq_gemm(TensorView result, TensorView workspace, TensorView a, TensorView b_q_weight, TensorView b_gptq_qzeros,
                  TensorView b_gptq_scales, TensorView b_g_idx, bool use_shuffle, int64_t bit, Stream stream);
 

@@ -1,4 +1,4 @@
-"""Products with weights of 4 and 8 bits: the shapes of tools/bench/gemm.py, next to torch's product with a bf16 weight."""
+"""Products with weights of 4 and 8 bits: the shapes of tools/bench/gemm.py, next to torch's with a bf16 weight."""
 
 from types import SimpleNamespace as Inputs
 
