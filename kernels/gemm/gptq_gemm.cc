@@ -47,6 +47,7 @@ Status gptq_shuffle(TensorView workspace, TensorView q_weight, TensorView q_perm
              workspace.num_elements(), "q_weight.numel()");
   SGL_RETURN_IF_ERROR(check.status());
   if (q_weight.empty()) return OkStatus();
+  SGL_RETURN_IF_ERROR(check.in_range("q_perm", q_perm, k, "q_weight.shape[0] * 32 / bit", stream).status());
   const GptqShuffleParams params = {
       .weight = q_weight.data<uint32_t>(),
       .workspace = permutes ? workspace.data<uint32_t>() : nullptr,
@@ -120,6 +121,12 @@ Status gptq_gemm(TensorView result, TensorView workspace, TensorView a, TensorVi
   }
   SGL_RETURN_IF_ERROR(check.status());
   if (result.empty()) return OkStatus();
+  if (use_shuffle) {
+    check.in_range("b_g_idx", b_g_idx, k, "a.shape[1]", stream);
+  } else {
+    check.in_range("b_g_idx", b_g_idx, num_groups, "b_gptq_scales.shape[0]", stream);
+  }
+  SGL_RETURN_IF_ERROR(check.status());
   const bool gathers = use_shuffle && indexed;
   char* const scratch = workspace.data<char>();
   const int num_splits = on_cuda ? mixed_num_splits(m, n, k) : 1;

@@ -16,7 +16,8 @@ namespace sgl_kernel {
 // word are reordered.
 //   workspace  int32, of q_weight's shape if q_perm is given, else empty
 //   q_perm     int32 [K], or empty for the rows as they are
-// The CPU target refuses a q_perm out of range, before it writes anything; on a GPU that is the caller's duty.
+// A q_perm out of range is refused before anything is written, on a GPU if checks_values() (SGL_KERNEL_CHECK=1), where
+// it is the caller's duty otherwise.
 Status gptq_shuffle(TensorView workspace, TensorView q_weight, TensorView q_perm, int64_t bit, Stream stream);
 
 // Multiplies.
@@ -32,8 +33,7 @@ Status gptq_shuffle(TensorView workspace, TensorView q_weight, TensorView q_perm
 //   b_g_idx        [K] or [0]        int32, from 0 to K - 1 or to G - 1
 // N is a multiple of 32; K a multiple of G wherever groups are not read from b_g_idx. Sums are f32. On a GPU the weight
 // is rounded to f16 before, where groups are read from b_g_idx or are no multiples of 32 rows (2 bits: 64, 3 bits:
-// 128). M == 0 or N == 0 is a no-op. The CPU target refuses a b_g_idx out of range, before it writes anything; on a GPU
-// that is the caller's duty.
+// 128). M == 0 or N == 0 is a no-op. A b_g_idx out of range is refused as q_perm is.
 Status gptq_gemm(TensorView result, TensorView workspace, TensorView a, TensorView b_q_weight, TensorView b_gptq_qzeros,
                  TensorView b_gptq_scales, TensorView b_g_idx, bool use_shuffle, int64_t bit, Stream stream);
 

@@ -1,6 +1,5 @@
 // GPTQ weights on the CPU.
 #include <cstring>
-#include <string>
 
 #include "kernels/base/float_types.h"
 #include "kernels/base/parallel.h"
@@ -12,17 +11,6 @@ namespace sgl_kernel::cpu {
 namespace {
 
 constexpr int kMostUnitWords = 3;
-
-// Refuses an index outside of [0, bound).
-Status check_indices(const char* operator_name, const char* name, const int32_t* indices, int64_t count,
-                     int64_t bound) {
-  for (int64_t i = 0; indices != nullptr && i < count; ++i) {
-    if (indices[i] >= 0 && indices[i] < bound) continue;
-    return InvalidArgument(std::string(operator_name) + ": " + name + "[" + std::to_string(i) + "] is " +
-                           std::to_string(indices[i]) + ", expected at least 0 and less than " + std::to_string(bound));
-  }
-  return OkStatus();
-}
 
 // Writes rows first_k … of the columns first_n … of the weight.
 void decode_panel(const GptqGemmParams& params, int64_t first_k, int64_t depth, int64_t first_n, float* panel) {
@@ -59,7 +47,6 @@ void decode_panel(const GptqGemmParams& params, int64_t first_k, int64_t depth, 
 }  // namespace
 
 Status shuffle_gptq(const GptqShuffleParams& params, Stream) {
-  SGL_RETURN_IF_ERROR(check_indices("gptq_shuffle", "q_perm", params.perm, params.k, params.k));
   const int bits = params.num_bits, words = gptq_unit_words(bits), numbers = gptq_unit_numbers(bits);
   const uint32_t* source = params.weight;
   if (params.perm != nullptr) {
@@ -83,8 +70,6 @@ Status shuffle_gptq(const GptqShuffleParams& params, Stream) {
 }
 
 Status multiply_gptq(const GptqGemmParams& params, Stream) {
-  SGL_RETURN_IF_ERROR(check_indices("gptq_gemm", "b_g_idx", params.columns, params.k, params.k));
-  SGL_RETURN_IF_ERROR(check_indices("gptq_gemm", "b_g_idx", params.groups, params.k, params.num_groups));
   const MixedProduct<Half> product = {
       .output = static_cast<Half*>(params.result),
       .output_stride = params.n,

@@ -166,6 +166,9 @@ Status gptq_marlin_gemm(TensorView result, TensorView workspace_bytes, TensorVie
   }
   SGL_RETURN_IF_ERROR(check.status());
   if (result.empty()) return OkStatus();
+  if (perm != nullptr) check.in_range("perm_or_none", *perm, size_k, "size_k", stream);
+  if (irregular) check.in_range("g_idx_or_none", *g_idx, num_groups, "b_scales.shape[0]", stream);
+  SGL_RETURN_IF_ERROR(check.status());
   const int num_splits = on_cuda ? mixed_num_splits(size_m, size_n, size_k) : 1;
   char* const scratch = workspace_bytes.data<char>();
   const MarlinGemmParams params = {

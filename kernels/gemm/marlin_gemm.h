@@ -36,9 +36,9 @@ namespace sgl_kernel {
 //   g(k)          k / (K / G); if act-order and not is_k_full g_idx[k], which ascends
 // size_m, size_n, size_k are M, N, K; K is a multiple of 16 * G (float4_e2m1f: of 32), N of 64. All but a are
 // contiguous, on one device. use_fp32_reduce and use_atomic_add are leave to add partial sums otherwise: here they are
-// added in f32 and in one order, always. M == 0 is a no-op. The CPU target refuses indices out of range, before it
-// writes anything; on a GPU they are the caller's duty. Anything else is InvalidArgument. Source: Frantar et al. 2024
-// (Marlin).
+// added in f32 and in one order, always. M == 0 is a no-op. Indices out of range are refused before anything is
+// written, on a GPU if checks_values() (SGL_KERNEL_CHECK=1), where they are the caller's duty otherwise. Anything else
+// is InvalidArgument. Source: Frantar et al. 2024 (Marlin).
 Status gptq_marlin_gemm(TensorView result, TensorView workspace_bytes, TensorView a,
                         const std::optional<TensorView>& c_or_none, TensorView b_q_weight, TensorView b_scales,
                         const std::optional<TensorView>& global_scale_or_none,

@@ -2,7 +2,6 @@
 // places and of values; zero points and scales are then applied row by row.
 #include <array>
 #include <cmath>
-#include <string>
 
 #include "kernels/base/float_types.h"
 #include "kernels/gemm/marlin_gemm_params.h"
@@ -121,15 +120,6 @@ class Decoder {
   const float scale_factor_;
 };
 
-Status check_indices(const char* name, const int32_t* indices, int64_t count, int64_t bound) {
-  for (int64_t i = 0; indices != nullptr && i < count; ++i) {
-    if (indices[i] >= 0 && indices[i] < bound) continue;
-    return InvalidArgument(std::string("gptq_marlin_gemm: ") + name + "[" + std::to_string(i) + "] is " +
-                           std::to_string(indices[i]) + ", expected at least 0 and less than " + std::to_string(bound));
-  }
-  return OkStatus();
-}
-
 template <class T>
 void run(const MarlinGemmParams& params) {
   float factor = 1.0f;
@@ -154,8 +144,6 @@ void run(const MarlinGemmParams& params) {
 }  // namespace
 
 Status multiply_marlin(const MarlinGemmParams& params, Stream) {
-  SGL_RETURN_IF_ERROR(check_indices("perm_or_none", params.columns, params.k, params.k));
-  SGL_RETURN_IF_ERROR(check_indices("g_idx_or_none", params.groups, params.k, params.num_groups));
   if (params.dtype == DType::kF16) {
     run<Half>(params);
   } else {

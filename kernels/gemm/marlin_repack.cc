@@ -41,6 +41,8 @@ Status repack(const char* name, const TensorView& result, const TensorView& weig
       .no_overlap("result", result, "b_q_weight", weight);
   SGL_RETURN_IF_ERROR(check.status());
   if (result.empty()) return OkStatus();
+  if (perm != nullptr) check.in_range("perm", *perm, size_k, "size_k", stream);
+  SGL_RETURN_IF_ERROR(check.status());
   const MarlinRepackParams params = {
       .operator_name = name,
       .result = result.data<uint32_t>(),

@@ -18,7 +18,8 @@ namespace sgl_kernel {
 // From GPTQ's layout.
 //   b_q_weight  int32 [size_k * num_bits / 32, size_n]: a word holds consecutive rows of a column, the first lowest
 //   perm        int32 [size_k], or empty: row k of the result is row perm[k] of the weight (act-order)
-// The CPU target refuses a perm out of range, before it writes anything; on a GPU that is the caller's duty.
+// A perm out of range is refused before anything is written, on a GPU if checks_values() (SGL_KERNEL_CHECK=1), where it
+// is the caller's duty otherwise.
 Status gptq_marlin_repack(TensorView result, TensorView b_q_weight, TensorView perm, int64_t size_k, int64_t size_n,
                           int64_t num_bits, Stream stream);
 

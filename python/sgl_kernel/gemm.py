@@ -347,6 +347,7 @@ def gptq_shuffle(q_weight: torch.Tensor, q_perm: torch.Tensor, bit: int) -> None
       bit: 2, 3, 4 or 8.
 
     Raises:
-      ValueError: another shape, dtype, stride, device or number; on the CPU a q_perm out of range, too.
+      ValueError: another shape, dtype, stride, device or number; a q_perm out of range (on a GPU
+        under SGL_KERNEL_CHECK=1 alone).
     """
     _shuffle_operator(q_weight, q_perm, bit)

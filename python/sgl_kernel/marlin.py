@@ -57,7 +57,8 @@ def gptq_marlin_repack(b_q_weight, perm, size_k, size_n, num_bits) -> torch.Tens
       int32 [size_k / 16, size_n · num_bits / 2].
 
     Raises:
-      ValueError: another shape, dtype, stride, device or number; on the CPU a perm out of range, too.
+      ValueError: another shape, dtype, stride, device or number; a perm out of range (on a GPU under
+        SGL_KERNEL_CHECK=1 alone).
     """
     return _gptq_operator(b_q_weight, perm, size_k, size_n, num_bits)
 

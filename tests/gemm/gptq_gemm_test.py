@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.gemm.packing import pack_columns, pack_rows, shuffled
-from tests.harness import Expected, Operator, bad_shape, bad_value, case, operator_tests
+from tests.harness import Expected, Operator, bad_shape, bad_value, case, checks_values, operator_tests
 
 F16 = torch.float16
 BITS = (4, 2, 3, 8)
@@ -133,16 +133,19 @@ def unshuffled(words, bits):
 test_gptq_gemm = operator_tests(GptqShuffle(), GptqGemm())
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 @pytest.mark.parametrize("index", [-1, 64])
-def test_index_out_of_range(index):
+def test_index_out_of_range(device, index):
     import sgl_kernel
 
-    order = torch.arange(64, dtype=torch.int32)
+    if not checks_values(device):
+        pytest.skip("values on a GPU are checked under SGL_KERNEL_CHECK=1")
+    order = torch.arange(64, dtype=torch.int32, device=device)
     order[9] = index
-    weight, zeros = torch.zeros(8, 32, dtype=torch.int32), torch.zeros(1, 4, dtype=torch.int32)
+    weight, zeros = (torch.zeros(shape, dtype=torch.int32, device=device) for shape in ((8, 32), (1, 4)))
     with pytest.raises(ValueError, match=r"^gptq_shuffle: q_perm\[9\] is"):
         sgl_kernel.gptq_shuffle(weight, order, 4)
-    a, scales = torch.zeros(2, 64, dtype=F16), torch.ones(1, 32, dtype=F16)
+    a, scales = (torch.ones(shape, dtype=F16, device=device) for shape in ((2, 64), (1, 32)))
     with pytest.raises(ValueError, match=r"^gptq_gemm: b_g_idx\[9\] is"):
         sgl_kernel.gptq_gemm(a, weight, zeros, scales, order, True, 4)
     with pytest.raises(ValueError, match=r"^gptq_gemm: b_g_idx\[0*"):

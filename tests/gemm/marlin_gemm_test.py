@@ -12,7 +12,17 @@ from tests.gemm.packing import (
     marlin_weight,
     marlin_zeros,
 )
-from tests.harness import Draw, Expected, Operator, assert_same_bits, bad_shape, bad_value, case, operator_tests
+from tests.harness import (
+    Draw,
+    Expected,
+    Operator,
+    assert_same_bits,
+    bad_shape,
+    bad_value,
+    case,
+    checks_values,
+    operator_tests,
+)
 
 F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
 FP8 = torch.float8_e4m3fn
@@ -254,12 +264,15 @@ def test_destination(device):
     assert_same_bits("c of the compiled call", args[1], expected)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 @pytest.mark.parametrize("argument", ["perm_or_none", "g_idx_or_none"])
-def test_index_out_of_range(argument):
+def test_index_out_of_range(device, argument):
     import sgl_kernel
 
+    if not checks_values(device):
+        pytest.skip("values on a GPU are checked under SGL_KERNEL_CHECK=1")
     row = case(m=3, n=64, k=128, type="uint4b8", dtype=F16, group=64, order="part")
-    args = MarlinGemm().make(row, Draw("cpu", 0))
+    args = MarlinGemm().make(row, Draw(device, 0))
     args[argument][7] = 128
     with pytest.raises(ValueError, match=rf"^gptq_marlin_gemm: {argument}\[7\] is 128"):
         sgl_kernel.gptq_marlin_gemm(*args.values())

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.gemm.packing import AWQ_ORDER, marlin_weight, pack_columns, pack_rows
-from tests.harness import Operator, assert_same_bits, bad_shape, bad_value, case, operator_tests
+from tests.harness import Operator, assert_same_bits, bad_shape, bad_value, case, checks_values, operator_tests
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
@@ -99,11 +99,14 @@ def test_experts(bits, device):
         sgl_kernel.awq_marlin_moe_repack(weight[0], perm, 32, 128, bits)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 @pytest.mark.parametrize("index", [-1, 32])
-def test_perm_out_of_range(index):
+def test_perm_out_of_range(device, index):
     import sgl_kernel
 
-    perm = torch.arange(32, dtype=torch.int32)
+    if not checks_values(device):
+        pytest.skip("values on a GPU are checked under SGL_KERNEL_CHECK=1")
+    perm = torch.arange(32, dtype=torch.int32, device=device)
     perm[5] = index
     with pytest.raises(ValueError, match=r"^gptq_marlin_repack: perm\[5\] is"):
-        sgl_kernel.gptq_marlin_repack(torch.zeros(4, 64, dtype=torch.int32), perm, 32, 64, 4)
+        sgl_kernel.gptq_marlin_repack(torch.zeros(4, 64, dtype=torch.int32, device=device), perm, 32, 64, 4)
