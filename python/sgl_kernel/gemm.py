@@ -1,6 +1,6 @@
 """Products of quantized matrices.
 
-mat_b is column-major everywhere: [K, N] with stride(0) == 1, the transpose of a weight as it is stored.
+mat_b is column-major in the scaled products: [K, N] with stride(0) == 1, the transpose of a weight as it is stored.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ import torch
 
 from sgl_kernel import _gemm as _native
 from sgl_kernel._ops import eager_or_traced, fakes, implements
+from sgl_kernel.marlin import awq_marlin_repack as awq_marlin_repack
+from sgl_kernel.marlin import gptq_marlin_repack as gptq_marlin_repack
+from sgl_kernel.scalar_type import ScalarType
 
 __all__ = [
     "bmm_fp8",
@@ -19,6 +22,9 @@ __all__ = [
     "dsv3_router_gemm",
     "fp8_blockwise_scaled_mm",
     "fp8_scaled_mm",
+    "gptq_gemm",
+    "gptq_marlin_gemm",
+    "gptq_shuffle",
     "int8_scaled_mm",
     "qserve_w4a8_per_chn_gemm",
     "qserve_w4a8_per_group_gemm",
@@ -349,3 +355,199 @@ def qserve_w4a8_per_group_gemm(
         out_feats = _qserve_result(in_feats, kernel)
     _per_group_operator(in_feats, kernel, zeros, scales_i8, wscales, ascales, out_feats)
     return out_feats
+
+
+def _extent(tensor, dim):
+    """An extent, or 0 where there is none: a wrong rank is the native function's to tell."""
+    return tensor.shape[dim] if tensor.dim() == 2 else 0
+
+
+def _scratch(a, size):
+    return a.new_empty(size, dtype=torch.uint8)
+
+
+@fakes("gptq_marlin_gemm")
+def _fake_gptq_marlin_gemm(a, c_or_none, *args):
+    size_n = args[9]
+    return a.new_empty((_extent(a, 0), size_n))
+
+
+@implements("gptq_marlin_gemm")
+def _gptq_marlin_gemm(
+    a,
+    c_or_none,
+    b_q_weight,
+    b_scales,
+    global_scale_or_none,
+    b_zeros_or_none,
+    g_idx_or_none,
+    perm_or_none,
+    workspace,
+    b_q_type_id,
+    size_m,
+    size_n,
+    size_k,
+    is_k_full,
+    use_atomic_add,
+    use_fp32_reduce,
+    is_zp_float,
+):
+    # Of a wrong call only the native function's message should be seen.
+    m, n, k = _extent(a, 0), max(size_n, 0), _extent(a, 1)
+    result = a.new_empty((m, n)) if c_or_none is None else c_or_none
+    gathers = perm_or_none is not None and perm_or_none.numel() > 0
+    scratch = _scratch(a, _native.gptq_marlin_gemm_workspace_size(m, n, k, gathers, a.is_cuda))
+    _native.gptq_marlin_gemm(
+        result,
+        scratch,
+        a,
+        c_or_none,
+        b_q_weight,
+        b_scales,
+        global_scale_or_none,
+        b_zeros_or_none,
+        g_idx_or_none,
+        perm_or_none,
+        workspace,
+        b_q_type_id,
+        size_m,
+        size_n,
+        size_k,
+        is_k_full,
+        use_atomic_add,
+        use_fp32_reduce,
+        is_zp_float,
+    )
+    return result
+
+
+@implements("gptq_shuffle")
+def _gptq_shuffle(q_weight, q_perm, bit):
+    workspace = torch.empty_like(q_weight) if q_perm.numel() > 0 else q_weight.new_empty(0)
+    _native.gptq_shuffle(workspace, q_weight, q_perm, bit)
+
+
+@fakes("gptq_gemm")
+def _fake_gptq_gemm(a, b_q_weight, b_gptq_qzeros, b_gptq_scales, b_g_idx, use_shuffle, bit):
+    return a.new_empty((_extent(a, 0), _extent(b_q_weight, 1)))
+
+
+@implements("gptq_gemm")
+def _gptq_gemm(a, b_q_weight, b_gptq_qzeros, b_gptq_scales, b_g_idx, use_shuffle, bit):
+    m, n, k = _extent(a, 0), _extent(b_q_weight, 1), _extent(a, 1)
+    result = a.new_empty((m, n))
+    gathers = use_shuffle and b_g_idx.numel() > 0
+    scratch = _scratch(a, _native.gptq_gemm_workspace_size(m, n, k, gathers, a.is_cuda))
+    _native.gptq_gemm(result, scratch, a, b_q_weight, b_gptq_qzeros, b_gptq_scales, b_g_idx, use_shuffle, bit)
+    return result
+
+
+_marlin_operator = eager_or_traced("gptq_marlin_gemm", _gptq_marlin_gemm)
+_gptq_operator = eager_or_traced("gptq_gemm", _gptq_gemm)
+_shuffle_operator = eager_or_traced("gptq_shuffle", _gptq_shuffle)
+
+
+def gptq_marlin_gemm(
+    a: torch.Tensor,
+    c: torch.Tensor | None,
+    b_q_weight: torch.Tensor,
+    b_scales: torch.Tensor,
+    global_scale: torch.Tensor | None,
+    b_zeros: torch.Tensor | None,
+    g_idx: torch.Tensor | None,
+    perm: torch.Tensor | None,
+    workspace: torch.Tensor,
+    b_q_type: ScalarType,
+    size_m: int,
+    size_n: int,
+    size_k: int,
+    is_k_full: bool = True,
+    use_atomic_add: bool = False,
+    use_fp32_reduce: bool = False,
+    is_zp_float: bool = False,
+) -> torch.Tensor:
+    """Multiplies with a weight of 4 or 8 bits in Marlin's layout.
+
+        result[m, n] = Σ_k a[m, p(k)] · (q[k, n] - zero[g(k), n]) · scale[g(k), n]
+
+    Args:
+      a: [M, K], float16 or bfloat16; rows may be strided by multiples of 8 elements.
+      c: [M, N], a's dtype: where the result goes, or None.
+      b_q_weight: int32 [K / 16, N · bits / 2], as gptq_marlin_repack and awq_marlin_repack make it.
+      b_scales: [G, N], a's dtype, the columns permuted for Marlin. For float4_e2m1f float8_e4m3fn bytes in Marlin's
+        form, 2⁷ times the scales; for float8_e4m3fn 2⁸ times the scales, or 2¹²⁰ times in bfloat16.
+      global_scale: one number of a's dtype with float4_e2m1f, 2⁷ times the scale (2¹¹⁹ times in bfloat16); else None.
+      b_zeros: with uint4 and uint8 the zero points, int32 [G, N · bits / 32] permuted and packed for Marlin, or
+        float16 [G, N] with is_zp_float; else None, or empty.
+      g_idx, perm: int32 [K], or None, or empty: act-order, p(k) = perm[k].
+      workspace: int32, upstream's locks; neither read nor written.
+      b_q_type: scalar_types.uint4, uint8, uint4b8 (zero is 8), uint8b128 (zero is 128), float8_e4m3fn or float4_e2m1f;
+        or its id.
+      size_m, size_n, size_k: M, N, K; N a multiple of 64, K of 16 · G.
+      is_k_full: if not, and with act-order, g(k) = g_idx[k]; else g(k) = k // (K / G).
+      use_atomic_add, use_fp32_reduce: leave to add partial sums otherwise; here they are added in float32 and in one
+        order, always.
+      is_zp_float: see b_zeros.
+
+    Returns:
+      c, or a new tensor [M, N]. Sums are float32.
+
+    Raises:
+      ValueError: another shape, dtype, stride, device or type.
+    """
+    type_id = b_q_type.id if isinstance(b_q_type, ScalarType) else b_q_type
+    options = (is_k_full, use_atomic_add, use_fp32_reduce, is_zp_float)
+    weight = (b_q_weight, b_scales, global_scale, b_zeros, g_idx, perm, workspace)
+    if c is not None and torch.compiler.is_compiling():
+        # An operator's result must not be one of its arguments there.
+        return c.copy_(_marlin_operator(a, None, *weight, type_id, size_m, size_n, size_k, *options))
+    return _marlin_operator(a, c, *weight, type_id, size_m, size_n, size_k, *options)
+
+
+def gptq_gemm(
+    a: torch.Tensor,
+    b_q_weight: torch.Tensor,
+    b_gptq_qzeros: torch.Tensor,
+    b_gptq_scales: torch.Tensor,
+    b_g_idx: torch.Tensor,
+    use_shuffle: bool,
+    bit: int,
+) -> torch.Tensor:
+    """Multiplies with a weight in GPTQ's layout.
+
+        result[m, n] = Σ_k a[m, p(k)] · (q[k, n] - zeros[g(k), n] - 1) · scales[g(k), n]
+
+    Args:
+      a: [M, K], float16.
+      b_q_weight: int32 [K · bit / 32, N], packed along K; through gptq_shuffle before, if use_shuffle.
+      b_gptq_qzeros: int32 [G, N · bit / 32], packed along N; one is added to each.
+      b_gptq_scales: [G, N], float16.
+      b_g_idx: int32 [K], or empty. With use_shuffle it is p, gptq_shuffle's q_perm, and g(k) = k // (K / G); without
+        it is g, and p(k) = k. Empty: p(k) = k and g(k) = k // (K / G).
+      use_shuffle: whether the weight went through gptq_shuffle.
+      bit: 2, 3, 4 or 8.
+
+    Returns:
+      [M, N], float16. Sums are float32.
+
+    Raises:
+      ValueError: another shape, dtype, stride, device or number.
+    """
+    return _gptq_operator(a, b_q_weight, b_gptq_qzeros, b_gptq_scales, b_g_idx, use_shuffle, bit)
+
+
+def gptq_shuffle(q_weight: torch.Tensor, q_perm: torch.Tensor, bit: int) -> None:
+    """Makes a weight ready for gptq_gemm with use_shuffle, in place.
+
+    Row k becomes row q_perm[k]; then the numbers of each word are reordered so that neighbours lie 16 bits apart.
+
+    Args:
+      q_weight: int32 [K · bit / 32, N], packed along K.
+      q_perm: int32 [K], or empty for the rows as they are.
+      bit: 2, 3, 4 or 8.
+
+    Raises:
+      ValueError: another shape, dtype, stride, device or number; a q_perm out of range (on a GPU
+        under SGL_KERNEL_CHECK=1 alone).
+    """
+    _shuffle_operator(q_weight, q_perm, bit)

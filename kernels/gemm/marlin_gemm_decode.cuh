@@ -1,0 +1,95 @@
+// From a lane's words of a Marlin tile to operand B of mma.m16n8k16, exactly.
+//
+// An integer q becomes the 16-bit float of q plus a power of two by a mask (or by a choice of bytes), from which the
+// column's own bias, that power plus its zero point, is subtracted: both are exact. Floats of 4 and 8 bits are shifted
+// to their place, and multiplied by the power of two between the exponents' biases.
+#pragma once
+
+#include "kernels/gemm/marlin_gemm_params.h"
+#include "kernels/gemm/mixed_mm_splits.cuh"
+
+namespace sgl_kernel::SGL_TARGET::marlin {
+
+enum class Format : uint8_t { kInt4, kInt8, kE4M3, kE2M1 };
+
+constexpr int bits_of(Format format) { return format == Format::kInt4 || format == Format::kE2M1 ? 4 : 8; }
+
+template <class T>
+inline constexpr bool kIsHalf = std::is_same_v<T, __half>;
+
+template <class To, class From>
+__device__ __forceinline__ To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  return *reinterpret_cast<To*>(&from);
+}
+
+template <class T>
+__device__ __forceinline__ uint32_t subtract_pairs(uint32_t a, uint32_t b) {
+  return bit_cast<uint32_t>(__hsub2(bit_cast<mixed_mm::Pair<T>>(a), bit_cast<mixed_mm::Pair<T>>(b)));
+}
+
+template <class T>
+__device__ __forceinline__ uint32_t multiply_pairs(uint32_t a, uint32_t b) {
+  return bit_cast<uint32_t>(__hmul2(bit_cast<mixed_mm::Pair<T>>(a), bit_cast<mixed_mm::Pair<T>>(b)));
+}
+
+// 2^10 in f16, 2^7 in bf16: numbers whose last place is 1.
+template <class T>
+inline constexpr uint32_t kUnitPlace = kIsHalf<T> ? 0x64006400 : 0x43004300;
+
+// 2^23 in f32, whose last place is 1.
+inline constexpr uint32_t kUnitPlaceF32 = 0x4b000000;
+
+// What decode() subtracts from a column's numbers whose zero point is `zero`.
+template <class T, Format kFormat>
+__device__ __forceinline__ uint32_t zero_bias(uint32_t zero) {
+  if constexpr (kFormat == Format::kInt8 && !kIsHalf<T>) {
+    return kUnitPlaceF32 | zero;
+  } else {
+    return kUnitPlace<T> | zero | zero << 16;
+  }
+}
+
+// Rows 2t, 2t + 1 (b0) and 2t + 8, 2t + 9 (b1) of an n8 tile's column g: tile `half` of the two of a word of 4-bit
+// numbers, or the tile of a word of 8-bit ones.
+template <class T, Format kFormat>
+__device__ __forceinline__ void decode(uint32_t word, int half, uint32_t bias, uint32_t& b0, uint32_t& b1) {
+  if constexpr (kFormat == Format::kInt4) {
+    constexpr uint32_t kMask = 0x000f000f;
+    const uint32_t of_tile = word >> 8 * half;
+    b0 = subtract_pairs<T>((of_tile & kMask) | kUnitPlace<T>, bias);
+    b1 = subtract_pairs<T>((of_tile >> 4 & kMask) | kUnitPlace<T>, bias);
+  } else if constexpr (kFormat == Format::kInt8 && kIsHalf<T>) {
+    b0 = subtract_pairs<T>(__byte_perm(word, kUnitPlace<T>, 0x5250), bias);
+    b1 = subtract_pairs<T>(__byte_perm(word, kUnitPlace<T>, 0x5351), bias);
+  } else if constexpr (kFormat == Format::kInt8) {
+    // bf16 has 8 bits of mantissa: enough for the difference, not for the biased number.
+    const float zero = __uint_as_float(bias);
+    const float row0 = __uint_as_float(__byte_perm(word, kUnitPlaceF32, 0x7650)) - zero;
+    const float row8 = __uint_as_float(__byte_perm(word, kUnitPlaceF32, 0x7651)) - zero;
+    const float row1 = __uint_as_float(__byte_perm(word, kUnitPlaceF32, 0x7652)) - zero;
+    const float row9 = __uint_as_float(__byte_perm(word, kUnitPlaceF32, 0x7653)) - zero;
+    b0 = __byte_perm(__float_as_uint(row0), __float_as_uint(row1), 0x7632);
+    b1 = __byte_perm(__float_as_uint(row8), __float_as_uint(row9), 0x7632);
+  } else if constexpr (kFormat == Format::kE4M3) {
+    constexpr int kShift = kIsHalf<T> ? 1 : 4;                          // 5 or 8 bits of exponent instead of 4
+    constexpr uint32_t kRebias = kIsHalf<T> ? 0x5c005c00 : 0x7b807b80;  // 2^8, 2^120
+    const uint32_t low = word << 8;
+    b0 = multiply_pairs<T>((low & 0x80008000) | (low & 0x7f007f00) >> kShift, kRebias);
+    b1 = multiply_pairs<T>((word & 0x80008000) | (word & 0x7f007f00) >> kShift, kRebias);
+  } else {
+    constexpr int kShift = kIsHalf<T> ? 3 : 6;                          // 5 or 8 bits of exponent instead of 2
+    constexpr uint32_t kRebias = kIsHalf<T> ? 0x74007400 : 0x7e807e80;  // 2^14, 2^126
+    const uint32_t first = word << (half == 0 ? 12 : 4), second = word << (half == 0 ? 8 : 0);
+    b0 = multiply_pairs<T>((first & 0x80008000) | (first & 0x70007000) >> kShift, kRebias);
+    b1 = multiply_pairs<T>((second & 0x80008000) | (second & 0x70007000) >> kShift, kRebias);
+  }
+}
+
+// What is left of a checkpoint's scale once decode() gives true numbers.
+template <class T, Format kFormat>
+inline constexpr float kScaleFactor = kFormat != Format::kE4M3 ? 1.0f
+                                      : kIsHalf<T>             ? 0x1p-8f
+                                                               : 0x1p-120f;
+
+}  // namespace sgl_kernel::SGL_TARGET::marlin
