@@ -50,6 +50,20 @@ __device__ __forceinline__ uint32_t swizzled(int row, int chunk) {
   return row * (kDim * 2) + ((chunk ^ swizzle_of_row<kDim>(row)) * 16);
 }
 
+// Copies kRows rows, at the given offsets from `base`, into a tile of shared memory, by kThreads threads.
+template <class T, int kThreads, int kDim, int kRows>
+__device__ __forceinline__ void copy_rows(uint32_t tile, const T* base, const int64_t* offsets, int dim) {
+  constexpr int kChunks = kDim / kChunk;
+  static_assert(kRows * kChunks % kThreads == 0);
+#pragma unroll
+  for (int i = 0; i < kRows * kChunks / kThreads; ++i) {
+    const int row = (i * kThreads + threadIdx.x) / kChunks, chunk = (i * kThreads + threadIdx.x) % kChunks;
+    const int64_t from = offsets[row];
+    const bool valid = from != kNoRow && chunk * kChunk < dim;
+    copy_chunk_async(tile + swizzled<kDim>(row, chunk), valid ? base + from + chunk * kChunk : base, valid);
+  }
+}
+
 __device__ __forceinline__ void load_matrices(uint32_t (&fragment)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])

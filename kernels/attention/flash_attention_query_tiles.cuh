@@ -36,20 +36,6 @@ struct Config : AttentionTypes<T> {
   static_assert(kShared <= 97 * 1024, "an sm_89 or sm_120 block has 99 KiB, of which the offsets take some");
 };
 
-// Copies kRows rows, at the given offsets from `base`, into a tile of shared memory.
-template <class T, int kDim, int kRows>
-__device__ __forceinline__ void copy_rows(uint32_t tile, const T* base, const int64_t* offsets, int dim) {
-  constexpr int kChunks = kDim / kChunk;
-  static_assert(kRows * kChunks % kThreads == 0);
-#pragma unroll
-  for (int i = 0; i < kRows * kChunks / kThreads; ++i) {
-    const int row = (i * kThreads + threadIdx.x) / kChunks, chunk = (i * kThreads + threadIdx.x) % kChunks;
-    const int64_t from = offsets[row];
-    const bool valid = from != kNoRow && chunk * kChunk < dim;
-    copy_chunk_async(tile + swizzled<kDim>(row, chunk), valid ? base + from + chunk * kChunk : base, valid);
-  }
-}
-
 constexpr int kFp8Chunk = 16;  // elements in the 16 bytes of one asynchronous copy
 
 // What thread threadIdx.x copies and converts of kRows rows: calls visit(row, chunk, index) for its chunks of 16.
@@ -172,16 +158,16 @@ __global__ void __launch_bounds__(kThreads)
     if constexpr (C::kIsFp8) {
       copy_fp8_rows<C::kHeadDim, C::kTileN>(fp8_keys, keys, key_offsets[step % 2][0], params.head_dim);
     } else {
-      copy_rows<T, C::kHeadDim, C::kTileN>(key_tiles + step % 2 * C::kKeyBytes, keys, key_offsets[step % 2][0],
-                                           params.head_dim);
+      copy_rows<T, kThreads, C::kHeadDim, C::kTileN>(key_tiles + step % 2 * C::kKeyBytes, keys,
+                                                     key_offsets[step % 2][0], params.head_dim);
     }
   };
   const auto copy_value_tile = [&](int step) {
     if constexpr (C::kIsFp8) {
       copy_fp8_rows<C::kHeadDimV, C::kTileN>(fp8_values, values, key_offsets[step % 2][1], params.head_dim_v);
     } else {
-      copy_rows<T, C::kHeadDimV, C::kTileN>(value_tiles + step % 2 * C::kValueBytes, values, key_offsets[step % 2][1],
-                                            params.head_dim_v);
+      copy_rows<T, kThreads, C::kHeadDimV, C::kTileN>(value_tiles + step % 2 * C::kValueBytes, values,
+                                                      key_offsets[step % 2][1], params.head_dim_v);
     }
   };
 
@@ -204,7 +190,7 @@ __global__ void __launch_bounds__(kThreads)
     if constexpr (C::kIsFp8) {
       load_fp8_rows<C::kHeadDim, C::kTileM>(query_tile, q, query_offsets, params.head_dim);
     } else {
-      copy_rows<T, C::kHeadDim, C::kTileM>(query_tile, q, query_offsets, params.head_dim);
+      copy_rows<T, kThreads, C::kHeadDim, C::kTileM>(query_tile, q, query_offsets, params.head_dim);
     }
     copy_key_tile(0);
     commit_copies();

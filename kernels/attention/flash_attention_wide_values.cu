@@ -45,20 +45,6 @@ constexpr int kShared = kProbabilityAt + kTileM * kProbabilityBytes;
 static_assert(kShared <= 97 * 1024, "an sm_89 or sm_120 block has 99 KiB, of which the offsets take some");
 static_assert(kTileN == kWarp && kWarps == kRowTiles * (kTileN / 16) * kDepthHalves);
 
-// Copies kRows rows, at the given offsets from `base`, into a tile of shared memory.
-template <class T, int kDim, int kRows>
-__device__ __forceinline__ void copy_rows(uint32_t tile, const T* base, const int64_t* offsets, int dim) {
-  constexpr int kChunks = kDim / kChunk;
-  static_assert(kRows * kChunks % kThreads == 0);
-#pragma unroll
-  for (int i = 0; i < kRows * kChunks / kThreads; ++i) {
-    const int row = (i * kThreads + threadIdx.x) / kChunks, chunk = (i * kThreads + threadIdx.x) % kChunks;
-    const int64_t from = offsets[row];
-    const bool valid = from != kNoRow && chunk * kChunk < dim;
-    copy_chunk_async(tile + swizzled<kDim>(row, chunk), valid ? base + from + chunk * kChunk : base, valid);
-  }
-}
-
 // Adds the product of 16 rows of `a` and 16 rows of `b`, over the depths 16 (2 i + half) for i < steps.
 template <class T, int kDim>
 __device__ __forceinline__ void multiply(float (&scores)[2][4], uint32_t a, int row, uint32_t b, int key, int half,
@@ -122,8 +108,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   const auto* keys = static_cast<const T*>(params.k) + kv_head * params.k_head_stride;
   const auto* values = static_cast<const T*>(params.v) + kv_head * params.v_head_stride;
   const auto copy_step = [&] {
-    copy_rows<T, kHeadDim, kTileN>(base + kKeyAt, keys, key_offsets[0], params.head_dim);
-    copy_rows<T, kHeadDimV, kTileN>(base + kValueAt, values, key_offsets[1], params.head_dim_v);
+    copy_rows<T, kThreads, kHeadDim, kTileN>(base + kKeyAt, keys, key_offsets[0], params.head_dim);
+    copy_rows<T, kThreads, kHeadDimV, kTileN>(base + kValueAt, values, key_offsets[1], params.head_dim_v);
     commit_copies();
   };
 
@@ -156,10 +142,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   store_offset(slot_of_step(0));
   __syncthreads();
   if (steps > 0) {
-    copy_rows<T, kHeadDim, kTileM>(base + kQueryAt, static_cast<const T*>(params.q), query_offsets[0], params.head_dim);
+    copy_rows<T, kThreads, kHeadDim, kTileM>(base + kQueryAt, static_cast<const T*>(params.q), query_offsets[0],
+                                             params.head_dim);
     if (params.q_v != nullptr) {
-      copy_rows<T, kHeadDimV, kTileM>(base + kValueQueryAt, static_cast<const T*>(params.q_v), query_offsets[1],
-                                      params.head_dim_v);
+      copy_rows<T, kThreads, kHeadDimV, kTileM>(base + kValueQueryAt, static_cast<const T*>(params.q_v),
+                                                query_offsets[1], params.head_dim_v);
     }
     copy_step();
   }

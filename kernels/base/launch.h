@@ -73,31 +73,27 @@ Status allow_shared_memory(const char* operator_name, void (*kernel)(Params...),
                                                          static_cast<int>(bytes)));
 }
 
-// The number of multiprocessors of the current device. Asked of CUDA once a device.
-inline int num_sms() {
+// An attribute of the current device, asked of CUDA once a device; `fallback` if it does not say.
+template <cudaDeviceAttr kAttribute>
+int device_attribute(int fallback) {
   constexpr int kCached = 64;
   static std::atomic<int> cache[kCached];
-  int device = 0, count = 1;
+  int device = kCached, value = 0;
   if (cudaGetDevice(&device) == cudaSuccess && device < kCached) {
     if (const int known = cache[device].load(std::memory_order_relaxed)) return known;
   }
-  if (cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
+  if (cudaDeviceGetAttribute(&value, kAttribute, device) != cudaSuccess) {
     cudaGetLastError();
-    return 1;
+    return fallback;
   }
-  if (device < kCached) cache[device].store(count, std::memory_order_relaxed);
-  return count;
+  if (device < kCached) cache[device].store(value, std::memory_order_relaxed);
+  return value;
 }
 
+// The number of multiprocessors of the current device.
+inline int num_sms() { return device_attribute<cudaDevAttrMultiProcessorCount>(1); }
+
 // The shared memory, in bytes, that a block of the current device may have after allow_shared_memory().
-inline int max_shared_memory() {
-  constexpr int kEveryDevice = 48 * 1024;
-  int device = 0, bytes = kEveryDevice;
-  if (cudaGetDevice(&device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) {
-    cudaGetLastError();
-  }
-  return bytes;
-}
+inline int max_shared_memory() { return device_attribute<cudaDevAttrMaxSharedMemoryPerBlockOptin>(48 * 1024); }
 
 }  // namespace sgl_kernel::SGL_TARGET

@@ -8,14 +8,12 @@
 #include "kernels/base/launch.h"
 #include "kernels/device/pdl.cuh"
 #include "kernels/device/row_grid.cuh"
+#include "kernels/quantization/expert_grid.cuh"
 #include "kernels/quantization/fp4_quant_params.h"
 #include "kernels/quantization/sixteen.cuh"
 
 namespace sgl_kernel::SGL_TARGET {
 namespace {
-
-constexpr int64_t kMaskedBlocksPerSm = 64;  // four times as many as run at once: experts differ in their rows
-constexpr int64_t kMostGridZ = 65535;       // CUDA's limit: the kernel loops over what lies beyond
 
 // Eight values times 8 * `eighth` as e2m1, the first in the lowest bits: rounded to nearest even, saturated, with the
 // sign of the value; the magnitude of NaN is 0. The codes of the magnitudes 0, 0.5, … 6 are 0 … 7, at distances of 0.5
@@ -122,11 +120,7 @@ __global__ void __launch_bounds__(kRowGridThreads) quantize_fp4_kernel(const __g
 template <class T, bool kByOffsets, bool kFuse, int kRows>
 Status launch_rows(const Fp4QuantParams& params, Stream stream) {
   RowGrid shape = row_grid(params.padded_blocks, kByOffsets ? params.num_rows : params.num_scale_rows, kRows);
-  shape.grid.z = static_cast<unsigned>(std::min(params.num_groups, kMostGridZ));
-  if (params.mask != nullptr) {
-    const int64_t share = num_sms() * kMaskedBlocksPerSm / (int64_t{shape.grid.x} * shape.grid.z);
-    shape.grid.y = static_cast<unsigned>(std::min<int64_t>(shape.grid.y, std::max<int64_t>(1, share)));
-  }
+  spread_experts(shape, params.num_groups, params.mask != nullptr);
   return launch(params.operator_name, quantize_fp4_kernel<T, kByOffsets, kFuse, kRows>,
                 {.grid = shape.grid, .block = shape.block, .pdl = true}, stream, params);
 }

@@ -9,14 +9,12 @@
 #include "kernels/device/pdl.cuh"
 #include "kernels/device/reduce.cuh"
 #include "kernels/device/row_grid.cuh"
+#include "kernels/quantization/expert_grid.cuh"
 #include "kernels/quantization/group_quant_params.h"
 #include "kernels/quantization/sixteen.cuh"
 
 namespace sgl_kernel::SGL_TARGET {
 namespace {
-
-constexpr int64_t kMaskedBlocksPerSm = 64;  // four times as many as run at once: experts differ in their tokens
-constexpr int64_t kMostGridZ = 65535;       // CUDA's limit: the kernel loops over what lies beyond
 
 struct Scale {
   float value;
@@ -102,11 +100,7 @@ Status launch_groups(const GroupQuantParams& params, Stream stream) {
   int lanes_log2 = 0;
   while (kSixteen << lanes_log2 < params.group_size) ++lanes_log2;
   RowGrid shape = row_grid(params.token_size / kSixteen, params.num_tokens, kRows);
-  shape.grid.z = static_cast<unsigned>(std::min(params.num_experts, kMostGridZ));
-  if (params.masked_m != nullptr) {
-    const int64_t share = num_sms() * kMaskedBlocksPerSm / (int64_t{shape.grid.x} * shape.grid.z);
-    shape.grid.y = static_cast<unsigned>(std::min<int64_t>(shape.grid.y, std::max<int64_t>(1, share)));
-  }
+  spread_experts(shape, params.num_experts, params.masked_m != nullptr);
   return launch(params.operator_name, quantize_groups_kernel<T, kInt8, kFuse, kRows>,
                 {.grid = shape.grid, .block = shape.block, .pdl = true}, stream, params, lanes_log2);
 }

@@ -11,7 +11,7 @@
 
 namespace sgl_kernel::SGL_TARGET {
 
-inline constexpr float kSigmas = 3.5f;       // missed once in 2000 rows
+inline constexpr float kSigmas = 3.5f;       // reckoned: one normal error in 2000 is larger
 inline constexpr float kFewSampled = 16.0f;  // the fewest from whose values a mass is estimated
 
 template <class Group, class Key>

@@ -6,8 +6,8 @@
 // them where a cluster is large enough); the others are read again in each pass, backwards, for the last ones are still
 // in the L2.
 //
-// load() finds the peak and, of one value in eight, a histogram. That says between which two keys the prefix ends, but
-// for a chance of 1 in 1000 (band.cuh). gather() then adds up what lies above that band and lists the values in it;
+// load() finds the peak and, of one value in eight, a histogram. That says between which two keys the prefix most
+// likely ends (band.cuh). gather() then adds up what lies above that band and lists the values in it;
 // each rank gets the whole list, so that search() needs no barrier of the group. Where the band was wrong, or too full
 // (many equal values), search() makes its histograms of the row itself: at most four passes.
 //

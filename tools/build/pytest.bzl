@@ -57,6 +57,36 @@ _pytest_test = rule(
     test = True,
 )
 
+def indices_checked_test(name, **kwargs):
+    """The GPU tests of a file once more, where what index tensors hold is looked at.
+
+    Args:
+      name: the name.
+      **kwargs: pytest_test's.
+    """
+    pytest_test(
+        name = name,
+        environment = {"SGL_KERNEL_CHECK": "1"},
+        pytest_args = [
+            "-m",
+            "cuda",
+        ],
+        **kwargs
+    )
+
+def plain_loops_test(name, **kwargs):
+    """A file's tests with the loops for CPUs without AVX2.
+
+    Args:
+      name: the name.
+      **kwargs: pytest_test's.
+    """
+    pytest_test(
+        name = name,
+        environment = {"SGL_KERNEL_AVX2": "0"},
+        **kwargs
+    )
+
 def pytest_test(name, srcs, deps = [], **kwargs):
     """Runs files of Python tests.
 
