@@ -23,6 +23,7 @@ class BmmFp8(Operator):
         case(batches=2, m=3, n=8, k=0, a=E4M3, b=E4M3, out=BF16),
     ]
     empty = [case(batches=batches, m=m, n=n, k=32, a=E4M3, b=E4M3, out=F16) for batches, m, n in [(0, 4, 8), (2, 0, 8)]]
+    rows = {"A": 1, "D": 1}
     strided = ("A", "D")
     misaligned = ("A", "B", "D", "A_scale", "B_scale")
     bad = [

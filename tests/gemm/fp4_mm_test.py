@@ -55,6 +55,7 @@ class Fp4Mm(Operator):
         case(m=2, n=3, k=0, out=BF16),
     ]
     empty = [case(m=0, n=16, k=32, out=F16), case(m=3, n=0, k=32, out=BF16)]
+    rows = {"a": 0, "out": 0}
     strided = ("a", "b", "out")
     misaligned = ("a", "b", "out", "alpha")
     bad = [

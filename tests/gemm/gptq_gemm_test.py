@@ -64,6 +64,7 @@ class GptqGemm(Operator):
         case(m=0, n=32, k=64, bits=4, group=64, shuffle=True, index=False),
         case(m=2, n=0, k=64, bits=3, group=64, shuffle=False, index=False),
     ]
+    rows = {"a": 0, "result": 0}
     bad = [
         bad_shape("a", (5, 255)),
         bad_shape("b_q_weight", (33, 96)),

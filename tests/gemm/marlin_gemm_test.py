@@ -100,6 +100,7 @@ class MarlinGemm(Operator):
         case(m=0, n=128, k=256, type="uint4b8", dtype=F16, group=128),
         case(m=3, n=0, k=256, type="uint8b128", dtype=BF16, group=128),
     ]
+    rows = {"a": 0, "result": 0}
     strided = ("a",)
     bad = [
         bad_shape("a", (5, 240)),

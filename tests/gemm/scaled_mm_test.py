@@ -54,6 +54,7 @@ class ScaledMm(Operator):
         case(m=70, n=96, k=256, out=BF16, b=1, bias=True),
     ]
     empty = [case(m=0, n=16, k=32, out=F16), case(m=3, n=0, k=32, out=BF16)]
+    rows = {"mat_a": 0, "scales_a": 0, "result": 0}
     strided = ("mat_a",)
     misaligned = ("mat_a", "mat_b", "scales_a", "scales_b", "bias")
     bad = [
@@ -99,6 +100,7 @@ class ScaledMm(Operator):
 class BlockwiseScaledMm(Operator):
     cases = [case(m=m, n=n, k=k, out=F16 if i % 3 else BF16) for i, (m, n, k) in enumerate(SHAPES)]
     empty = ScaledMm.empty
+    rows = ScaledMm.rows
     strided = ("mat_a", "scales_a", "scales_b")
     misaligned = ("mat_a", "mat_b", "scales_a", "scales_b")
     bad = [

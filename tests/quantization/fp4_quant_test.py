@@ -59,6 +59,7 @@ class Fp4Quant(Operator):
     ]
     empty = [case(dtype=BF16, rows=0, k=64, scale=1.0)]
     inout = ("input", "input_scale")  # upstream's schema marks them as written
+    rows = {"input": 0, "output": 0}
     strided = ("input", "output")
     without = {**NO_OPCHECK, "indexes_beyond_32_bits": "rows share tiles of scales"}
     accepts = {"input_scale.rank": "one element in any rank"}
@@ -111,6 +112,7 @@ class ExpertsQuant(Operator):
     """Rows of no expert, masked rows and scales of no row keep what was there."""
 
     inout = ("output", "output_scale")
+    rows = {"input": 0, "output": 0}
     strided = ("input", "output")
     without = NO_OPCHECK
     bad = [

@@ -92,6 +92,7 @@ class GroupQuant(Operator):
 
 class GroupQuantV2(GroupQuant):
     inout = ("output_q", "output_s")  # masked tokens keep what was there
+    rows = {"input": -2, "output_q": -2, "output_s": -2}
     accepts = {"masked_m.given": "three dimensions make the batch of experts"}
 
     def make(self, case, draw):
