@@ -18,7 +18,9 @@ static_assert(kBlockK == kScaleBlock, "a block has one scale");
 void plain_decode(const Float8E4M3* from, int64_t count, float* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
 }
-void plain_decode(const int8_t* from, int64_t count, int16_t* to) { std::copy(from, from + count, to); }
+void plain_decode(const int8_t* from, int64_t count, int16_t* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = from[i];
+}
 
 #ifdef SGL_AVX2
 
@@ -37,15 +39,15 @@ SGL_AVX2 void avx2_decode(const int8_t* from, int64_t count, int16_t* to) {
   plain_decode(from + i, count - i, to + i);
 }
 
-template <class Stored, class Decoded>
-void decode(const Stored* from, int64_t count, Decoded* to) {
+template <class Encoded, class Decoded>
+void decode(const Encoded* from, int64_t count, Decoded* to) {
   has_avx2() ? avx2_decode(from, count, to) : plain_decode(from, count, to);
 }
 
 #else
 
-template <class Stored, class Decoded>
-void decode(const Stored* from, int64_t count, Decoded* to) {
+template <class Encoded, class Decoded>
+void decode(const Encoded* from, int64_t count, Decoded* to) {
   plain_decode(from, count, to);
 }
 
@@ -62,7 +64,7 @@ void decode_e5m2(const uint8_t* from, int64_t count, float* to) {
 
 // What is stored for what is multiplied.
 template <class Decoded>
-using Stored = std::conditional_t<std::is_same_v<Decoded, float>, Float8E4M3, int8_t>;
+using Encoded = std::conditional_t<std::is_same_v<Decoded, float>, Float8E4M3, int8_t>;
 
 // A function that decodes `count` elements of a row.
 template <class Decoded>
@@ -72,7 +74,7 @@ auto decoder(DType dtype, const uint8_t* matrix, int64_t stride) {
     if constexpr (std::is_same_v<Decoded, float>) {
       if (dtype == DType::kF8E5M2) return decode_e5m2(from, count, to);
     }
-    decode(reinterpret_cast<const Stored<Decoded>*>(from), count, to);
+    decode(reinterpret_cast<const Encoded<Decoded>*>(from), count, to);
   };
 }
 
@@ -102,7 +104,7 @@ void multiply(const ScaledMmParams& params, int64_t batch) {
   };
 #ifdef SGL_AVX2
   if (params.m <= kFewRows && params.b_dtype != DType::kF8E5M2 && has_avx2()) {
-    const auto of_b = reinterpret_cast<const Stored<Decoded>*>(stored_b);
+    const auto of_b = reinterpret_cast<const Encoded<Decoded>*>(stored_b);
     few_rows_mm<Decoded>(params.m, params.n, params.k, a, of_b, params.b_stride, scale_block, store);
     return;
   }

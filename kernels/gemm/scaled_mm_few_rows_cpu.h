@@ -62,8 +62,8 @@ SGL_AVX2 void block_sums(const int16_t* a, const int8_t* b, int32_t* sums) {
   for (int r = 0; r < kRows; ++r) sums[r] = add_lanes(total[r]);
 }
 
-template <int kRows, class Decoded, class Stored, class DecodeA, class Block, class Store>
-void rows_mm(int64_t n, int64_t k, const DecodeA& decode_a, const Stored* b, int64_t b_stride, const Block& block,
+template <int kRows, class Decoded, class Encoded, class DecodeA, class Block, class Store>
+void rows_mm(int64_t n, int64_t k, const DecodeA& decode_a, const Encoded* b, int64_t b_stride, const Block& block,
              const Store& store) {
   using Sum = std::conditional_t<std::is_same_v<Decoded, float>, float, int32_t>;
   const auto multiply_columns = [&](int64_t first, int64_t columns) {
@@ -76,12 +76,12 @@ void rows_mm(int64_t n, int64_t k, const DecodeA& decode_a, const Stored* b, int
         std::fill(a + row * kPartK + count, a + (row + 1) * kPartK, Decoded(0));
       }
       for (int64_t column = 0; column < columns; ++column) {
-        const Stored* const row_of_b = b + (first + column) * b_stride + part;
+        const Encoded* const row_of_b = b + (first + column) * b_stride + part;
         for (int64_t l = 0; l < count; l += kBlockK) {
           if (count - l >= kBlockK) {
             block_sums<kRows>(a + l, row_of_b + l, sums);
           } else {
-            Stored last[kBlockK] = {};
+            Encoded last[kBlockK] = {};
             std::copy(row_of_b + l, row_of_b + count, last);
             block_sums<kRows>(a + l, last, sums);
           }
@@ -100,9 +100,9 @@ void rows_mm(int64_t n, int64_t k, const DecodeA& decode_a, const Stored* b, int
   });
 }
 
-// tiled_mm() for m <= kFewRows and a matrix b [n, k] of Stored numbers, rows b_stride apart.
-template <class Decoded, class Stored, class DecodeA, class Block, class Store>
-void few_rows_mm(int64_t m, int64_t n, int64_t k, const DecodeA& decode_a, const Stored* b, int64_t b_stride,
+// tiled_mm() for m <= kFewRows and a matrix b [n, k] of Encoded numbers, rows b_stride apart.
+template <class Decoded, class Encoded, class DecodeA, class Block, class Store>
+void few_rows_mm(int64_t m, int64_t n, int64_t k, const DecodeA& decode_a, const Encoded* b, int64_t b_stride,
                  const Block& block, const Store& store) {
   static_assert(kFewRows == 4);
   switch (m) {
