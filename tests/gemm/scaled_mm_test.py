@@ -3,19 +3,12 @@
 import pytest
 import torch
 
+from tests.gemm.fp8_sums import fp8_error
 from tests.harness import Expected, Operator, assert_same_bits, bad_shape, bad_value, case, operator_tests
 
 F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
 FP8 = torch.float8_e4m3fn
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
-
-
-def fp8_error(k: int) -> float:
-    """What a sum of K random products is off by on Hopper's tensor cores, as a share of the sum of their magnitudes.
-
-    Each 32 products that are added cost up to 2^-13 of the sum so far. That sum is about 1.25 / sqrt(K) of the
-    magnitudes, and three times that at most; so K / 32 additions cost 2^-13 · sqrt(K) / 8."""
-    return max(2.0**-12, 2.0**-16 * k**0.5)
 
 
 SHAPES = [
@@ -88,7 +81,7 @@ class ScaledMm(Operator):
         a, b = args.mat_a.double(), args.mat_b.double()
         scale = args.scales_a.double().reshape(-1, 1) * args.scales_b.double().reshape(1, -1)
         value = scale * (a @ b)
-        magnitude = scale * (a.abs() @ b.abs()) * (fp8_error(case.k) * 2**24 if self.dtype == FP8 else 4)
+        magnitude = scale * (fp8_error(a, b) * 2**24 if self.dtype == FP8 else 4 * (a.abs() @ b.abs()))
         if args.bias is not None:
             value = value + args.bias
             magnitude = magnitude + 4 * value.abs()
@@ -125,7 +118,7 @@ class BlockwiseScaledMm(Operator):
         a = args.mat_a.double() * args.scales_a.double().repeat_interleave(128, 1)[:, : case.k]
         scales_b = args.scales_b.double().repeat_interleave(128, 0).repeat_interleave(128, 1)
         b = args.mat_b.double() * scales_b[: case.k, : case.n]
-        return {"result": Expected(a @ b, (a.abs() @ b.abs()) * fp8_error(case.k) * 2**24)}
+        return {"result": Expected(a @ b, fp8_error(a, b) * 2**24)}
 
     f32_roundings = 1
 
@@ -241,10 +234,11 @@ def test_tiles_of_all_sizes(name, m, n, k):
         wide_b = b.float() * scales_b.repeat_interleave(128, 0).repeat_interleave(128, 1)[:k, :n].t()
     else:
         wide_a, wide_b = a.float() * scales_a[:, None], b.float() * scales_b[:, None]
-    wide_a, wide_b = wide_a.double(), wide_b.double()
-    expected, magnitude = wide_a @ wide_b.t(), wide_a.abs() @ wide_b.abs().t()
+    wide_a, wide_b = wide_a.double(), wide_b.double().t()
+    expected = wide_a @ wide_b
     multiply = getattr(sgl_kernel, name)
     result = multiply(a, b.t(), scales_a, scales_b, BF16)
-    bound = 2.0**-8 * expected.abs() + fp8_error(k) * magnitude
+    error = 2.0**-20 * (wide_a.abs() @ wide_b.abs()) if name == "int8_scaled_mm" else fp8_error(wide_a, wide_b)
+    bound = 2.0**-8 * expected.abs() + error
     assert ((result.double() - expected).abs() <= bound).all()
     assert_same_bits("again", multiply(a, b.t(), scales_a, scales_b, BF16), result)
