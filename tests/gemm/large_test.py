@@ -16,7 +16,7 @@ def words(*shape):
 
 def fp8(*shape):
     """Any finite numbers up to 15 in magnitude."""
-    return (torch.randint(0, 0x58, shape, dtype=torch.uint8, device="cuda")).view(FP8)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, device="cuda").bitwise_and_(0xD7).view(FP8)
 
 
 def numbers(*shape):
@@ -50,7 +50,7 @@ def bmm_fp8(kernels, m, n, k):
 
 def cutlass_scaled_fp4_mm(kernels, m, n, k):
     a, b = (words(rows, k // 8).view(torch.uint8) for rows in (m, n))
-    scales_a, scales_b = (fp8(-(-rows // 128) * 128, k // 16) for rows in (m, n))
+    scales_a, scales_b = (numbers(-(-rows // 128) * 128, k // 16).to(FP8) for rows in (m, n))
     alpha = torch.full((1,), 1e-3, device="cuda")
 
     def of(scales, rows):
@@ -138,6 +138,6 @@ def test_ends(make, shape):
     for rows in ends(m):
         for columns in ends(n):
             expected, result = product(rows, columns).double(), whole[rows, columns].double()
-            # Kernels of other sizes add in another order.
-            wrong = (result - expected).abs() > 2.0**-5 * expected.abs() + 2.0**-7 * expected.abs().amax()
+            # Kernels of other sizes add in another order, which shows in sums of 8-bit floats.
+            wrong = ~((result - expected).abs() <= 2.0**-4 * expected.abs().amax())
             assert not wrong.any(), f"{rows} × {columns}: {int(wrong.sum())} of {wrong.numel()} differ"

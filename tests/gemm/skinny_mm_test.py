@@ -55,7 +55,8 @@ class SkinnyMm(Operator):
     def reference(self, case, args):
         a, b = args.mat_a.double(), args.mat_b.double()
         b = b.t() if self.is_transposed else b
-        return {"output": Expected(a @ b, a.abs() @ b.abs())}
+        # Sums of one sign lose on a GPU's tensor cores, which cut off, at every step.
+        return {"output": Expected(a @ b, a.abs() @ b.abs() * (1 + case.k / 2**12))}
 
 
 class FusedA(SkinnyMm):
