@@ -20,7 +20,9 @@ namespace sgl_kernel::cpu {
 
 inline constexpr int kFewRows = 4;
 inline constexpr int64_t kTaskColumns = 64;
-inline constexpr int64_t kPartK = 8 * kBlockK;  // with four rows 16 KiB of f32: half of a first-level cache
+// Of f32 16 KiB, half of a first-level cache.
+template <int kRows>
+inline constexpr int64_t kPartK = kBlockK * (kRows > 2 ? 8 : 32 / kRows);
 
 // 2^-8 times sixteen numbers, as halves, whose exponent is biased by 8 more. Bits 7 and 8 of a widened byte are its
 // sign.
@@ -32,7 +34,7 @@ SGL_AVX2 inline __m256i load_halves(const Float8E4M3* from) {
   return _mm256_or_si256(halves, is_nan);
 }
 
-// sums[r] = sum_k a[r][k] * b[k] over kBlockK numbers; rows of a are kPartK apart.
+// sums[r] = sum_k a[r][k] * b[k] over kBlockK numbers; rows of a are kPartK<kRows> apart.
 template <int kRows>
 SGL_AVX2 void block_sums(const float* a, const Float8E4M3* b, float* sums) {
   __m256 total[kRows];
@@ -42,8 +44,8 @@ SGL_AVX2 void block_sums(const float* a, const Float8E4M3* b, float* sums) {
     const __m256 low = _mm256_cvtph_ps(_mm256_castsi256_si128(halves));
     const __m256 high = _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1));
     for (int r = 0; r < kRows; ++r) {
-      total[r] = _mm256_fmadd_ps(_mm256_loadu_ps(a + r * kPartK + k), low, total[r]);
-      total[r] = _mm256_fmadd_ps(_mm256_loadu_ps(a + r * kPartK + k + 8), high, total[r]);
+      total[r] = _mm256_fmadd_ps(_mm256_loadu_ps(a + r * kPartK<kRows> + k), low, total[r]);
+      total[r] = _mm256_fmadd_ps(_mm256_loadu_ps(a + r * kPartK<kRows> + k + 8), high, total[r]);
     }
   }
   for (int r = 0; r < kRows; ++r) sums[r] = 256.0f * add_lanes(total[r]);
@@ -55,7 +57,7 @@ SGL_AVX2 void block_sums(const int16_t* a, const int8_t* b, int32_t* sums) {
   for (int64_t k = 0; k < kBlockK; k += 16) {
     const __m256i right = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b + k)));
     for (int r = 0; r < kRows; ++r) {
-      const __m256i left = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a + r * kPartK + k));
+      const __m256i left = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a + r * kPartK<kRows> + k));
       total[r] = _mm256_add_epi32(total[r], _mm256_madd_epi16(left, right));
     }
   }
@@ -67,13 +69,13 @@ void rows_mm(int64_t n, int64_t k, const DecodeA& decode_a, const Encoded* b, in
              const Store& store) {
   using Sum = std::conditional_t<std::is_same_v<Decoded, float>, float, int32_t>;
   const auto multiply_columns = [&](int64_t first, int64_t columns) {
-    alignas(32) Decoded a[kRows * kPartK];
+    alignas(32) Decoded a[kRows * kPartK<kRows>];
     Sum totals[kTaskColumns][kRows] = {}, sums[kRows];
-    for (int64_t part = 0; part < k; part += kPartK) {
-      const int64_t count = std::min(kPartK, k - part);
+    for (int64_t part = 0; part < k; part += kPartK<kRows>) {
+      const int64_t count = std::min(kPartK<kRows>, k - part);
       for (int row = 0; row < kRows; ++row) {
-        decode_a(row, part, count, a + row * kPartK);
-        std::fill(a + row * kPartK + count, a + (row + 1) * kPartK, Decoded(0));
+        decode_a(row, part, count, a + row * kPartK<kRows>);
+        std::fill(a + row * kPartK<kRows> + count, a + (row + 1) * kPartK<kRows>, Decoded(0));
       }
       for (int64_t column = 0; column < columns; ++column) {
         const Encoded* const row_of_b = b + (first + column) * b_stride + part;
