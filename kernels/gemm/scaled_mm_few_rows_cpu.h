@@ -4,6 +4,9 @@
 // A task has kTaskColumns columns of the output. It walks K in parts of which all rows of A are decoded before, and
 // within a part goes along each row of B. A block's products are added in the order of tiled_mm_cpu.h, so that results
 // do not depend on the number of rows.
+//
+// Bound by decoding. One thread of an EPYC with AVX2 took for 1 x 4096 x 4096 2.5 ms for e4m3, 0.55 ms for int8, and
+// torch.mm 1.8 ms for bf16 (2026-11-23); with 4 rows 6.6, 3.0 and 8.2 ms.
 #pragma once
 
 #include <algorithm>

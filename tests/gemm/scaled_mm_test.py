@@ -55,7 +55,7 @@ HARD = [
     (70, 136, 256, None, 1e-23),
 ]
 HARD_CASES = [case(m=m, n=n, k=k, out=BF16, data=data, scale=scale) for m, n, k, data, scale in HARD]
-# Not for fp8_scaled_mm, of whose sums Hopper's tensor cores lose a quarter here: see its docstring.
+# Not for fp8_scaled_mm, of whose sums Hopper's tensor cores lose a large part here: see its docstring.
 LONGEST = case(m=3, n=24, k=32768, out=BF16, data="positive")
 
 
