@@ -1,5 +1,17 @@
 // Scales of blocks on Hopper: how they reach shared memory, and the main loop of large tiles with them,
 //   D[i, j] = sum_b scale_a[i, b] * scale_b[b, j / kScaleBlock] * sum_{k in b} left[i, k] * right[j, k]
+//
+// Measured on an H200, 2026-11-23, fp8_blockwise_scaled_mm, random operands and scales, bf16 out:
+//   M x N x K            TFLOP/s      M x N x K           GB/s
+//   1024 x 9216 x 4096   1252         16 x 7168 x 16384   3473
+//   4096 x 9216 x 4096   1241         64 x 7168 x 16384   3149
+//   4096 x 4096 x 7168   1303         128 x 7168 x 16384  3243
+//   4096 x 7168 x 16384  1230         64 x 24576 x 1536   3057
+//   4096 x 24576 x 1536  1200         64 x 2112 x 7168    1567
+// Timed in turns with the products without scales, tiles of 128 columns reach 91 to 94% of their rate where K is 4096
+// and more, 82 to 85% where it is 1536 and 2048. Slower were: tiles of 256 rows or columns (the sums of a block are
+// then scaled while nothing of the same warpgroup is multiplied), clusters that share A, a warpgroup that lags behind
+// the other by some blocks, and blocks of the next tile ahead of this one's end.
 #pragma once
 
 #include "kernels/device/matmul_sm90.cuh"

@@ -10,11 +10,11 @@
 // Bound by power and the tensor cores from some 1000 rows on, by the last wave of tiles below, by memory for few rows.
 // Measured on an H200, 2026-11-23, random operands, bf16 out, TFLOP/s; cuBLASLt (torch 2.11, the better of rowwise and
 // tensorwise scales) in the same run:
-//   M x N x K           e4m3   cuBLASLt   int8   e4m3 blockwise
-//   1024 x 9216 x 4096  1424   1376       1539   1058
-//   8192 x 9216 x 4096  1506   1527       1643   1167
-//   8192 x 24576 x 1536 1404   1408       1603   1083
-//   8192 x 4096 x 7168  1495   1521       1663   1161
+//   M x N x K           e4m3   cuBLASLt   int8
+//   1024 x 9216 x 4096  1424   1376       1539
+//   8192 x 9216 x 4096  1506   1527       1643
+//   8192 x 24576 x 1536 1404   1408       1603
+//   8192 x 4096 x 7168  1495   1521       1663
 #pragma once
 
 #include <algorithm>
