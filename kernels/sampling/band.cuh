@@ -14,6 +14,7 @@ namespace sgl_kernel::SGL_TARGET {
 inline constexpr float kSigmas = 3.5f;       // reckoned: one normal error in 2000 is larger
 inline constexpr float kFewSampled = 16.0f;  // the fewest from whose values a mass is estimated
 inline constexpr float kMostListed = 0.6f;   // of the list: its parts are not equally full
+inline constexpr float kMostSent = 1.0f / 16;
 
 template <class Group, class Key>
 __device__ Range Row<Group, Key>::estimate_band(uint32_t count, float top_p, float sum) {
@@ -22,11 +23,13 @@ __device__ Range Row<Group, Key>::estimate_band(uint32_t count, float top_p, flo
   const int lowest_bin = static_cast<int>(Key::key(sampled_peak_) >> kSampleShift) - (kThreads - 1);
   const int bin = lowest_bin + thread();
   float sampled = 0.0f;
+  uint32_t counts[Group::kMaxSize];
 #pragma unroll
-  for (int rank = 0; rank < Group::kMaxSize; ++rank) {
-    if (bin < 0 || rank >= group_.size()) break;
-    sampled += static_cast<float>(group_.remote(histogram_, rank)[bin / 2] >> bin % 2 * 16 & 0xffff);
+  for (int rank = 0; rank < Group::kMaxSize; ++rank) {  // all on their way at once
+    counts[rank] = bin >= 0 && rank < group_.size() ? group_.remote(histogram_, rank)[bin / 2] : 0;
   }
+#pragma unroll
+  for (uint32_t count_pair : counts) sampled += static_cast<float>(count_pair >> bin % 2 * 16 & 0xffff);
   float value = 0.0f;  // of the bin's middle, as a multiple of the sampled peak
   if (Key::kHasMass && bin >= 0) value = Key::value((2u * bin + 1) << (kSampleShift - 1)) / sampled_peak_;
 
@@ -82,10 +85,12 @@ __device__ Range Row<Group, Key>::estimate_band(uint32_t count, float top_p, flo
   const auto lower_edge = [&](int thread) {
     return max(Key::kFirst, static_cast<uint32_t>(max(lowest_bin + thread, 0)) << kSampleShift);
   };
-  // Where the list surely holds all from `lo` up, it had better: no value lies above the band then.
-  const bool whole = shared_.sampled_from_lo <= kMostListed * list_size_ * fraction;
-  return {shared_.lo_bin < 0 ? Key::kFirst : lower_edge(shared_.lo_bin),
-          whole || shared_.hi_bin == kThreads ? Key::kEnd : lower_edge(shared_.hi_bin)};
+  // Where the list surely holds all from `lo` up, it had better: no value lies above the band then. But ranks send each
+  // other what they list.
+  const float most_listed = group_.size() == 1 ? kMostListed : kMostSent;
+  const bool whole = shared_.sampled_from_lo <= most_listed * list_size_ * fraction;
+  split_ = shared_.hi_bin == kThreads ? Key::kEnd : lower_edge(shared_.hi_bin);
+  return {shared_.lo_bin < 0 ? Key::kFirst : lower_edge(shared_.lo_bin), whole ? Key::kEnd : split_};
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

@@ -10,7 +10,6 @@ __device__ void Row<Group, Key>::sample() {
   if (thread() == 0) shared_.sampled_peak = 0;
   for (int i = thread(); i < kHistogramBytes / sizeof(uint32_t); i += kThreads) histogram_[i] = 0;
   __syncthreads();
-  while (all_strides() / sample_every_ > kLargestSample / kStride) sample_every_ *= 2;
   // Of each stride other runs of 16 values: rows may be sorted.
   const int first_stride = static_cast<int>(begin_ / kStride);
   const int start = -(first_stride + thread() / 4) & (sample_every_ - 1);
@@ -19,10 +18,11 @@ __device__ void Row<Group, Key>::sample() {
     Values values[kSampleLoads];
 #pragma unroll
     for (int u = 0; u < kSampleLoads; ++u) {
-      values[u] = load(first + u * sample_every_);
+      if (first + u * sample_every_ < strides_) values[u] = load(first + u * sample_every_);
     }
 #pragma unroll
     for (int u = 0; u < kSampleLoads; ++u) {
+      if (first + u * sample_every_ >= strides_) break;
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const uint32_t key = Key::key(values[u][j]), bin = key >> kSampleShift;
@@ -39,9 +39,7 @@ __device__ void Row<Group, Key>::sample() {
     group_.remote(&shared_, thread())->sampled_peaks[group_.rank()] = shared_.sampled_peak;
   }
   group_.sync();
-  uint32_t key = 0;
-  for (int rank = 0; rank < group_.size(); ++rank) key = max(key, shared_.sampled_peaks[rank]);
-  sampled_peak_ = Key::value(key);
+  sampled_peak_ = Key::value(__reduce_max_sync(kAllLanes, lane() < group_.size() ? shared_.sampled_peaks[lane()] : 0));
 }
 
 template <class Group, class Key>
@@ -55,7 +53,7 @@ __device__ void Row<Group, Key>::gather_once(const Range& band, bool needs_sum, 
   Entry* const part = part_of(group_.rank(), warp());
   const bool any_above = !lists_peak();
   for_each_started(/*step=*/1, [&](int stride, const Pair& pair) {
-    bool in_band[8], any = false;
+    bool in_band[8], lists[2] = {false, false};
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const float value = pair.values[i / 4][i % 4];
@@ -77,8 +75,8 @@ __device__ void Row<Group, Key>::gather_once(const Range& band, bool needs_sum, 
       }
     }
 #pragma unroll
-    for (int i = 0; i < 8; ++i) any = any || in_band[i];
-    if (__any_sync(kAllLanes, any)) {
+    for (int i = 0; i < 8; ++i) lists[i / 4] = lists[i / 4] || in_band[i];
+    if (__any_sync(kAllLanes, lists[0] || lists[1])) {
 #pragma unroll
       for (int u = 0; u < 2; ++u) {
         uint32_t slot = listed;
@@ -95,10 +93,10 @@ __device__ void Row<Group, Key>::gather_once(const Range& band, bool needs_sum, 
         listed = __shfl_sync(kAllLanes, slot, kWarpSize - 1);
       }
     }
-    body(stride, pair);
+    body(stride, pair, lists);
   });
-  above = warp_sum(above);
-  total = warp_sum(total);
+  if (any_above) above = warp_sum(above);
+  if (needs_sum) total = warp_sum(total);
   const uint32_t peak_key = __reduce_max_sync(kAllLanes, Key::key(peak));
   wait_for_group();
   if (lane() < group_.size()) {
@@ -119,8 +117,8 @@ __device__ void Row<Group, Key>::gather_once(const Range& band, bool needs_sum, 
     all = {all.above + its.above, all.total + its.total, 0, max(all.peak, its.peak)};
     fits = fits && its.listed <= part_size_;
   }
-  above_ = warp_sum(all.above);
-  total_mass_ = warp_sum(all.total);
+  above_ = any_above ? warp_sum(all.above) : Tally();
+  total_mass_ = needs_sum ? warp_sum(all.total) : 0;
   peak_ = Key::value(__reduce_max_sync(kAllLanes, all.peak));
   fits_ = __all_sync(kAllLanes, fits);
 }

@@ -48,12 +48,15 @@ class Row {
     const bool aligned = reinterpret_cast<uintptr_t>(row) % sizeof(Values) == 0;
     full_strides_ = aligned ? static_cast<int>(min(left / kStride, int64_t{shape.strides})) : 0;
     list_size_ = shape.list_size;
-    part_size_ = shape.list_size / (shape.ranks * kClasses);
+    // Lanes read the parts of all ranks at once: those are not to begin in the same bank.
+    part_size_ = shape.list_size / (shape.ranks * kClasses) - (shape.ranks > 1 ? 4 : 0);
     histogram_ = reinterpret_cast<uint32_t*>(dynamic + sizeof(RowShared));
     list_ = reinterpret_cast<Entry*>(dynamic + sizeof(RowShared) + kHistogramBytes);
     ring_ = reinterpret_cast<float*>(list_ + list_size_) + 4 * thread();
     rank_lanes_shift_ = __ffs(kWarpSize / shape.ranks) - 1;
     if (Key::kHasMass) scale_ = mass_scale(kUsualPeak, vocab);
+    sample_every_ = max(kSampleEvery / shape.ranks, kSampleEvery / 4);
+    while (shape.strides / sample_every_ > kLargestSample / kStride) sample_every_ *= 2;
   }
 
   // To be called before sample() or gather_all(): the first copies are on their way.
@@ -73,8 +76,9 @@ class Row {
   __device__ Range estimate_band(uint32_t count, float top_p, float sum);
 
   // After sample(): counts the row and lists the values of the keys band(sum), where `sum` is assumed to be the row's.
-  // By body(stride, pair) the caller sees all values of that stride and the next, which may lie beyond the row. Where
-  // it was assumed wrongly, all is done anew: the scale of an unusual row, and its sum if the band `needs_sum`.
+  // By body(stride, pair, lists) the caller sees all values of that stride and the next, which may lie beyond the row,
+  // and whether any of a stride's are of those keys. Where the sum was assumed wrongly, all is done anew: the scale of
+  // an unusual row, and its sum if the band `needs_sum`.
   template <class Band, class Body>
   __device__ void gather(bool needs_sum, Band band, Body body) {
     float sum = 1.0f;
@@ -96,7 +100,7 @@ class Row {
 
   // Without a sample: the whole row lies above.
   __device__ void gather_all() {
-    gather(false, [](float) { return Range{0, 0}; }, [](int, const Pair&) {});
+    gather(false, [](float) { return Range{0, 0}; }, [](int, const Pair&, const auto&) {});
     total_mass_ = above_.mass;
   }
 
@@ -107,8 +111,8 @@ class Row {
   // Whether the list holds all values from that key up.
   __device__ bool lists_from(uint32_t key) const { return fits_ && key >= band_.lo && lists_peak(); }
 
-  // After gather(). Exact whatever the band was.
-  __device__ Cut search(const Goal& goal) {
+  // After gather(). Exact whatever the band was. `lowest`: the prefix surely ends at that key or above.
+  __device__ Cut search(const Goal& goal, uint32_t lowest = Key::kFirst) {
     Range range = {Key::kFirst, Key::key(peak_) + 1};
     Tally above = above_;
     bool listed = false;
@@ -116,8 +120,17 @@ class Row {
       range.lo = band_.hi;
       above = Tally();
     } else if (fits_) {
-      range = {band_.lo, min(band_.hi, range.hi)};
+      range = {max(band_.lo, lowest), min(band_.hi, range.hi)};
       listed = true;
+      if (split_ > range.lo && split_ < range.hi) {  // most likely surely above: no histogram of those
+        const Tally high = tally_listed_from(split_);
+        if (goal.reached(above_ + high)) {
+          range.lo = split_;
+        } else {
+          range.hi = split_;
+          above = above_ + high;
+        }
+      }
     } else {
       range.hi = min(band_.hi, range.hi);
     }
@@ -168,7 +181,9 @@ class Row {
 
     // Lane c has class c; all warps do the same.
     uint64_t all_ranks = 0;
-    for (int rank = 0; rank < group_.size(); ++rank) all_ranks += of_warps(shared_.class_masses[rank]);
+#pragma unroll
+    for (int rank = 0; rank < Group::kMaxSize; ++rank)
+      all_ranks += rank >= group_.size() ? 0 : of_warps(shared_.class_masses[rank]);
     const uint64_t through = warp_scan(all_ranks);
     uint64_t position = scale_to(random, __shfl_sync(kAllLanes, through, kWarpSize - 1));
     const int the_class = __ffs(__ballot_sync(kAllLanes, position < through)) - 1;
@@ -208,8 +223,9 @@ class Row {
 
   // Writes to the place of `values` in the row of the output.
   __device__ void store(float* to, int stride, const Values& values) const {
-    if (stride >= strides_) return;
-    const uint32_t first = place(stride, 0);
+    if (stride < strides_) store_at(to, place(stride, 0), values);
+  }
+  __device__ void store_at(float* to, uint32_t first, const Values& values) const {
     float* const pointer = to + first;
     if (first + 4 <= vocab_ && reinterpret_cast<uintptr_t>(to) % sizeof(Values) == 0) {
       __stcs(reinterpret_cast<float4*>(pointer), make_float4(values[0], values[1], values[2], values[3]));
@@ -218,12 +234,33 @@ class Row {
     for (int j = 0; j < 4 && first + j < vocab_; ++j) pointer[j] = values[j];
   }
 
-  // The same for the listed values of that key and above.
+  // In gather()'s body, by whole warps: writes the lowest to the sectors of the output in which no value is listed.
+  // write_listed() writes the others, whole: what is written in parts is read by the memory, too.
+  __device__ void write_unlisted(float* to, int stride, bool lists) const {
+    const bool other_lists = __shfl_xor_sync(kAllLanes, lists, 1);  // the other half of the sector
+    if (!lists && !other_lists) store(to, stride, {Key::kLowest, Key::kLowest, Key::kLowest, Key::kLowest});
+  }
+
+  // Writes transform(value) for the listed values of that key and above.
   template <class Transform>
   __device__ void write_listed(float* to, uint32_t lowest, Transform transform) {
+    constexpr uint32_t kSector = 8;  // floats: 32 bytes
     const Entry* const part = part_of(group_.rank(), warp());
-    for (uint32_t i = lane(); i < shared_.gathered[group_.rank()][warp()].listed; i += kWarpSize) {
-      if (part[i].key >= lowest) to[part[i].place] = transform(Key::value(part[i].key));
+    const uint32_t listed = shared_.gathered[group_.rank()][warp()].listed;
+    for (uint32_t i = lane(); i < listed; i += kWarpSize) {
+      const uint32_t sector = part[i].place / kSector;
+      if (i > 0 && part[i - 1].place / kSector == sector) continue;
+      float values[kSector];
+#pragma unroll
+      for (float& value : values) value = Key::kLowest;
+      for (uint32_t of_sector = i; of_sector < listed && part[of_sector].place / kSector == sector; ++of_sector) {
+        const Entry& entry = part[of_sector];
+        const float value = entry.key >= lowest ? transform(Key::value(entry.key)) : Key::kLowest;
+#pragma unroll
+        for (int j = 0; j < kSector; ++j) values[j] = entry.place % kSector == j ? value : values[j];
+      }
+      store_at(to, kSector * sector, {values[0], values[1], values[2], values[3]});
+      store_at(to, kSector * sector + 4, {values[4], values[5], values[6], values[7]});
     }
   }
 
@@ -253,7 +290,7 @@ class Row {
   }
   // Of the list: a rank's values of a class, by place.
   __device__ Entry* part_of(int rank, int the_class) const {
-    return list_ + (rank * kClasses + the_class) * part_size_;
+    return list_ + (the_class * group_.size() + rank) * part_size_;
   }
 
   // The parts of a warp's class, one for each rank, are shared among its lanes.
@@ -409,49 +446,7 @@ class Row {
   // Finds the highest key in the range with which `above` and the tallies from the range's end down reach the goal:
   // histograms of the range, then of the bin that was found, until that is one key. `listed`: of the list, which every
   // rank has; else of the row, and the ranks' histograms are parts of one.
-  __device__ Cut select(bool listed, Range range, Tally above, const Goal& goal, const SearchKey& search_key) {
-    clear_bin();
-    __syncthreads();
-    while (range.lo < range.hi) {
-      const int shift = max(0, 32 - kBinBits - __clz(static_cast<int>(range.hi - 1 - range.lo)));
-      listed ? add_list(range, shift, search_key) : add_row(range, shift, search_key);
-      listed ? __syncthreads() : group_.sync();
-      // From the highest bin down.
-      const uint32_t bin = kBins - 1 - thread();
-      Tally mine = tally_of(bin, listed ? group_.rank() : 0);
-      if (!listed) {
-        for (int rank = 1; rank < group_.size(); ++rank) mine = mine + tally_of(bin, rank);
-        group_.sync();
-      }
-      histogram_[bin] = histogram_[kBins + bin] = histogram_[2 * kBins + bin] = 0;
-      const Tally through = warp_scan(mine);
-      if (lane() == kWarpSize - 1) shared_.warp_tallies[warp()] = through;
-      __syncthreads();
-      const Tally warps_through = warp_scan(of_warps(shared_.warp_tallies));
-      const Tally all = above + shuffle(warps_through, kWarpSize - 1);
-      if (!goal.reached(all)) return {false, Key::kFirst, all, Tally()};
-      const Tally before = above + (shuffle(warps_through, warp()) - shared_.warp_tallies[warp()]) + (through - mine);
-      if (!goal.reached(before) && goal.reached(before + mine)) shared_.cut = {true, bin, before, mine};
-      __syncthreads();
-      Cut cut = shared_.cut;
-      above = cut.above;
-      range.lo += cut.key << shift;
-      if (shift == 0) {
-        cut.key = range.lo;
-        return cut;
-      }
-      range.hi = min(range.hi, range.lo + (1u << shift));
-      if (listed && cut.equal.count == 1) {  // no further histogram
-        for_each_listed(search_key, [&](uint32_t key, uint64_t) {
-          if (key - range.lo < range.hi - range.lo) shared_.only_key = key;
-        });
-        __syncthreads();
-        cut.key = shared_.only_key;
-        return cut;
-      }
-    }
-    return {false, Key::kFirst, above, Tally()};
-  }
+  __device__ Cut select(bool listed, Range range, Tally above, const Goal& goal, const SearchKey& search_key);
 
   // body(key, mass) for what is listed, as what is searched for.
   template <class Body>
@@ -461,6 +456,17 @@ class Row {
     for (uint32_t i = lane_in_rank(); i < shared_.gathered[rank][warp()].listed; i += rank_lanes()) {
       body(search_key.of(part[i].key, part[i].place), mass_of(Key::value(part[i].key)));
     }
+  }
+
+  __device__ Tally tally_listed_from(uint32_t lowest) {
+    Tally mine;
+    for_each_listed(SearchKey(), [&](uint32_t key, uint64_t mass) {
+      if (key >= lowest) mine = mine + Tally{1, mass};
+    });
+    mine = warp_sum(mine);
+    if (lane() == 0) shared_.warp_tallies[warp()] = mine;
+    __syncthreads();
+    return warp_sum(of_warps(shared_.warp_tallies));
   }
 
   __device__ void add_list(const Range& range, int shift, const SearchKey& search_key) {
@@ -543,7 +549,7 @@ class Row {
   uint32_t vocab_, begin_;  // the first place of this rank
   const float* values_;
   int strides_, full_strides_;
-  int sample_every_ = 16;  // a power of 2, in strides
+  int sample_every_;  // a power of 2, in strides
   uint32_t* histogram_;
   Entry* list_;
   uint32_t list_size_, part_size_;
@@ -551,6 +557,7 @@ class Row {
   float* ring_;  // this thread's first place
   float sampled_peak_ = 0.0f, peak_ = 0.0f, scale_ = 0.0f;
   Range band_ = {0, 0};
+  uint32_t split_ = Key::kEnd;  // of a band that reaches to the peak: where it would have ended
   bool fits_ = false;
   Tally above_;  // the band
   uint64_t total_mass_ = 0;
@@ -560,3 +567,4 @@ class Row {
 
 #include "kernels/sampling/band.cuh"
 #include "kernels/sampling/gather.cuh"
+#include "kernels/sampling/select.cuh"

@@ -16,8 +16,9 @@ namespace sgl_kernel::SGL_TARGET {
 inline constexpr int kThreads = kClasses * kWarpSize;
 inline constexpr int kStride = kThreads * kVecSize<float>;  // values that a block takes at once
 static_assert(kStride == kClasses * kRun, "a warp holds one class");
-inline constexpr int kSampleLoads = 5;  // vectors that a thread loads before it uses the first
-inline constexpr int kMaxRanks = 8;     // the largest cluster that every Hopper GPU can place
+inline constexpr int kSampleEvery = 16;  // one value of so many, more of few rows
+inline constexpr int kSampleLoads = 5;   // vectors that a thread loads before it uses the first
+inline constexpr int kMaxRanks = 8;      // the largest cluster that every Hopper GPU can place
 
 inline constexpr int kListSize = 16384;                    // where it fits: an equal part for each rank and class
 inline constexpr int kBinBits = 9, kBins = 1 << kBinBits;  // of a search's histogram
@@ -85,9 +86,13 @@ RowShape row_shape(int64_t rows, int64_t vocab) {
 
 // Sums over a warp, for all its lanes.
 __device__ __forceinline__ uint64_t warp_sum(uint64_t value) {
-#pragma unroll
-  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
-  return value;
+  // By 27 bits, of which 32 sum to less than 2^32.
+  constexpr int kBits = 27;
+  constexpr uint32_t kMask = (1u << kBits) - 1;
+  const uint64_t low = __reduce_add_sync(kAllLanes, static_cast<uint32_t>(value) & kMask);
+  const uint64_t middle = __reduce_add_sync(kAllLanes, static_cast<uint32_t>(value >> kBits) & kMask);
+  const uint64_t high = __reduce_add_sync(kAllLanes, static_cast<uint32_t>(value >> 2 * kBits));
+  return low + (middle << kBits) + (high << 2 * kBits);
 }
 __device__ __forceinline__ Tally warp_sum(const Tally& tally) {
   return {__reduce_add_sync(kAllLanes, tally.count), warp_sum(tally.mass)};

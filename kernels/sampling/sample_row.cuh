@@ -17,13 +17,16 @@ __device__ Kept apply_filters(Row<Group, ProbKey>& row, const Filters& filters) 
   const float top_p = share_of_top_k ? 1.0f : filters.top_p;
   row.sample();
   row.gather(
-      top_p < 1.0f, [&](float sum) { return row.estimate_band(goal.count, top_p, sum); }, [](int, const auto&) {});
+      top_p < 1.0f, [&](float sum) { return row.estimate_band(goal.count, top_p, sum); },
+      [](int, const auto&, const auto&) {});
   if (row.peak() < kLowestPeak) return {};
   if (by_mass && !share_of_top_k) goal.mass = mass_share(filters.top_p, row.total_mass());
+  uint32_t lowest = ProbKey::kFirst;
   while (true) {
-    const Cut cut = row.search(goal);
+    const Cut cut = row.search(goal, lowest);
     if (!share_of_top_k || goal.count == Goal::kNoCount) return row.kept(cut, goal);
     goal = {Goal::kNoCount, mass_share(filters.top_p, cut.prefix_mass(goal))};
+    lowest = cut.key;
   }
 }
 
@@ -33,7 +36,7 @@ __device__ Kept apply_min_p(Row<Group, ProbKey>& row, const SampleParams& params
   if (params.lowest_kept(sample, kUsualPeak) > 0.0f) {
     row.sample();
     const uint32_t lowest = ProbKey::key(params.lowest_kept(sample, row.sampled_peak()));
-    row.gather(false, [&](float) { return Range{lowest, ProbKey::kEnd}; }, [](int, const auto&) {});
+    row.gather(false, [&](float) { return Range{lowest, ProbKey::kEnd}; }, [](int, const auto&, const auto&) {});
   } else {
     row.gather_all();
   }

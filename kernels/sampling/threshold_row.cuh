@@ -15,15 +15,13 @@ namespace {
 template <class Group, class Key, class MakeTransform>
 __device__ void cut_row(Row<Group, Key>& row, float* output, const Goal& goal, float top_p, bool in_place,
                         MakeTransform make_transform) {
-  using Values = typename Row<Group, Key>::Values;
-  const Values lowest = {Key::kLowest, Key::kLowest, Key::kLowest, Key::kLowest};
   row.start();
   row.sample();
   row.gather(
       top_p < 1.0f, [&](float sum) { return row.estimate_band(goal.count, top_p, sum); },
-      [&](int stride, const auto&) {
+      [&](int stride, const auto&, const auto& lists) {
         if (!row.lists_peak() || in_place) return;
-        for (int u = 0; u < 2; ++u) row.store(output, stride + u, lowest);
+        for (int u = 0; u < 2; ++u) row.write_unlisted(output, stride + u, lists[u]);
       });
   const bool is_mass_goal = top_p < 1.0f;
   const Cut cut = row.search(is_mass_goal ? Goal{goal.count, mass_share(top_p, row.total_mass())} : goal);
