@@ -10,11 +10,7 @@
 #include <cstdint>
 #include <cstring>
 
-#ifdef __CUDACC__
-#define SGL_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define SGL_HOST_DEVICE inline
-#endif
+#include "kernels/base/host_device.h"
 
 namespace sgl_kernel {
 
