@@ -3,8 +3,8 @@
 
 namespace sgl_kernel::SGL_TARGET {
 
-Status marlin_many_tokens_int4(const MarlinGemmParams& params, int tile, Stream stream) {
-  return many_tokens::launch_token_tile<marlin::Format::kInt4>(params, tile, stream);
+Status marlin_many_tokens_int4(const MarlinGemmParams& params, const TokenTileChoice& choice, Stream stream) {
+  return many_tokens::launch_token_tile<marlin::Format::kInt4>(params, choice, stream);
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

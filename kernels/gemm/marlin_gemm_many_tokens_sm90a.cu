@@ -10,18 +10,30 @@ constexpr int kColumns = 128, kStageK = 64;  // of a tile; of a stage
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The index of the tile that takes the least time.
-int choose_tile(const MarlinGemmParams& params) {
+// Whether the blocks of a cluster can share a tile out: each stores 16 tokens or a multiple, as many as its panels
+// hold.
+constexpr bool split_fits(int tokens, int splits) { return tokens % (16 * splits) == 0 && tokens / splits <= 64; }
+
+// What takes the least time.
+TokenTileChoice choose_tile(const MarlinGemmParams& params) {
   const int64_t stages = params.k / kStageK, column_tiles = ceil_div(params.n, kColumns);
-  int best = 0;
+  TokenTileChoice best = {};
   float best_us = 0.0f;
   for (int i = kNumTokenTiles - 1; i >= 0; --i) {
     const TokenTile& tile = kTokenTiles[i];
-    const int64_t waves = ceil_div(ceil_div(params.m, tile.tokens) * column_tiles, num_sms());
-    const float us = static_cast<float>(waves) * (static_cast<float>(stages) * tile.stage_us + tile.end_us);
-    if (best_us == 0.0f || us < best_us) {
-      best = i;
-      best_us = us;
+    const int64_t tiles = ceil_div(params.m, tile.tokens) * column_tiles;
+    for (int splits : {1, 2, 3, 4}) {
+      if (splits > 1 && (!split_fits(tile.tokens, splits) || splits > stages)) continue;
+      // Not all multiprocessors belong to a cluster of more than two.
+      if (splits > 1 && tiles * splits > (splits > 2 ? num_sms() * 3 / 4 : num_sms())) continue;
+      const float split_us = splits > 1 ? kSplitUs + kSplitTokenUs * static_cast<float>(tile.tokens * splits) : 0.0f;
+      const float us = static_cast<float>(ceil_div(tiles, num_sms())) *
+                           (static_cast<float>(ceil_div(stages, splits)) * tile.stage_us + tile.end_us) +
+                       split_us;
+      if (best_us == 0.0f || us < best_us) {
+        best = {i, splits};
+        best_us = us;
+      }
     }
   }
   return best;
@@ -44,18 +56,18 @@ bool marlin_many_tokens_takes(const MarlinGemmParams& params) {
 }
 
 Status multiply_marlin_many_tokens(const MarlinGemmParams& params, Stream stream) {
-  const int tile = choose_tile(params);
+  const TokenTileChoice choice = choose_tile(params);
   switch (params.type) {
     case MarlinType::kU4:
     case MarlinType::kU4B8:
-      return marlin_many_tokens_int4(params, tile, stream);
+      return marlin_many_tokens_int4(params, choice, stream);
     case MarlinType::kU8:
     case MarlinType::kU8B128:
-      return marlin_many_tokens_int8(params, tile, stream);
+      return marlin_many_tokens_int8(params, choice, stream);
     case MarlinType::kE4M3:
-      return marlin_many_tokens_e4m3(params, tile, stream);
+      return marlin_many_tokens_e4m3(params, choice, stream);
     default:
-      return marlin_many_tokens_e2m1(params, tile, stream);
+      return marlin_many_tokens_e2m1(params, choice, stream);
   }
 }
 
