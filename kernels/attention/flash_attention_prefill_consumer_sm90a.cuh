@@ -306,7 +306,6 @@ struct Consumer {
       q_parity ^= 1;
       const Tile tile = shared.tile;
       const KeyRange seen_by_all = shared.tile.seen_by_all[consumer];
-      __syncwarp();  // all lanes have it: the warp may release it
       if (tile.batch < 0) return;
       compute(tile, seen_by_all);
     }
@@ -323,7 +322,7 @@ struct Consumer {
     if (tile.begin < tile.end) {
       attend(tile, seen_by_all, o, rows);
     } else {
-      release(shared.q_empty);
+      shared.q_empty.arrive();
     }
     store(tile, o, rows);
   }
@@ -341,7 +340,7 @@ struct Consumer {
     pin_registers(s);
     release(shared.k_empty[k_at.index]);
     k_at.advance();
-    if (tile.end - 1 == tile.begin) release(shared.q_empty);
+    if (tile.end - 1 == tile.begin) shared.q_empty.arrive();
     adjust_scores(s, tile.end - 1, visible);
     softmax_step<C>(s, call.scale_log2, rows, rescale);
     pack_probabilities<C>(s, p);
@@ -361,7 +360,7 @@ struct Consumer {
       pin_registers(s);
       release(shared.k_empty[k_at.index]);
       k_at.advance();
-      if (n == tile.begin) release(shared.q_empty);
+      if (n == tile.begin) shared.q_empty.arrive();
       adjust_scores(s, n, visible);
       const bool changed = softmax_step<C>(s, call.scale_log2, rows, rescale);
       wait_wgmma<0>();

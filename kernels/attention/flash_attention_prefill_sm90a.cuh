@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     constexpr int kConsumerWarps = kConsumers * kWarpgroup / 32;
     constexpr int kProducerArrivals = C::kGather ? kWarpgroup : 1;
     shared.q_full.init(1);
-    shared.q_empty.init(kConsumerWarps);
+    shared.q_empty.init(kConsumers * kWarpgroup);  // every thread tells that it has read the tile
     for (int stage = 0; stage < kStages; ++stage) {
       shared.k_full[stage].init(kProducerArrivals);
       shared.v_full[stage].init(kProducerArrivals);

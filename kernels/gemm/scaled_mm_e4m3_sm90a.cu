@@ -4,7 +4,7 @@
 namespace sgl_kernel::SGL_TARGET {
 
 Status scaled_mm_tiles_e4m3(const ScaledMmParams& params, int shape, Stream stream) {
-  return launch_tile_shape<float>(params, shape, stream);
+  return launch_tile_shape<float, kTileShapes>(params, shape, stream);
 }
 
 Status scaled_mm_split_e4m3(const ScaledMmParams& params, const SplitShape& shape, Stream stream) {

@@ -26,14 +26,15 @@ bool copy_engine_takes(const ScaledMmParams& params) {
          ceil_div(params.m, kLeastTileRows) * ceil_div(params.n, kLeastTileColumns) <= kMostTiles;
 }
 
-// The kernel for few rows takes up to 64 of them, and up to 128 where K is long and there are so few columns that K can
-// be split even so.
+// The kernel for few rows takes up to 64 of them, or 32 blockwise, because there tiles leave more time for the scales;
+// and up to 128 where K is long and there are so few columns that K can be split even so.
 std::optional<SplitShape> choose_split(const ScaledMmParams& params, int num_sms) {
   constexpr int64_t kMostTokens = 64;  // of a tile; 128 were slower than the other kernel
   constexpr int64_t kLongK = 32;       // blocks
+  const int64_t few = params.blockwise ? kMostTokens / 2 : kMostTokens;
   const int64_t tiles = ceil_div(params.n, kSplitColumns) * ceil_div(params.m, kMostTokens);
   if (params.m > 2 * kMostTokens) return std::nullopt;
-  if (params.m > kMostTokens && (2 * tiles > num_sms || params.k < kLongK * kBlockK)) return std::nullopt;
+  if (params.m > few && (2 * tiles > num_sms || params.k < kLongK * kBlockK)) return std::nullopt;
   // More than two blocks a multiprocessor would be a second wave.
   if (tiles > 2 * num_sms) return std::nullopt;
   const int tokens = params.m <= 16 ? 16 : params.m <= 32 ? 32 : 64;
@@ -71,12 +72,13 @@ int choose_tiles(const TileShape (&shapes)[kCount], const ScaledMmParams& params
 
 Status multiply_one(const ScaledMmParams& params, Stream stream) {
   const int sms = num_sms();
-  if (params.blockwise) {
-    return scaled_mm_tiles_blockwise(params, choose_tiles(kBlockwiseShapes, params, sms), stream);
-  }
   const bool is_int8 = params.a_dtype == DType::kI8;
   if (const std::optional<SplitShape> split = choose_split(params, sms)) {
+    if (params.blockwise) return scaled_mm_split_blockwise(params, *split, stream);
     return is_int8 ? scaled_mm_split_int8(params, *split, stream) : scaled_mm_split_e4m3(params, *split, stream);
+  }
+  if (params.blockwise) {
+    return scaled_mm_tiles_blockwise(params, choose_tiles(kBlockwiseShapes, params, sms), stream);
   }
   const int tiles = choose_tiles(kTileShapes, params, sms);
   return is_int8 ? scaled_mm_tiles_int8(params, tiles, stream) : scaled_mm_tiles_e4m3(params, tiles, stream);

@@ -1,6 +1,8 @@
 // The activations in 8 bits ("a8"), as ggml.h defines them, and as the two products read them.
 #pragma once
 
+#include <cuda_fp16.h>
+
 #include <cstdint>
 
 #include "kernels/base/tensor_view.h"
@@ -27,7 +29,7 @@ inline Activations activations_of(const TensorView& X) {
 // What belongs to 32 quantized activations besides their bytes.
 struct ActivationScale {
   float d;
-  int16_t sums[2];  // of the first and the last 16 quants; at most 16 * 127
+  __half2 sums;  // of the first and the last 16 quants: exact, at most 16 * 127
 };
 static_assert(sizeof(ActivationScale) == 8);
 
@@ -90,8 +92,8 @@ __device__ __forceinline__ uint2 quantize_group(const float (&x)[8], ActivationS
   sum += __shfl_xor_sync(0xffffffff, sum, 1);
   const int other = __shfl_xor_sync(0xffffffff, sum, 2);
   const bool first_half = (threadIdx.x & 2) == 0;
-  scale.sums[0] = static_cast<int16_t>(first_half ? sum : other);
-  scale.sums[1] = static_cast<int16_t>(first_half ? other : sum);
+  scale.sums = first_half ? __halves2half2(__int2half_rn(sum), __int2half_rn(other))
+                          : __halves2half2(__int2half_rn(other), __int2half_rn(sum));
   return make_uint2(words[0], words[1]);
 }
 
@@ -103,11 +105,12 @@ __device__ __forceinline__ float scaled_dot(const float (&scale)[2], const float
   float value = __fmul_rn(scale[0], dot0);
   if constexpr (Format::kScales == 2) value = __fmaf_rn(scale[1], dot1, value);
   if constexpr (Format::kHasOffset) {
+    const float2 sums = __half22float2(activation.sums);
     if constexpr (Format::kScales == 2) {
-      value = __fmaf_rn(offset[0], static_cast<float>(activation.sums[0]), value);
-      value = __fmaf_rn(offset[1], static_cast<float>(activation.sums[1]), value);
+      value = __fmaf_rn(offset[0], sums.x, value);
+      value = __fmaf_rn(offset[1], sums.y, value);
     } else {
-      value = __fmaf_rn(offset[0], static_cast<float>(activation.sums[0] + activation.sums[1]), value);
+      value = __fmaf_rn(offset[0], sums.x + sums.y, value);
     }
   }
   return value;

@@ -5,11 +5,7 @@
 //   a product with activations d * x8 is d * (scale * sum(quant * x8) + offset * sum(x8)), both sums exact integers.
 #pragma once
 
-#include <cuda_fp16.h>
-
-#include <cstdint>
-
-#include "kernels/quantization/ggml_blocks.h"
+#include "kernels/quantization/ggml_block_bytes.cuh"
 
 namespace sgl_kernel::SGL_TARGET {
 
@@ -23,110 +19,11 @@ struct WeightGroup {
   float offset[2];
 };
 
-// kWords words at an even address: blocks are aligned to no more. Reads nothing beyond them.
-template <int kWords>
-__device__ __forceinline__ void load_words(const void* source, uint32_t (&words)[kWords]) {
-  const uint16_t* halves = static_cast<const uint16_t*>(source);
-  uint32_t previous = static_cast<uint32_t>(halves[0]) << 16;
-  // The aligned words behind the first two bytes; if `source` itself is aligned they are the result.
-  const uint64_t address = reinterpret_cast<uint64_t>(source);
-  const uint32_t* aligned = reinterpret_cast<const uint32_t*>((address + 2) & ~uint64_t{3});
-  const uint32_t shift = (address & 2) != 0 ? 16 : 32;
-#pragma unroll
-  for (int i = 0; i + 1 < kWords; ++i) {
-    const uint32_t word = aligned[i];
-    words[i] = __funnelshift_rc(previous, word, shift);
-    previous = word;
-  }
-  words[kWords - 1] = halves[2 * kWords - 2] | static_cast<uint32_t>(halves[2 * kWords - 1]) << 16;
-}
-
-__device__ __forceinline__ float half_bits_to_float(uint32_t bits) {
-  return __half2float(__ushort_as_half(static_cast<uint16_t>(bits)));
-}
-
-// Each byte minus kAmount, as a signed byte, without a carry into the next: a byte is less than 128 + kAmount.
-template <int kAmount>
-__device__ __forceinline__ uint32_t subtract_from_bytes(uint32_t bytes) {
-  return (bytes + 0x01010101u * (0x80 - kAmount)) ^ 0x80808080u;
-}
-
-// Bit i of the low 4 to the lowest bit of byte i.
-__device__ __forceinline__ uint32_t spread_bits(uint32_t bits) { return (bits & 0xf) * 0x00204081u & 0x01010101u; }
-
-// Negates the bytes, none of which is 0, whose bit is set.
-__device__ __forceinline__ uint32_t apply_signs(uint32_t bytes, uint32_t bits) {
-  const uint32_t ones = spread_bits(bits);
-  return (bytes ^ ones * 0xff) + ones;
-}
-
-// The 16 nibbles of a group's half: words 0..3 from the low ones, 4..7 from the high ones.
-__device__ __forceinline__ void split_nibbles(const uint32_t (&packed)[4], uint32_t (&quants)[8]) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    quants[i] = packed[i] & 0x0f0f0f0f;
-    quants[4 + i] = packed[i] >> 4 & 0x0f0f0f0f;
-  }
-}
-
-// Bit i of `high` becomes bit 4 of element i.
-__device__ __forceinline__ void add_fifth_bits(uint32_t high, uint32_t (&quants)[8]) {
-#pragma unroll
-  for (int i = 0; i < 8; ++i) quants[i] |= spread_bits(high >> (4 * i)) << 4;
-}
-
-// As split_nibbles(), each nibble replaced by its entry of kIq4Values.
-__device__ __forceinline__ void look_up_nibbles(const uint32_t (&packed)[4], uint32_t (&quants)[8]) {
-  constexpr auto word = [](int first) {
-    uint32_t bytes = 0;
-    for (int i = 0; i < 4; ++i)
-      bytes |= static_cast<uint32_t>(static_cast<uint8_t>(ggml::kIq4Values[first + i])) << 8 * i;
-    return bytes;
-  };
-  constexpr uint32_t table[4] = {word(0), word(4), word(8), word(12)};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    uint32_t pair[2];  // bytes: the low and high nibble of byte 0, of byte 1; then of bytes 2 and 3
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const uint32_t nibbles = packed[i] >> (16 * j) & 0xffff;
-      const uint32_t lower = __byte_perm(table[0], table[1], nibbles & 0x7777);
-      const uint32_t upper = __byte_perm(table[2], table[3], nibbles & 0x7777);
-      pair[j] = __byte_perm(lower, upper, 0x3210 | (nibbles & 0x8888) >> 1);
-    }
-    quants[i] = __byte_perm(pair[0], pair[1], 0x6420);
-    quants[4 + i] = __byte_perm(pair[0], pair[1], 0x7531);
-  }
-}
-
-// The grids as the device has them.
-__device__ const auto iq2_xxs_grid = ggml::kIq2XxsGrid;
-__device__ const auto iq2_xs_grid = ggml::kIq2XsGrid;
-__device__ const auto iq2_s_grid = ggml::kIq2SGrid;
-__device__ const auto iq3_xxs_grid = ggml::kIq3XxsGrid;
-__device__ const auto iq3_s_grid = ggml::kIq3SGrid;
-__device__ const auto iq1_s_grid = ggml::kIq1SGrid;
-
-// Elements 8 e .. 8 e + 7 of a group, by the entry of a grid and 8 signs.
-__device__ __forceinline__ void set_signed_eight(uint32_t (&quants)[8], int e, uint64_t entry, uint32_t signs) {
-  quants[2 * e] = apply_signs(static_cast<uint32_t>(entry), signs);
-  quants[2 * e + 1] = apply_signs(static_cast<uint32_t>(entry >> 32), signs >> 4);
-}
-
-// 8 * grid + 1, or - 1 if `negative`: IQ1's values in eighths.
-__device__ __forceinline__ void set_iq1_eight(uint32_t (&quants)[8], int e, uint32_t index, bool negative) {
-  const uint64_t entry = iq1_s_grid.entries[index];
-  const uint32_t delta = negative ? 0u - 0x01010101u : 0x01010101u;
-#pragma unroll
-  for (int j = 0; j < 2; ++j) {
-    const uint32_t eightfold = static_cast<uint32_t>(entry >> (32 * j)) << 3 & 0xf8f8f8f8;
-    quants[2 * e + j] = ((eightfold ^ 0x80808080) + delta) ^ 0x80808080;
-  }
-}
-
 // What a kernel asks of a format:
 //   Block, kGroupsPerBlock (1 or 8), kScales (scales in a group: 1 or 2), kHasOffset,
-//   decode(block, g, group): group g of a block (0 in a block of 32 elements).
+//   decode(block, g, group): group g of a block (0 in a block of 32 elements);
+//   set_scales(block, g, group): of that the scales and offsets;
+//   words(block, g, i): of that quants[i] and quants[i + 4].
 template <int64_t kType>
 struct Format;
 
@@ -146,7 +43,14 @@ struct Format<ggml::kQ4_0> : FormatTraits<ggml::kQ4_0, ggml::BlockQ4_0, 1, false
     split_nibbles(packed, group.quants);
 #pragma unroll
     for (int i = 0; i < 8; ++i) group.quants[i] = subtract_from_bytes<8>(group.quants[i]);
+    set_scales(block, 0, group);
+  }
+  static __device__ __forceinline__ void set_scales(const Block& block, int, WeightGroup& group) {
     group.scale[0] = half_bits_to_float(block.d);
+  }
+  static __device__ __forceinline__ uint2 words(const Block& block, int, int i) {
+    const uint32_t packed = load_word(block.qs + 4 * i);
+    return make_uint2(subtract_from_bytes<8>(packed & 0x0f0f0f0f), subtract_from_bytes<8>(packed >> 4 & 0x0f0f0f0f));
   }
 };
 
@@ -156,8 +60,15 @@ struct Format<ggml::kQ4_1> : FormatTraits<ggml::kQ4_1, ggml::BlockQ4_1, 1, true>
     uint32_t packed[4];
     load_words(block.qs, packed);
     split_nibbles(packed, group.quants);
+    set_scales(block, 0, group);
+  }
+  static __device__ __forceinline__ void set_scales(const Block& block, int, WeightGroup& group) {
     group.scale[0] = half_bits_to_float(block.d);
     group.offset[0] = half_bits_to_float(block.m);
+  }
+  static __device__ __forceinline__ uint2 words(const Block& block, int, int i) {
+    const uint32_t packed = load_word(block.qs + 4 * i);
+    return make_uint2(packed & 0x0f0f0f0f, packed >> 4 & 0x0f0f0f0f);
   }
 };
 
@@ -171,7 +82,16 @@ struct Format<ggml::kQ5_0> : FormatTraits<ggml::kQ5_0, ggml::BlockQ5_0, 1, false
     add_fifth_bits(high[0], group.quants);
 #pragma unroll
     for (int i = 0; i < 8; ++i) group.quants[i] = subtract_from_bytes<16>(group.quants[i]);
+    set_scales(block, 0, group);
+  }
+  static __device__ __forceinline__ void set_scales(const Block& block, int, WeightGroup& group) {
     group.scale[0] = half_bits_to_float(block.d);
+  }
+  static __device__ __forceinline__ uint2 words(const Block& block, int, int i) {
+    const uint32_t packed = load_word(block.qs + 4 * i), high = load_word(block.qh) >> (4 * i);
+    const uint32_t low_half = packed & 0x0f0f0f0f | spread_bits(high) << 4;
+    const uint32_t high_half = packed >> 4 & 0x0f0f0f0f | spread_bits(high >> 16) << 4;
+    return make_uint2(subtract_from_bytes<16>(low_half), subtract_from_bytes<16>(high_half));
   }
 };
 
@@ -183,8 +103,17 @@ struct Format<ggml::kQ5_1> : FormatTraits<ggml::kQ5_1, ggml::BlockQ5_1, 1, true>
     load_words(block.qh, high);
     split_nibbles(packed, group.quants);
     add_fifth_bits(high[0], group.quants);
+    set_scales(block, 0, group);
+  }
+  static __device__ __forceinline__ void set_scales(const Block& block, int, WeightGroup& group) {
     group.scale[0] = half_bits_to_float(block.d);
     group.offset[0] = half_bits_to_float(block.m);
+  }
+  static __device__ __forceinline__ uint2 words(const Block& block, int, int i) {
+    const uint32_t packed = load_word(block.qs + 4 * i), high = load_word(block.qh) >> (4 * i);
+    const uint32_t low_half = packed & 0x0f0f0f0f | spread_bits(high) << 4;
+    const uint32_t high_half = packed >> 4 & 0x0f0f0f0f | spread_bits(high >> 16) << 4;
+    return make_uint2(low_half, high_half);
   }
 };
 
@@ -192,7 +121,13 @@ template <>
 struct Format<ggml::kQ8_0> : FormatTraits<ggml::kQ8_0, ggml::BlockQ8_0, 1, false> {
   static __device__ __forceinline__ void decode(const Block& block, int, WeightGroup& group) {
     load_words(block.qs, group.quants);
+    set_scales(block, 0, group);
+  }
+  static __device__ __forceinline__ void set_scales(const Block& block, int, WeightGroup& group) {
     group.scale[0] = half_bits_to_float(block.d);
+  }
+  static __device__ __forceinline__ uint2 words(const Block& block, int, int i) {
+    return make_uint2(load_word(block.qs + 4 * i), load_word(block.qs + 4 * i + 16));
   }
 };
 
@@ -202,7 +137,13 @@ struct Format<ggml::kIQ4_NL> : FormatTraits<ggml::kIQ4_NL, ggml::BlockIQ4_NL, 1,
     uint32_t packed[4];
     load_words(block.qs, packed);
     look_up_nibbles(packed, group.quants);
+    set_scales(block, 0, group);
+  }
+  static __device__ __forceinline__ void set_scales(const Block& block, int, WeightGroup& group) {
     group.scale[0] = half_bits_to_float(block.d);
+  }
+  static __device__ __forceinline__ uint2 words(const Block& block, int, int i) {
+    return look_up_nibbles(load_word(block.qs + 4 * i));
   }
 };
 
@@ -212,6 +153,9 @@ struct Format<ggml::kQ2_K> : FormatTraits<ggml::kQ2_K, ggml::BlockQ2_K, 2, true>
     load_words(block.qs + 32 * (g / 4), group.quants);
 #pragma unroll
     for (int i = 0; i < 8; ++i) group.quants[i] = group.quants[i] >> (2 * (g % 4)) & 0x03030303;
+    set_scales(block, g, group);
+  }
+  static __device__ __forceinline__ void set_scales(const Block& block, int g, WeightGroup& group) {
     const float d = half_bits_to_float(block.d), dmin = half_bits_to_float(block.dmin);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -219,6 +163,10 @@ struct Format<ggml::kQ2_K> : FormatTraits<ggml::kQ2_K, ggml::BlockQ2_K, 2, true>
       group.scale[i] = __fmul_rn(d, static_cast<float>(packed & 15));
       group.offset[i] = -__fmul_rn(dmin, static_cast<float>(packed >> 4));
     }
+  }
+  static __device__ __forceinline__ uint2 words(const Block& block, int g, int i) {
+    const auto word = [&](int w) { return load_word(block.qs + 32 * (g / 4) + 4 * w) >> (2 * (g % 4)) & 0x03030303; };
+    return make_uint2(word(i), word(i + 4));
   }
 };
 
@@ -233,6 +181,9 @@ struct Format<ggml::kQ3_K> : FormatTraits<ggml::kQ3_K, ggml::BlockQ3_K, 2, false
       const uint32_t low = group.quants[i] >> (2 * (g % 4)) & 0x03030303;
       group.quants[i] = subtract_from_bytes<4>(low | (high[i] >> g & 0x01010101) << 2);
     }
+    set_scales(block, g, group);
+  }
+  static __device__ __forceinline__ void set_scales(const Block& block, int g, WeightGroup& group) {
     const float d = half_bits_to_float(block.d);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -240,6 +191,13 @@ struct Format<ggml::kQ3_K> : FormatTraits<ggml::kQ3_K, ggml::BlockQ3_K, 2, false
       const int low = block.scales[h % 8] >> (h / 8 * 4) & 15, top = block.scales[8 + h % 4] >> (h / 4 * 2) & 3;
       group.scale[i] = __fmul_rn(d, static_cast<float>((low | top << 4) - 32));
     }
+  }
+  static __device__ __forceinline__ uint2 words(const Block& block, int g, int i) {
+    const auto word = [&](int w) {
+      const uint32_t low = load_word(block.qs + 32 * (g / 4) + 4 * w) >> (2 * (g % 4)) & 0x03030303;
+      return subtract_from_bytes<4>(low | (load_word(block.hmask + 4 * w) >> g & 0x01010101) << 2);
+    };
+    return make_uint2(word(i), word(i + 4));
   }
 };
 
@@ -257,7 +215,14 @@ struct Format<ggml::kQ4_K> : FormatTraits<ggml::kQ4_K, ggml::BlockQ4_K, 1, true>
     load_words(block.qs + 32 * (g / 2), group.quants);
 #pragma unroll
     for (int i = 0; i < 8; ++i) group.quants[i] = group.quants[i] >> (4 * (g % 2)) & 0x0f0f0f0f;
+    set_scales(block, g, group);
+  }
+  static __device__ __forceinline__ void set_scales(const Block& block, int g, WeightGroup& group) {
     decode_scale_and_min(block, g, group);
+  }
+  static __device__ __forceinline__ uint2 words(const Block& block, int g, int i) {
+    const auto word = [&](int w) { return load_word(block.qs + 32 * (g / 2) + 4 * w) >> (4 * (g % 2)) & 0x0f0f0f0f; };
+    return make_uint2(word(i), word(i + 4));
   }
 };
 
@@ -272,7 +237,17 @@ struct Format<ggml::kQ5_K> : FormatTraits<ggml::kQ5_K, ggml::BlockQ5_K, 1, true>
       const uint32_t low = group.quants[i] >> (4 * (g % 2)) & 0x0f0f0f0f;
       group.quants[i] = low | (high[i] >> g & 0x01010101) << 4;
     }
+    set_scales(block, g, group);
+  }
+  static __device__ __forceinline__ void set_scales(const Block& block, int g, WeightGroup& group) {
     decode_scale_and_min(block, g, group);
+  }
+  static __device__ __forceinline__ uint2 words(const Block& block, int g, int i) {
+    const auto word = [&](int w) {
+      const uint32_t low = load_word(block.qs + 32 * (g / 2) + 4 * w) >> (4 * (g % 2)) & 0x0f0f0f0f;
+      return low | (load_word(block.qh + 4 * w) >> g & 0x01010101) << 4;
+    };
+    return make_uint2(word(i), word(i + 4));
   }
 };
 
@@ -288,9 +263,21 @@ struct Format<ggml::kQ6_K> : FormatTraits<ggml::kQ6_K, ggml::BlockQ6_K, 2, false
       const uint32_t low = group.quants[i] >> (4 * (quarter / 2)) & 0x0f0f0f0f;
       group.quants[i] = subtract_from_bytes<32>(low | (high[i] >> (2 * quarter) & 0x03030303) << 4);
     }
+    set_scales(block, g, group);
+  }
+  static __device__ __forceinline__ void set_scales(const Block& block, int g, WeightGroup& group) {
     const float d = half_bits_to_float(block.d);
     group.scale[0] = __fmul_rn(d, static_cast<float>(block.scales[2 * g]));
     group.scale[1] = __fmul_rn(d, static_cast<float>(block.scales[2 * g + 1]));
+  }
+  static __device__ __forceinline__ uint2 words(const Block& block, int g, int i) {
+    const auto word = [&](int w) {
+      const uint8_t* const ql = block.ql + 64 * (g / 4) + 32 * (g % 2);
+      const uint32_t low = load_word(ql + 4 * w) >> (4 * (g % 4 / 2)) & 0x0f0f0f0f;
+      const uint32_t high = load_word(block.qh + 32 * (g / 4) + 4 * w) >> (2 * (g % 4)) & 0x03030303;
+      return subtract_from_bytes<32>(low | high << 4);
+    };
+    return make_uint2(word(i), word(i + 4));
   }
 };
 
@@ -304,8 +291,20 @@ struct Format<ggml::kIQ2_XXS> : FormatTraits<ggml::kIQ2_XXS, ggml::BlockIQ2_XXS,
       set_signed_eight(group.quants, e, iq2_xxs_grid.entries[packed[0] >> (8 * e) & 255],
                        ggml::even_signs(packed[1] >> (7 * e) & 127));
     }
-    const float s = 0.5f + static_cast<float>(packed[1] >> 28);
+    set_scales(block, g, group);
+  }
+  static __device__ __forceinline__ void set_scales(const Block& block, int g, WeightGroup& group) {
+    const float s = 0.5f + static_cast<float>(block.qs[4 * g + 3] >> 12);
     group.scale[0] = __fmul_rn(__fmul_rn(half_bits_to_float(block.d), s), 0.25f);
+  }
+  static __device__ __forceinline__ uint2 words(const Block& block, int g, int i) {
+    const auto word = [&](int w) {
+      const int e = w / 2;
+      const uint32_t index = load_word(block.qs + 4 * g) >> (8 * e) & 255;
+      const uint32_t signs = ggml::even_signs(load_word(block.qs + 4 * g + 2) >> (7 * e) & 127);
+      return apply_signs(grid_word(iq2_xxs_grid, index, w), signs >> (4 * (w % 2)));
+    };
+    return make_uint2(word(i), word(i + 4));
   }
 };
 
@@ -324,7 +323,17 @@ struct Format<ggml::kIQ2_XS> : FormatTraits<ggml::kIQ2_XS, ggml::BlockIQ2_XS, 2,
       const uint32_t packed = block.qs[4 * g + e];
       set_signed_eight(group.quants, e, iq2_xs_grid.entries[packed & 511], ggml::even_signs(packed >> 9));
     }
+    set_scales(block, g, group);
+  }
+  static __device__ __forceinline__ void set_scales(const Block& block, int g, WeightGroup& group) {
     decode_iq2_scales(block.d, block.scales[g], group);
+  }
+  static __device__ __forceinline__ uint2 words(const Block& block, int g, int i) {
+    const auto word = [&](int w) {
+      const uint32_t packed = block.qs[4 * g + w / 2];
+      return apply_signs(grid_word(iq2_xs_grid, packed & 511, w), ggml::even_signs(packed >> 9) >> (4 * (w % 2)));
+    };
+    return make_uint2(word(i), word(i + 4));
   }
 };
 
@@ -337,7 +346,18 @@ struct Format<ggml::kIQ2_S> : FormatTraits<ggml::kIQ2_S, ggml::BlockIQ2_S, 2, fa
       const uint32_t index = block.qs[4 * g + e] | (high >> (2 * e) & 3) << 8;
       set_signed_eight(group.quants, e, iq2_s_grid.entries[index], block.signs[4 * g + e]);
     }
+    set_scales(block, g, group);
+  }
+  static __device__ __forceinline__ void set_scales(const Block& block, int g, WeightGroup& group) {
     decode_iq2_scales(block.d, block.scales[g], group);
+  }
+  static __device__ __forceinline__ uint2 words(const Block& block, int g, int i) {
+    const auto word = [&](int w) {
+      const int e = w / 2;
+      const uint32_t index = block.qs[4 * g + e] | (block.qh[g] >> (2 * e) & 3) << 8;
+      return apply_signs(grid_word(iq2_s_grid, index, w), block.signs[4 * g + e] >> (4 * (w % 2)));
+    };
+    return make_uint2(word(i), word(i + 4));
   }
 };
 
@@ -351,8 +371,19 @@ struct Format<ggml::kIQ3_XXS> : FormatTraits<ggml::kIQ3_XXS, ggml::BlockIQ3_XXS,
       const uint32_t signs = ggml::even_signs(packed[0] >> (7 * (i / 2)) & 127) >> (4 * (i % 2));
       group.quants[i] = apply_signs(iq3_xxs_grid.entries[block.qs[8 * g + i]], signs);
     }
-    const float s = 0.5f + static_cast<float>(packed[0] >> 28);
+    set_scales(block, g, group);
+  }
+  static __device__ __forceinline__ void set_scales(const Block& block, int g, WeightGroup& group) {
+    const float s = 0.5f + static_cast<float>(block.signs_and_scales[2 * g + 1] >> 12);
     group.scale[0] = __fmul_rn(__fmul_rn(half_bits_to_float(block.d), s), 0.5f);
+  }
+  static __device__ __forceinline__ uint2 words(const Block& block, int g, int i) {
+    const auto word = [&](int w) {
+      const uint32_t packed = load_word(block.signs_and_scales + 2 * g);
+      const uint32_t signs = ggml::even_signs(packed >> (7 * (w / 2)) & 127) >> (4 * (w % 2));
+      return apply_signs(iq3_xxs_grid.entries[block.qs[8 * g + w]], signs);
+    };
+    return make_uint2(word(i), word(i + 4));
   }
 };
 
@@ -366,8 +397,18 @@ struct Format<ggml::kIQ3_S> : FormatTraits<ggml::kIQ3_S, ggml::BlockIQ3_S, 1, fa
       const uint32_t signs = block.signs[4 * g + i / 2] >> (4 * (i % 2));
       group.quants[i] = apply_signs(iq3_s_grid.entries[index], signs);
     }
+    set_scales(block, g, group);
+  }
+  static __device__ __forceinline__ void set_scales(const Block& block, int g, WeightGroup& group) {
     const int s = block.scales[g / 2] >> (g % 2 * 4) & 15;
     group.scale[0] = __fmul_rn(half_bits_to_float(block.d), static_cast<float>(1 + 2 * s));
+  }
+  static __device__ __forceinline__ uint2 words(const Block& block, int g, int i) {
+    const auto word = [&](int w) {
+      const uint32_t index = block.qs[8 * g + w] | (block.qh[g] >> w & 1) << 8;
+      return apply_signs(iq3_s_grid.entries[index], block.signs[4 * g + w / 2] >> (4 * (w % 2)));
+    };
+    return make_uint2(word(i), word(i + 4));
   }
 };
 
@@ -379,8 +420,19 @@ struct Format<ggml::kIQ1_S> : FormatTraits<ggml::kIQ1_S, ggml::BlockIQ1_S, 1, fa
     for (int e = 0; e < 4; ++e) {
       set_iq1_eight(group.quants, e, block.qs[4 * g + e] | (high >> (3 * e) & 7) << 8, high >> 15 != 0);
     }
-    const float s = static_cast<float>(2 * (high >> 12 & 7) + 1);
+    set_scales(block, g, group);
+  }
+  static __device__ __forceinline__ void set_scales(const Block& block, int g, WeightGroup& group) {
+    const float s = static_cast<float>(2 * (block.qh[g] >> 12 & 7) + 1);
     group.scale[0] = __fmul_rn(__fmul_rn(half_bits_to_float(block.d), s), 0.125f);
+  }
+  static __device__ __forceinline__ uint2 words(const Block& block, int g, int i) {
+    const auto word = [&](int w) {
+      const int e = w / 2;
+      const uint32_t high = block.qh[g], index = block.qs[4 * g + e] | (high >> (3 * e) & 7) << 8;
+      return iq1_word(grid_word(iq1_s_grid, index, w), high >> 15 != 0);
+    };
+    return make_uint2(word(i), word(i + 4));
   }
 };
 
@@ -392,6 +444,9 @@ struct Format<ggml::kIQ1_M> : FormatTraits<ggml::kIQ1_M, ggml::BlockIQ1_M, 2, fa
       const uint32_t nibble = block.qh[2 * g + e / 2] >> (4 * (e % 2)) & 15;
       set_iq1_eight(group.quants, e, block.qs[4 * g + e] | (nibble & 7) << 8, nibble >> 3 != 0);
     }
+    set_scales(block, g, group);
+  }
+  static __device__ __forceinline__ void set_scales(const Block& block, int g, WeightGroup& group) {
     const float d = half_bits_to_float(block.scales[0] >> 12 | (block.scales[1] >> 12) << 4 |
                                        (block.scales[2] >> 12) << 8 | (block.scales[3] >> 12) << 12);
 #pragma unroll
@@ -399,6 +454,14 @@ struct Format<ggml::kIQ1_M> : FormatTraits<ggml::kIQ1_M, ggml::BlockIQ1_M, 2, fa
       const int h = 2 * g + i, s = block.scales[h / 4] >> (3 * (h % 4)) & 7;
       group.scale[i] = __fmul_rn(__fmul_rn(d, static_cast<float>(2 * s + 1)), 0.125f);
     }
+  }
+  static __device__ __forceinline__ uint2 words(const Block& block, int g, int i) {
+    const auto word = [&](int w) {
+      const int e = w / 2;
+      const uint32_t nibble = block.qh[2 * g + e / 2] >> (4 * (e % 2)) & 15;
+      return iq1_word(grid_word(iq1_s_grid, block.qs[4 * g + e] | (nibble & 7) << 8, w), nibble >> 3 != 0);
+    };
+    return make_uint2(word(i), word(i + 4));
   }
 };
 
@@ -408,8 +471,14 @@ struct Format<ggml::kIQ4_XS> : FormatTraits<ggml::kIQ4_XS, ggml::BlockIQ4_XS, 1,
     uint32_t packed[4];
     load_words(block.qs + 16 * g, packed);
     look_up_nibbles(packed, group.quants);
+    set_scales(block, g, group);
+  }
+  static __device__ __forceinline__ void set_scales(const Block& block, int g, WeightGroup& group) {
     const int low = block.scales_l[g / 2] >> (g % 2 * 4) & 15, top = block.scales_h >> (2 * g) & 3;
     group.scale[0] = __fmul_rn(half_bits_to_float(block.d), static_cast<float>((low | top << 4) - 32));
+  }
+  static __device__ __forceinline__ uint2 words(const Block& block, int g, int i) {
+    return look_up_nibbles(load_word(block.qs + 16 * g + 4 * i));
   }
 };
 

@@ -1,13 +1,12 @@
 // ggml_mul_mat_vec_a8: a row of W for 8, 16 or 32 lanes, each with every 8th, 16th or 32nd group of 32 elements.
 //
-// A block first quantizes X to shared memory (each block for itself: one launch, no scratch), and then takes tiles of
-// rows, whose bytes each warp copies to shared memory kStages - 1 steps ahead; __dp4a multiplies. Bound by the bytes of
-// W, for small matrices by latency: hence the launch ahead of the predecessor's end, and the first tile's lines asked
-// into the L2 cache before waiting for it. That is a hint and no read: W may be written by the predecessor.
+// A block has a run of rows. It first quantizes X to shared memory (each block for itself: one launch, no scratch); its
+// warps take tiles of rows in turn, and copy some groups of them, whole rows where they are short, to shared memory
+// while they multiply (__dp4a) those that they copied before. Bound by the bytes of W, and by the instructions that a
+// group costs; for small matrices by latency: hence the launch ahead of the predecessor's end, and the rows' lines
+// asked into the L2 cache before waiting for it. That is a hint and no read: W may be written by the predecessor.
 //
-// Few rows are ggml_mul_mat_row.cu's. H200, 2026-11-23, one token, weights out of memory, in a CUDA graph: 49152 x 576
-// in 17 µs and 8192 x 8192 in 32 (Q8_0: 1.8 and 2.2 TB/s). Large matrices are short of the memory's bandwidth by the
-// instructions that a group costs, and by the last blocks' tiles.
+// Few rows are ggml_mul_mat_row.cu's.
 //
 // Which lane adds what in which order depends on k and the number of rows alone, so a token's bits do not depend on
 // the number of tokens.
@@ -29,8 +28,7 @@ Status ggml_mul_mat_row(const MatVecCall& call, Stream stream);  // ggml_mul_mat
 namespace {
 
 constexpr int kWarps = 8;   // of which those quantize X that have a part of it
-constexpr int kRows = 2;    // of a lane: they share what it loads of X
-constexpr int kStages = 3;  // two copies of 1 or 2 KB a warp are on their way while it computes
+constexpr int kStages = 2;  // the copy of one step is on its way while a warp computes the one before
 constexpr int kCacheLine = 128;
 
 // Shared bytes of a chunk of X: quants and scales, and what keeps the stages behind it aligned.
@@ -47,8 +45,25 @@ struct MatVecParams {
   int num_groups;          // k / 32
   int num_tokens;          // from the first of this launch
   int log2_lanes_per_row;  // of 8, 16 or 32: whole blocks of 256 elements
-  int chunk_groups;        // of X in shared memory at a time; a multiple of 32, or all
+  int lane_groups;         // of a lane in a step
+  int chunk_groups;        // of X in shared memory at a time; a multiple of a step's, or all
 };
+
+// The bytes of a step's copies.
+struct StepBytes {
+  int step;        // of a row
+  int staged_row;  // from a row to the next in shared memory, where the first is staged_offset() behind a stage's start
+  int stage;
+};
+
+constexpr StepBytes step_bytes_of(int blocks, int block_bytes, int warp_rows, bool whole_rows, int64_t row_bytes) {
+  const int step = blocks * block_bytes;
+  if (whole_rows) {
+    const int row = static_cast<int>(row_bytes);
+    return {step, row, staged_bytes(warp_rows * row)};
+  }
+  return {step, staged_bytes(step), warp_rows * staged_bytes(step)};
+}
 
 // A chunk of X in shared memory: the bytes of [token][group], by half_at(), then the scales.
 
@@ -115,70 +130,80 @@ struct LaneSums {
   }
 };
 
+// Rows of a lane. Several share what it loads of X, which is more than what it loads of W for several tokens.
+constexpr int rows_of_lane(int tokens) { return tokens > 1 ? 2 : 1; }
+
 // Blocks of the largest size that fit a multiprocessor's registers: 80 or 128 a thread.
 constexpr int resident_blocks(int tokens) { return tokens > 1 ? 2 : 3; }
 
-// kRows rows of W for each lane, kTokens rows of X.
+// kTokens rows of X.
 template <class Format, int kTokens>
 __global__ void __launch_bounds__(kWarps* kWarpSize, resident_blocks(kTokens))
     ggml_mul_mat_vec_kernel(const __grid_constant__ MatVecParams params) {
   using Block = typename Format::Block;
-  constexpr int kGroupsPerBlock = Format::kGroupsPerBlock;
+  constexpr int kGroupsPerBlock = Format::kGroupsPerBlock, kRows = rows_of_lane(kTokens);
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const int lanes_per_row = 1 << params.log2_lanes_per_row;
   const int row_lane = lane & (lanes_per_row - 1);
 
-  // A warp's tile is warp_rows rows; a step of it, lanes_per_row groups of each of them. Lane l has rows
-  // l / lanes_per_row + r * side_rows.
+  // A warp's tile is warp_rows rows; a step of it, lane_groups * lanes_per_row groups of each of them. Lane l has rows
+  // l / lanes_per_row + r * side_rows. Where a step is whole rows, they are copied as one run.
   const int side_rows = kWarpSize >> params.log2_lanes_per_row;
   const int warp_rows = side_rows * kRows;
-  const int64_t row_stride = int64_t{gridDim.x} * kWarps * warp_rows;  // from a warp's tile to its next
-  const int step_bytes = lanes_per_row / kGroupsPerBlock * static_cast<int>(sizeof(Block));
-  const int staged_row_bytes = staged_bytes(step_bytes);
-  const int stage_bytes = warp_rows * staged_row_bytes;
+  const int64_t row_stride = int64_t{kWarps} * warp_rows;  // from a warp's tile to its next
+  const int step_groups = lanes_per_row * params.lane_groups;
   const int64_t row_bytes = int64_t{params.num_groups / kGroupsPerBlock} * sizeof(Block);
-  const int steps = (params.num_groups + lanes_per_row - 1) >> params.log2_lanes_per_row;
-  const int last_step_bytes = static_cast<int>(row_bytes - int64_t{steps - 1} * step_bytes);
+  const int steps = (params.num_groups + step_groups - 1) / step_groups;
+  const bool whole_rows = steps == 1;
+  const StepBytes bytes = step_bytes_of(step_groups / kGroupsPerBlock, sizeof(Block), warp_rows, whole_rows, row_bytes);
   const uint8_t* const W_end = params.W + params.rows * row_bytes;
 
   extern __shared__ uint4 shared[];
   uint8_t* const quants = reinterpret_cast<uint8_t*>(shared);
   ActivationScale* const scales =
       reinterpret_cast<ActivationScale*>(quants + kTokens * params.chunk_groups * kGroupSize);
-  uint8_t* const stages = quants + chunk_bytes(kTokens, params.chunk_groups) + warp * kStages * stage_bytes;
+  uint8_t* const stages = quants + chunk_bytes(kTokens, params.chunk_groups) + warp * kStages * bytes.stage;
 
   release_successors();
-  const int64_t first_row = (int64_t{blockIdx.x} * kWarps + warp) * warp_rows;
-  const uint8_t* copy_run = params.W + first_row * row_bytes;
+  // The tiles are shared out evenly over the blocks.
+  const int64_t tiles = (params.rows + warp_rows - 1) / warp_rows;
+  const int64_t first_block_row = blockIdx.x * tiles / gridDim.x * warp_rows;
+  const int64_t end_row = min((blockIdx.x + int64_t{1}) * tiles / gridDim.x * warp_rows, params.rows);
+  const int64_t first_row = first_block_row + warp * warp_rows;
+  constexpr int64_t kMostPrefetched = 128 << 10;  // of all blocks, less than the L2 cache
+  const int64_t prefetched = min((end_row - first_block_row) * row_bytes, kMostPrefetched);
 #pragma unroll 1
-  for (int64_t at = lane * kCacheLine; at < min(int64_t{warp_rows}, params.rows - first_row) * row_bytes;
-       at += kWarpSize * kCacheLine) {
-    prefetch_to_l2(copy_run + at);
+  for (int64_t at = threadIdx.x * kCacheLine; at < prefetched; at += kWarps * kWarpSize * kCacheLine) {
+    prefetch_to_l2(params.W + first_block_row * row_bytes + at);
   }
 
   // The next step to copy runs ahead of the one to compute. It always commits, so that groups count steps.
   int64_t copy_row = first_row;
+  const uint8_t* copy_run = params.W + first_row * row_bytes;
   int copy_step = 0, copy_stage = 0;
-  const int64_t tile_stride = row_stride * row_bytes - int64_t{steps} * step_bytes;
+  const int64_t tile_stride = row_stride * row_bytes - int64_t{steps} * bytes.step;
   const bool starts_aligned = staged_offset(params.W) == 0;
   const auto copy_next = [&] {
-    if (copy_row < params.rows) {
+    if (copy_row < end_row) {
       // A row is longer than a piece: with rows before and behind it, a run is not at an edge of W.
       const bool inside = copy_row + warp_rows < params.rows && (copy_row > 0 || starts_aligned);
-      const int bytes = copy_step + 1 == steps ? last_step_bytes : step_bytes;
-      uint8_t* staged = stages + copy_stage * stage_bytes;
+      const int rows = static_cast<int>(min(int64_t{warp_rows}, params.rows - copy_row));
+      const int run_bytes = whole_rows               ? rows * static_cast<int>(row_bytes)
+                            : copy_step + 1 == steps ? static_cast<int>(row_bytes - int64_t{steps - 1} * bytes.step)
+                                                     : bytes.step;
+      uint8_t* staged = stages + copy_stage * bytes.stage;
       const uint8_t* run = copy_run;
 #pragma unroll 1
-      for (int i = 0; i < warp_rows; ++i) {
+      for (int i = 0; i < (whole_rows ? 1 : rows); ++i) {
         if (inside) {
-          stage_run(staged, run, bytes);
-        } else if (copy_row + i < params.rows) {
-          stage_run_at_edge(staged, run, bytes, params.W, W_end);
+          stage_run(staged, run, run_bytes);
+        } else {
+          stage_run_at_edge(staged, run, run_bytes, params.W, W_end);
         }
         run += row_bytes;
-        staged += staged_row_bytes;
+        staged += bytes.staged_row;
       }
-      copy_run += step_bytes;
+      copy_run += bytes.step;
       if (++copy_step == steps) {
         copy_step = 0;
         copy_row += row_stride;
@@ -193,9 +218,10 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, resident_blocks(kTokens))
   int staged_at[kRows];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    staged_at[r] = (r * side_rows + (lane >> params.log2_lanes_per_row)) * staged_row_bytes +
+    staged_at[r] = (r * side_rows + (lane >> params.log2_lanes_per_row)) * bytes.staged_row +
                    row_lane / kGroupsPerBlock * static_cast<int>(sizeof(Block));
   }
+  const int lane_step_bytes = lanes_per_row / kGroupsPerBlock * static_cast<int>(sizeof(Block));
   const int x_row_bytes = params.chunk_groups * kGroupSize;
   const int x_half0 = half_at(row_lane, 0), x_half1 = half_at(row_lane, 1);
 
@@ -204,21 +230,19 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, resident_blocks(kTokens))
   int chunk_start = 0;
   const bool one_chunk = params.chunk_groups >= params.num_groups;
   int stage = 0;
-  // Every warp of a block goes through the same tiles and steps, with or without rows: there may be barriers inside.
-  for (int64_t row0 = first_row; row0 - warp * warp_rows < params.rows; row0 += row_stride) {
+  // Every warp of a block goes through the same number of tiles and steps, with or without rows: there may be barriers
+  // inside. What a lane computes of a row that is not there is not stored.
+  for (int64_t row0 = first_row; row0 - warp * warp_rows < end_row; row0 += row_stride) {
     float sums[kRows * kTokens] = {};  // [row][token]
-    bool present[kRows];
-    uint32_t run_address[kRows];  // of the row's run, its low bits
+    uint32_t run_address[kRows];       // of the run that the row is in, its low bits
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      const int64_t row = row0 + r * side_rows + (lane >> params.log2_lanes_per_row);
-      present[r] = row < params.rows;
+      const int64_t row = row0 + (whole_rows ? 0 : r * side_rows + (lane >> params.log2_lanes_per_row));
       run_address[r] = static_cast<uint32_t>(reinterpret_cast<uint64_t>(params.W) + row * row_bytes);
     }
-    int group = row_lane;
 #pragma unroll 1
-    for (int step = 0; step < steps; ++step, group += lanes_per_row) {
-      const int start = one_chunk ? 0 : step * lanes_per_row / params.chunk_groups * params.chunk_groups;
+    for (int step = 0; step < steps; ++step) {
+      const int start = one_chunk ? 0 : step * step_groups / params.chunk_groups * params.chunk_groups;
       if (!started || start != chunk_start) {
         if (started) __syncthreads();
         chunk_start = start;
@@ -246,43 +270,40 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, resident_blocks(kTokens))
       wait_for_copies<kStages - 1>();
       __syncwarp();
 
-      if (group < params.num_groups) {
+      const int step_end = row0 < end_row ? min(step_groups, params.num_groups - step * step_groups) : 0;
+      const uint8_t* staged = stages + stage * bytes.stage;
+#pragma unroll(kTokens == 1 ? 2 : 1)
+      for (int group = row_lane; group < step_end; group += lanes_per_row, staged += lane_step_bytes) {
         const auto decode = [&](int r) {
           WeightGroup weights;
-          const uint8_t* block = stages + stage * stage_bytes + staged_at[r] + run_address[r] % kPiece;
+          const uint8_t* block = staged + staged_at[r] + run_address[r] % kPiece;
           Format::decode(*reinterpret_cast<const Block*>(block), row_lane % kGroupsPerBlock, weights);
           return weights;
         };
         const auto add = [&](int r, int t, const WeightGroup& weights, const ActivationGroup& x) {
           add_group<Format>(weights, x, sums[r * kTokens + t]);
         };
-        const int x_group = group - chunk_start;
+        const int x_group = step * step_groups + group - chunk_start;
         const uint8_t* x_quants = quants + x_group * kGroupSize;
         if constexpr (kTokens == 1) {
           const ActivationGroup x = load_group(x_quants, x_half0, x_half1, scales[x_group]);
 #pragma unroll
-          for (int r = 0; r < kRows; ++r) {
-            if (present[r]) add(r, 0, decode(r), x);
-          }
+          for (int r = 0; r < kRows; ++r) add(r, 0, decode(r), x);
         } else {
           WeightGroup weights[kRows];
 #pragma unroll
-          for (int r = 0; r < kRows; ++r) {
-            if (present[r]) weights[r] = decode(r);
-          }
+          for (int r = 0; r < kRows; ++r) weights[r] = decode(r);
 #pragma unroll
           for (int t = 0; t < kTokens; ++t) {
             const ActivationGroup x =
                 load_group(x_quants + t * x_row_bytes, x_half0, x_half1, scales[t * params.chunk_groups + x_group]);
 #pragma unroll
-            for (int r = 0; r < kRows; ++r) {
-              if (present[r]) add(r, t, weights[r], x);
-            }
+            for (int r = 0; r < kRows; ++r) add(r, t, weights[r], x);
           }
         }
-#pragma unroll
-        for (int r = 0; r < kRows; ++r) run_address[r] += step_bytes;
       }
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) run_address[r] += bytes.step;
       __syncwarp();  // before the next copy writes over this stage
       stage = stage + 1 == kStages ? 0 : stage + 1;
     }
@@ -293,7 +314,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, resident_blocks(kTokens))
     for (int i = 0; i < kRows * kTokens && i < 2; ++i) {
       const int r = (totals.first + i) / kTokens, t = (totals.first + i) % kTokens;
       const int64_t row = row0 + r * side_rows + (lane >> params.log2_lanes_per_row);
-      if (totals.owns && i < totals.count && row < params.rows && t < params.num_tokens) {
+      if (totals.owns && i < totals.count && row < end_row && t < params.num_tokens) {
         store_element(params.result, params.X.dtype, t * params.result_stride + row, sums[i]);
       }
     }
@@ -303,15 +324,14 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, resident_blocks(kTokens))
 // With a warp for each row, more rows than this are bound by the instructions issued, not by latency (H200).
 constexpr int64_t kManyRows = 8192;
 
-// The lanes that share a row: 32 for short latency, or for many rows what leaves the fewest lanes idle.
+// The lanes that share a row: 32 for short latency, or for many rows the most that leave few lanes idle.
 int choose_log2_lanes_per_row(int64_t rows, int num_groups) {
   if (rows < kManyRows) return 5;
   const auto idle_lanes = [num_groups](int log2) { return -num_groups & ((1 << log2) - 1); };
-  int best = 5;
-  for (int log2 : {4, 3}) {
-    if (idle_lanes(log2) < idle_lanes(best)) best = log2;
+  for (int log2 : {5, 4}) {
+    if (idle_lanes(log2) <= num_groups / 8) return log2;
   }
-  return best;
+  return 3;
 }
 
 // What only that kernel does; or so few rows, in all the tokens, that latency bounds them. Both add in the same order
@@ -321,30 +341,32 @@ bool takes_row_kernel(const MatVecCall& call) {
   return call.k <= kMostSiluElements && call.X.size(0) * call.result.size(1) < kManyRows;
 }
 
-int device_attribute(cudaDeviceAttr attribute) {
-  int device = 0, value = 0;
-  if (cudaGetDevice(&device) != cudaSuccess || cudaDeviceGetAttribute(&value, attribute, device) != cudaSuccess) {
-    cudaGetLastError();
-  }
-  return value;
-}
-
 template <class Format, int kTokens>
 Status launch_mat_vec(MatVecParams params, Stream stream) {
   const auto kernel = ggml_mul_mat_vec_kernel<Format, kTokens>;
+  constexpr int kRows = rows_of_lane(kTokens);
   params.log2_lanes_per_row = choose_log2_lanes_per_row(params.rows, params.num_groups);
   const int lanes = 1 << params.log2_lanes_per_row, warp_rows = kWarpSize / lanes * kRows;
   const int sms = num_sms();
   const int64_t tiles = (params.rows + warp_rows * kWarps - 1) / (warp_rows * kWarps);
 
-  const int stages_bytes =
-      kWarps * kStages * warp_rows *
-      staged_bytes(lanes / Format::kGroupsPerBlock * static_cast<int>(sizeof(typename Format::Block)));
+  // Steps of one size, of at most kMostStageBytes and from 1 to 4 groups a lane.
+  constexpr int kMostStageBytes = 3328;
+  constexpr int kBlockBytes = sizeof(typename Format::Block);
+  constexpr int kLaneGroupBytes = kRows * kWarpSize / Format::kGroupsPerBlock * kBlockBytes;
+  constexpr int kMostLaneGroups = std::clamp(kMostStageBytes / kLaneGroupBytes, 1, 4);
+  const int all_lane_groups = std::max(1, (params.num_groups + lanes - 1) / lanes);
+  const int steps = (all_lane_groups + kMostLaneGroups - 1) / kMostLaneGroups;
+  params.lane_groups = (all_lane_groups + steps - 1) / steps;
+  const int step_groups = lanes * params.lane_groups;
+  const int64_t row_bytes = int64_t{params.num_groups / Format::kGroupsPerBlock} * kBlockBytes;
+  const bool whole_rows = params.num_groups <= step_groups;
+  const StepBytes bytes =
+      step_bytes_of(step_groups / Format::kGroupsPerBlock, kBlockBytes, warp_rows, whole_rows, row_bytes);
+  const int stages_bytes = kWarps * kStages * bytes.stage;
   constexpr int kMostChunkBytes = 80 << 10;  // all of X for 8 tokens of k = 8192
-  const int most_bytes =
-      std::min(kMostChunkBytes, device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - stages_bytes);
-  constexpr int kChunkStep = 32;  // the most lanes of a row
-  const int most_groups = std::max(1, most_bytes / chunk_bytes(kTokens, kChunkStep)) * kChunkStep;
+  const int most_bytes = std::min(kMostChunkBytes, max_shared_memory() - stages_bytes);
+  const int most_groups = std::max(1, most_bytes / chunk_bytes(kTokens, step_groups)) * step_groups;
   params.chunk_groups = std::min(params.num_groups, most_groups);
   const int shared_bytes = chunk_bytes(kTokens, params.chunk_groups) + stages_bytes;
   constexpr int kAlwaysAllowed = 48 << 10;

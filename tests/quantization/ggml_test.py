@@ -137,6 +137,12 @@ class MulMat(Operator):
         for t in ("Q4_1", "Q8_0", "Q6_K")
         for n, r, k in [(1, 1, 4096), (1, 3000, 1536), (4, 1, 2304), (145, 200, 1536), (300, 5, 256)]
     ]
+    # Several tiles and chunks of a GPU's block; and the most rows that a lane shares with others.
+    cases += [
+        case(type=t, dtype=BF16, num_tokens=n, row=r, k=k)
+        for t in ("Q4_0", "Q8_0", "Q4_K")
+        for n, r, k in [(40, 1100, 4864), (2, 8200, 768)]
+    ]
     empty = [
         case(type="Q4_1", dtype=F16, num_tokens=0, row=70, k=576),
         case(type="Q4_K", dtype=F32, num_tokens=3, row=0, k=256),
@@ -311,6 +317,26 @@ def test_product_has_the_same_bits_for_any_number_of_tokens(name, type, device):
     whole = multiply(W, X, number(type), 91)
     for num_tokens in (1, 2, 3, 4, 6, 7, 8, 16, 17, 22, 23, 31, 64, 128, 129, 144):
         assert_same_bits(f"{num_tokens} tokens", multiply(W, X[:num_tokens], number(type), 91), whole[:num_tokens])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("type", ["Q4_0", "Q8_0", "Q4_K", "Q6_K"])
+def test_weights_at_an_even_address(type, device):
+    import sgl_kernel
+
+    row, k = 8195, 768
+    W = random_weight(type, row, k).to(device)
+    X = torch.randn(33, k, generator=torch.Generator().manual_seed(7)).to(device)
+    moved = torch.empty(W.numel() + 16, dtype=torch.uint8, device=device)
+    for offset in (2, 14):
+        there = moved[offset : offset + W.numel()].view(W.shape)
+        there.copy_(W)
+        for name, tokens in (("ggml_mul_mat_a8", 33), ("ggml_mul_mat_vec_a8", 1), ("ggml_mul_mat_vec_a8", 5)):
+            multiply = getattr(sgl_kernel, name)
+            expected = multiply(W, X[:tokens], number(type), row)
+            assert_same_bits(name, multiply(there, X[:tokens], number(type), row), expected)
+        expected = sgl_kernel.ggml_dequantize(W, number(type), row, k, F16)
+        assert_same_bits("ggml_dequantize", sgl_kernel.ggml_dequantize(there, number(type), row, k, F16), expected)
 
 
 @pytest.mark.parametrize("device", DEVICES)

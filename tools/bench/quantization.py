@@ -1,6 +1,6 @@
 """Activations to 8 and 4 bits, in rows of Qwen3-VL-235B-A22B and DeepSeek-V3; AWQ weights; and GGUF weights: products
-with the QKV projection of the former (9216x4096), an expert's (1536x4096) and the matrices of SmolLM2-135M, which the
-main job runs, and decoding.
+with the QKV projection of the former (9216x4096), an expert's (1536x4096), a large matrix and those of SmolLM2-135M,
+which the main job runs, and decoding.
 """
 
 import importlib
@@ -12,7 +12,7 @@ from tools.bench.benchmark import Benchmark, Libraries, has
 
 # Name → ggml's number, elements and bytes of a block.
 TYPES = {"Q4_0": (2, 32, 18), "Q4_1": (3, 32, 20), "Q8_0": (8, 32, 34), "Q4_K": (12, 256, 144), "Q6_K": (14, 256, 210)}
-SHAPES = [(9216, 4096), (1536, 4096)]
+SHAPES = [(9216, 4096), (1536, 4096), (28672, 8192)]
 SMOLLM_LAYER = [(576, 576), (960, 576), (3072, 576), (576, 1536)]
 SMOLLM_LOGITS = (49152, 576)
 
@@ -47,8 +47,8 @@ def benchmarks(of: Libraries):
         yield silu_and_mul_product(of, "Q4_1", tokens, 576, 1536)
     for type in TYPES:
         yield dequantize(of, type, 8192, 8192)
-    for type in ("Q4_0", "Q4_K"):
-        for tokens in (16, 128, 1024):
+    for type in ("Q4_0", "Q8_0", "Q4_K", "Q6_K"):
+        for tokens in (16, 64, 128, 1024):
             yield product(of, "ggml_mul_mat_a8", type, tokens, *SHAPES[0])
 
 
