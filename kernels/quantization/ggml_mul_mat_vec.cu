@@ -351,7 +351,7 @@ Status launch_mat_vec(MatVecParams params, Stream stream) {
   const int64_t tiles = (params.rows + warp_rows * kWarps - 1) / (warp_rows * kWarps);
 
   // Steps of one size, of at most kMostStageBytes and from 1 to 4 groups a lane.
-  constexpr int kMostStageBytes = 3328;
+  constexpr int kMostStageBytes = kTokens == 1 ? 4352 : 3328;
   constexpr int kBlockBytes = sizeof(typename Format::Block);
   constexpr int kLaneGroupBytes = kRows * kWarpSize / Format::kGroupsPerBlock * kBlockBytes;
   constexpr int kMostLaneGroups = std::clamp(kMostStageBytes / kLaneGroupBytes, 1, 4);
