@@ -56,8 +56,11 @@ struct alignas(16) StepBuffer {
   float weight_offsets[Format::kHasOffset ? kStepGroups : 1][Format::kScales][kBlockRows];
 };
 
+// Of each thread, the sums of the parts of k behind it: as many as it has of the tile.
+using Totals = float4[kWarpRows * kWarpTokens / kWarpSize / 4][kThreads];
+
 template <class Format>
-constexpr int kSharedBytes = 2 * sizeof(StepBuffer<Format>);
+constexpr int kSharedBytes = 2 * sizeof(StepBuffer<Format>) + sizeof(Totals);
 
 // Copies kStepGroups groups of the tile's tokens; zeros where there is no such token or group.
 template <class Format>
@@ -128,19 +131,22 @@ struct DecodedStep {
 template <class Format>
 struct Accumulators {
   static constexpr int kRowTiles = kWarpRows / 16, kTokenTiles = kWarpTokens / 8;
-  float sums[kRowTiles][kTokenTiles][4] = {};    // of this part so far
-  float totals[kRowTiles][kTokenTiles][4] = {};  // of the parts before
+  float sums[kRowTiles][kTokenTiles][4] = {};  // of this part of k so far
 
-  __device__ __forceinline__ void end_part() {
+  // Adds the sums of a part of k to this thread's `totals`, in shared memory, since registers are short.
+  __device__ __forceinline__ void end_part(Totals& totals, bool last) {
 #pragma unroll
     for (int i = 0; i < kRowTiles; ++i) {
 #pragma unroll
       for (int j = 0; j < kTokenTiles; ++j) {
-#pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          totals[i][j][c] += sums[i][j][c];
-          sums[i][j][c] = 0.0f;
-        }
+        float4& total = totals[i * kTokenTiles + j][threadIdx.x];
+        float (&sum)[4] = sums[i][j];
+        const float4 added = make_float4(total.x + sum[0], total.y + sum[1], total.z + sum[2], total.w + sum[3]);
+        if (!last) total = added;
+        sum[0] = last ? added.x : 0.0f;
+        sum[1] = last ? added.y : 0.0f;
+        sum[2] = last ? added.z : 0.0f;
+        sum[3] = last ? added.w : 0.0f;
       }
     }
   }
@@ -212,6 +218,7 @@ __global__ void __launch_bounds__(kThreads, 2) ggml_mul_mat_kernel(const __grid_
   extern __shared__ uint4 shared[];
   using Buffer = StepBuffer<Format>;
   Buffer* const buffers = reinterpret_cast<Buffer*>(shared);
+  Totals& totals = *reinterpret_cast<Totals*>(buffers + 2);
   // Neighbouring blocks share their tokens: all of W passes while a few tiles of X stay in the caches.
   const int64_t row_tiles = (params.rows + kBlockRows - 1) / kBlockRows;
   const int64_t token_tile = blockIdx.x / row_tiles;
@@ -225,6 +232,7 @@ __global__ void __launch_bounds__(kThreads, 2) ggml_mul_mat_kernel(const __grid_
 
   Accumulators<Format> accumulators;
   DecodedStep<Format> decoded;
+  for (auto& total : totals) total[threadIdx.x] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   const int steps = (params.num_groups + kStepGroups - 1) / kStepGroups;
   if (steps > 0) {
     copy_activations<Format>(params, first_token, 0, buffers[0]);
@@ -244,7 +252,7 @@ __global__ void __launch_bounds__(kThreads, 2) ggml_mul_mat_kernel(const __grid_
     }
     accumulators.add(buffers[step % 2], warp_row, warp_token);
     if (step + 1 == part_end || !more) {
-      accumulators.end_part();
+      accumulators.end_part(totals, !more);
       part_end += params.part_slices * kSliceSteps;
     }
     if (more) decoded.store(next);
@@ -263,7 +271,7 @@ __global__ void __launch_bounds__(kThreads, 2) ggml_mul_mat_kernel(const __grid_
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
         const int token = warp_token + 8 * j + lane % 4 * 2 + c % 2, row = warp_row + 16 * i + 8 * (c / 2) + lane / 4;
-        tile[token * kPaddedRows + row] = accumulators.totals[i][j][c];
+        tile[token * kPaddedRows + row] = accumulators.sums[i][j][c];
       }
     }
   }
@@ -284,6 +292,7 @@ int64_t num_tiles(const MatMulParams& params) {
 template <class Format>
 Status mul_mat(const MatMulParams& params, Stream stream) {
   const auto kernel = ggml_mul_mat_kernel<Format>;
+  if (kSharedBytes<Format> > max_shared_memory()) return ggml_mul_mat_parts(params, Format::kNumber, stream);
   SGL_RETURN_IF_ERROR(allow_shared_memory("ggml_mul_mat_a8", kernel, kSharedBytes<Format>));
   return launch("ggml_mul_mat_a8", kernel,
                 {.grid = static_cast<unsigned>(num_tiles(params)),

@@ -4,7 +4,7 @@
 // a time). A warp has a tile and a part of k to itself: it copies the blocks of 256 elements of its rows to shared
 // memory, a slice ahead, decodes from there what each lane holds of an operand of the tensor cores, and multiplies. The
 // integer sums of a group of 32 become floats and are scaled at once, since every group has scales of its own. At last
-// the block adds the parts. All of its rows are asked into the L2 cache first.
+// the block adds the parts.
 //
 // Bound by the instructions of the decoding and the scaling.
 #include <algorithm>
@@ -52,7 +52,7 @@ using TileSums = float[kTokens][kTileRows];
 template <class Format, int kTokens>
 struct BlockBuffers {
   static_assert(sizeof(TileSums<kTokens>) <= sizeof(WarpBuffers<Format>));
-  WarpBuffers<Format>* warps;  // [block_tiles * num_parts]
+  WarpBuffers<Format>* warps;  // [num_warps]
   uint8_t* activations;        // [kTokens][pitch]: the slices of each part
   ActivationScale* scales;     // [num_parts * chunk_slices * kSliceGroups][kTokens]
   int pitch;
@@ -157,14 +157,14 @@ struct Multiplier {
         tile_row(first_row + tile * kTileRows),
         W(params.W + tile_row * row_bytes) {}
 
-  // Asks the block's rows into the L2 cache: a hint and no read, allowed before the predecessor has ended.
+  // Asks the warp's first bytes, about two slices, into the L2 cache: a hint and no read, allowed before the
+  // predecessor has ended. Much more would be in the way of X.
   __device__ __forceinline__ void prefetch() const {
-    constexpr int64_t kMostBytes = 256 << 10;
-    if (first_token > 0) return;
-    const int64_t bytes = min(num_rows * row_bytes, kMostBytes);
-    const uint8_t* rows = params.W + first_row * row_bytes;
-#pragma unroll 1
-    for (int64_t at = threadIdx.x * kCacheLine; at < bytes; at += blockDim.x * kCacheLine) prefetch_to_l2(rows + at);
+    constexpr int kLines = kWarpSize / kTileRows;  // of a row
+    const int row = lane / kLines, at = lane % kLines * kCacheLine;
+    if (first_slice * int64_t{kRun} + at < row_bytes && num_slices > 0 && tile_row + row < params.rows) {
+      prefetch_to_l2(run_of(row, 0) + at);
+    }
   }
 
   // Starts to copy slices [chunk, chunk + chunk_slices) of each part of X; zeros where there is no such token or group.
@@ -321,7 +321,9 @@ Status launch_tokens(const MatMulParams& call, Stream stream) {
   params.block_tiles = static_cast<int>((row_tiles + most_row_blocks - 1) / most_row_blocks);
   params.row_blocks = (row_tiles + params.block_tiles - 1) / params.block_tiles;
   // Chunks of one size.
-  const int num_warps = params.block_tiles * params.num_parts;
+  constexpr int kLeastWarps = 16;  // those without a tile help to copy X
+  int num_warps = std::max(params.block_tiles * params.num_parts, kLeastWarps);
+  if (Buffers::bytes(num_warps, params.num_parts) > most_bytes) num_warps = params.block_tiles * params.num_parts;
   const int one_slice = Buffers::bytes(0, params.num_parts) - Buffers::bytes(0, 0);
   const int most_slices = std::max(1, (most_bytes - Buffers::bytes(num_warps, 0)) / one_slice);
   const int chunks = std::max(1, (params.part_slices + most_slices - 1) / most_slices);
