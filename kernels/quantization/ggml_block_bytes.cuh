@@ -43,6 +43,12 @@ __device__ __forceinline__ uint32_t subtract_from_bytes(uint32_t bytes) {
   return (bytes + 0x01010101u * (0x80 - kAmount)) ^ 0x80808080u;
 }
 
+// Bit `from` of each byte to bit `to` of it, and the ones above to those above, as long as they stay in the byte. The
+// other bits are anything.
+__device__ __forceinline__ uint32_t move_bits(uint32_t bytes, int from, int to) {
+  return __funnelshift_l(bytes, bytes, to - from);
+}
+
 // Bit i of the low 4 to the lowest bit of byte i.
 __device__ __forceinline__ uint32_t spread_bits(uint32_t bits) { return (bits & 0xf) * 0x00204081u & 0x01010101u; }
 

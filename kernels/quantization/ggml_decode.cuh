@@ -30,6 +30,7 @@ struct Format;
 template <int64_t kType, class BlockT, int kScaleCount, bool kOffset>
 struct FormatTraits {
   using Block = BlockT;
+  static constexpr int64_t kNumber = kType;
   static constexpr int kGroupsPerBlock = ggml::type_info(kType).block_size / kGroupSize;
   static constexpr int kScales = kScaleCount;
   static constexpr bool kHasOffset = kOffset;
@@ -179,7 +180,7 @@ struct Format<ggml::kQ3_K> : FormatTraits<ggml::kQ3_K, ggml::BlockQ3_K, 2, false
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const uint32_t low = group.quants[i] >> (2 * (g % 4)) & 0x03030303;
-      group.quants[i] = subtract_from_bytes<4>(low | (high[i] >> g & 0x01010101) << 2);
+      group.quants[i] = subtract_from_bytes<4>(low | move_bits(high[i], g, 2) & 0x04040404);
     }
     set_scales(block, g, group);
   }
@@ -195,7 +196,7 @@ struct Format<ggml::kQ3_K> : FormatTraits<ggml::kQ3_K, ggml::BlockQ3_K, 2, false
   static __device__ __forceinline__ uint2 words(const Block& block, int g, int i) {
     const auto word = [&](int w) {
       const uint32_t low = load_word(block.qs + 32 * (g / 4) + 4 * w) >> (2 * (g % 4)) & 0x03030303;
-      return subtract_from_bytes<4>(low | (load_word(block.hmask + 4 * w) >> g & 0x01010101) << 2);
+      return subtract_from_bytes<4>(low | move_bits(load_word(block.hmask + 4 * w), g, 2) & 0x04040404);
     };
     return make_uint2(word(i), word(i + 4));
   }
@@ -235,7 +236,7 @@ struct Format<ggml::kQ5_K> : FormatTraits<ggml::kQ5_K, ggml::BlockQ5_K, 1, true>
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const uint32_t low = group.quants[i] >> (4 * (g % 2)) & 0x0f0f0f0f;
-      group.quants[i] = low | (high[i] >> g & 0x01010101) << 4;
+      group.quants[i] = low | move_bits(high[i], g, 4) & 0x10101010;
     }
     set_scales(block, g, group);
   }
@@ -245,7 +246,7 @@ struct Format<ggml::kQ5_K> : FormatTraits<ggml::kQ5_K, ggml::BlockQ5_K, 1, true>
   static __device__ __forceinline__ uint2 words(const Block& block, int g, int i) {
     const auto word = [&](int w) {
       const uint32_t low = load_word(block.qs + 32 * (g / 2) + 4 * w) >> (4 * (g % 2)) & 0x0f0f0f0f;
-      return low | (load_word(block.qh + 4 * w) >> g & 0x01010101) << 4;
+      return low | move_bits(load_word(block.qh + 4 * w), g, 4) & 0x10101010;
     };
     return make_uint2(word(i), word(i + 4));
   }
@@ -261,7 +262,7 @@ struct Format<ggml::kQ6_K> : FormatTraits<ggml::kQ6_K, ggml::BlockQ6_K, 2, false
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const uint32_t low = group.quants[i] >> (4 * (quarter / 2)) & 0x0f0f0f0f;
-      group.quants[i] = subtract_from_bytes<32>(low | (high[i] >> (2 * quarter) & 0x03030303) << 4);
+      group.quants[i] = subtract_from_bytes<32>(low | move_bits(high[i], 2 * quarter, 4) & 0x30303030);
     }
     set_scales(block, g, group);
   }
@@ -274,8 +275,8 @@ struct Format<ggml::kQ6_K> : FormatTraits<ggml::kQ6_K, ggml::BlockQ6_K, 2, false
     const auto word = [&](int w) {
       const uint8_t* const ql = block.ql + 64 * (g / 4) + 32 * (g % 2);
       const uint32_t low = load_word(ql + 4 * w) >> (4 * (g % 4 / 2)) & 0x0f0f0f0f;
-      const uint32_t high = load_word(block.qh + 32 * (g / 4) + 4 * w) >> (2 * (g % 4)) & 0x03030303;
-      return subtract_from_bytes<32>(low | high << 4);
+      const uint32_t high = move_bits(load_word(block.qh + 32 * (g / 4) + 4 * w), 2 * (g % 4), 4) & 0x30303030;
+      return subtract_from_bytes<32>(low | high);
     };
     return make_uint2(word(i), word(i + 4));
   }

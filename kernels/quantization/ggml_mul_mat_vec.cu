@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, resident_blocks(kTokens))
   const int64_t first_block_row = blockIdx.x * tiles / gridDim.x * warp_rows;
   const int64_t end_row = min((blockIdx.x + int64_t{1}) * tiles / gridDim.x * warp_rows, params.rows);
   const int64_t first_row = first_block_row + warp * warp_rows;
-  constexpr int64_t kMostPrefetched = 128 << 10;  // of all blocks, less than the L2 cache
+  constexpr int64_t kMostPrefetched = 16 << 10;  // all of the rows would be in the way of X
   const int64_t prefetched = min((end_row - first_block_row) * row_bytes, kMostPrefetched);
 #pragma unroll 1
   for (int64_t at = threadIdx.x * kCacheLine; at < prefetched; at += kWarps * kWarpSize * kCacheLine) {
@@ -351,7 +351,7 @@ Status launch_mat_vec(MatVecParams params, Stream stream) {
   const int64_t tiles = (params.rows + warp_rows * kWarps - 1) / (warp_rows * kWarps);
 
   // Steps of one size, of at most kMostStageBytes and from 1 to 4 groups a lane.
-  constexpr int kMostStageBytes = 3328;
+  constexpr int kMostStageBytes = kTokens == 1 ? 4352 : 3328;
   constexpr int kBlockBytes = sizeof(typename Format::Block);
   constexpr int kLaneGroupBytes = kRows * kWarpSize / Format::kGroupsPerBlock * kBlockBytes;
   constexpr int kMostLaneGroups = std::clamp(kMostStageBytes / kLaneGroupBytes, 1, 4);

@@ -320,6 +320,21 @@ def test_product_has_the_same_bits_for_any_number_of_tokens(name, type, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("type", ["Q4_0", "Q4_1", "Q2_K", "Q6_K"])
+def test_product_has_the_same_bits_in_any_tile(type, device):
+    """So many rows that on a GPU many tokens take tiles of another shape than few."""
+    import sgl_kernel
+
+    row, k = 4360, 1536
+    W = random_weight(type, row, k).to(device)
+    X = torch.randn(300, k, generator=torch.Generator().manual_seed(8)).to(device)
+    whole = sgl_kernel.ggml_mul_mat_a8(W, X, number(type), row)
+    for num_tokens in (5, 32, 64):
+        few = sgl_kernel.ggml_mul_mat_a8(W, X[:num_tokens], number(type), row)
+        assert_same_bits(f"{num_tokens} tokens", few, whole[:num_tokens])
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("type", ["Q4_0", "Q8_0", "Q4_K", "Q6_K"])
 def test_weights_at_an_even_address(type, device):
     import sgl_kernel
