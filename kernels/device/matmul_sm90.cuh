@@ -7,7 +7,8 @@
 // A Config C of a kernel says
 //   Sum         float for e4m3 operands, int32_t for int8
 //   kRowBlocks, kConsumers, kCols, kStages
-//   kScales         numbers that a warp besides the producer copies to each stage; 0: there is no such warp
+//   kLeftRows       rows of `left` in a stage: those of a tile, or fewer; the missing ones are then whatever lies
+//   behind kScales         numbers that a warp besides the producer copies to each stage; 0: there is no such warp
 #pragma once
 
 #include <cstdint>
@@ -31,7 +32,7 @@ using Sums = typename C::Sum[C::kRowBlocks][C::kCols / 2];
 
 template <class C>
 struct Ring {
-  alignas(kSwizzleAtomBytes) uint8_t left[C::kStages][kTileRows<C> * kBlockK];
+  alignas(kSwizzleAtomBytes) uint8_t left[C::kStages][C::kLeftRows * kBlockK];
   alignas(kSwizzleAtomBytes) uint8_t right[C::kStages][C::kCols * kBlockK];
   Barrier full[C::kStages], empty[C::kStages];
   float scales[C::kStages][C::kScales > 0 ? C::kScales : 1];

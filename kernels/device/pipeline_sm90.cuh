@@ -94,6 +94,14 @@ __device__ __forceinline__ void cluster_sync() {
           : "memory");
 }
 
+// The same where nothing that was written counts: it does not wait for this block's stores to memory.
+__device__ __forceinline__ void cluster_sync_relaxed() {
+  asm volatile(
+      "barrier.cluster.arrive.relaxed;\n"
+      "barrier.cluster.wait;" ::
+          : "memory");
+}
+
 // A warpgroup gives registers back to the block's pool, or takes more. kCount is a multiple of 8; the sum over the
 // block must fit what it was launched with.
 template <int kCount>

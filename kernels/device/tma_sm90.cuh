@@ -129,6 +129,12 @@ __device__ __forceinline__ void load_matrix_box(void* destination, const CUtenso
       : "memory");
 }
 
+// Brings the box at (row, column) of a matrix to the L2 cache.
+__device__ __forceinline__ void prefetch_matrix_box(const CUtensorMap* map, int row, int column) {
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map), "r"(column), "r"(row)
+               : "memory");
+}
+
 // Copies a box from shared memory to (row, column). The thread then closes a group of such copies with commit_stores();
 // the writers of `source` have called fence_shared_for_async_proxy() before the barrier that this thread waited for.
 __device__ __forceinline__ void store_matrix_box(const CUtensorMap* map, const void* source, int row, int column) {

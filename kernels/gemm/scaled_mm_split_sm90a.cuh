@@ -1,4 +1,5 @@
-// Scaled products of few rows on Hopper: the weights are read once, as fast as memory gives them.
+// Scaled products of few rows of int8, or with scales of blocks, on Hopper: the weights are read once, as fast as
+// memory gives them.
 //
 // Operands are swapped: left = B^T (the weights), right = A (the tokens), so that the tensor core's 64 rows are filled
 // however few tokens there are. K is split over the blocks of a cluster; each leaves its partial sums in its shared
@@ -7,11 +8,9 @@
 // Grid: a cluster a tile of 64 output columns by kCols tokens. Bound by memory; two blocks fit a multiprocessor, which
 // keeps enough bytes on their way.
 //
-// Measured on an H200, 2026-11-23, 16 rows, e4m3; cuBLASLt (torch 2.11, tensorwise scales) in the same run:
-//   N x K                  9216 x 4096   4096 x 8192   3072 x 4096   4096 x 1536   7168 x 16384
-//   GB/s                   3240          2935          2330          1716          3779
-//   µs                     11.8          11.5          5.5           3.8           31.2
-//   µs of cuBLASLt         11.6          13.0          6.3           4.7           33.4
+// Measured on an H200, 2026-11-23, 16 rows of int8:
+//   N x K   9216 x 4096   4096 x 8192   3072 x 4096   4096 x 1536   7168 x 16384
+//   µs      11.7          11.5          5.3           3.8           31.0
 #pragma once
 
 #include "kernels/base/launch.h"
@@ -33,6 +32,7 @@ template <class Sum_, int kCols_, bool kBlockwise_ = false>
 struct Config {
   using Sum = Sum_;
   static constexpr int kRowBlocks = 1, kConsumers = 1, kCols = kCols_;
+  static constexpr int kLeftRows = kInstructionRows * kConsumers;
   static constexpr bool kBlockwise = kBlockwise_;
   static constexpr int kScales = kBlockwise ? kCols + kScalesOfB : 0;
   static constexpr int kOtherBytes = 2048;  // room for barriers and the scales of tokens, each padded

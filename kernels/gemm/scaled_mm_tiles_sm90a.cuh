@@ -50,6 +50,7 @@ struct Config {
   static constexpr int kRows = kRows_, kCols = kCols_, kRowBlocks = kRows / kInstructionRows / kConsumers;
   // Tiles of a group, one below the other: with wide tiles beside them, 132 multiprocessors work at something square.
   static constexpr int kGroupRows = kTeams == 1 ? 16 : 8;
+  static constexpr int kLeftRows = kRows;
   static constexpr bool kBlockwise = kBlockwise_;
   static constexpr int kScales = kBlockwise ? kRows + kScalesOfB : 0;
   // Of a thread; together no more than 65536.

@@ -303,3 +303,10 @@ def test_tiles_of_all_sizes(name, m, n, k):
     bound = 2.0**-8 * expected.abs() + error
     assert ((result.double() - expected).abs() <= bound).all()
     assert_same_bits("again", multiply(a, b.t(), scales_a, scales_b, BF16), result)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("n, k", [(3072, 4096), (7168, 4096), (9216, 256), (24576, 384)])
+@pytest.mark.parametrize("m", [3, 40])
+def test_few_rows_in_tiles_of_all_widths(m, n, k):
+    test_tiles_of_all_sizes("fp8_scaled_mm", m, n, k)
