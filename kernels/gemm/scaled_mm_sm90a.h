@@ -18,7 +18,7 @@ struct TileShape {
 inline constexpr TileShape kTileShapes[] = {
     // One team: the less traffic, the wider. Widths that are close together let a wave of tiles end evenly.
     {1, 128, 48, 1.34f, 0.158f, 1.38f},
-    {1, 128, 64, 1.56f, 0.190f, 0.96f},
+    {1, 128, 64, 1.56f, 0.190f, 1.30f},
     {1, 128, 80, 2.29f, 0.218f, 1.20f},
     {1, 128, 96, 1.87f, 0.272f, 1.13f},
     {1, 128, 112, 1.80f, 0.306f, 1.57f},
