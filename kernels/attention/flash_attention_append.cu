@@ -6,6 +6,7 @@
 #include "kernels/attention/flash_attention_portable.h"
 #include "kernels/base/launch.h"
 #include "kernels/device/fp8.cuh"
+#include "kernels/device/pdl.cuh"
 #include "kernels/device/vec.cuh"
 
 namespace sgl_kernel::SGL_TARGET {
@@ -36,6 +37,8 @@ __device__ __forceinline__ void rotate_row(T* target, const T* source, int dim, 
 template <class T>
 __global__ void __launch_bounds__(kWarps* kWarp)
     append_new_keys_kernel(const __grid_constant__ AttentionParams params) {
+  wait_for_predecessor();
+  release_successors();
   const int batch = blockIdx.y, lane = threadIdx.x % kWarp;
   const int token = blockIdx.x * kWarps + threadIdx.x / kWarp;
   const AttentionSequence sequence = sequence_of(params, batch);
@@ -89,9 +92,10 @@ Status append_new_keys(const AttentionParams& params, Stream stream) {
   const auto kernel = params.dtype == DType::kF8E4M3 ? append_new_keys_kernel<__nv_fp8_e4m3>
                       : params.dtype == DType::kF16  ? append_new_keys_kernel<__half>
                                                      : append_new_keys_kernel<__nv_bfloat16>;
-  return launch("fwd", kernel,
-                {.grid = dim3((tokens + kWarps - 1) / kWarps, params.batch, heads), .block = kWarps * kWarp}, stream,
-                params);
+  return launch(
+      "fwd", kernel,
+      {.grid = dim3((tokens + kWarps - 1) / kWarps, params.batch, heads), .block = kWarps * kWarp, .pdl = true}, stream,
+      params);
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

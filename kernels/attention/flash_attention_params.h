@@ -10,14 +10,9 @@
 
 #include <cstdint>
 
+#include "kernels/base/host_device.h"
 #include "kernels/base/status.h"
 #include "kernels/base/tensor_view.h"
-
-#ifdef __CUDACC__
-#define SGL_HOST_DEVICE __host__ __device__
-#else
-#define SGL_HOST_DEVICE
-#endif
 
 namespace sgl_kernel {
 
@@ -129,12 +124,12 @@ struct AttentionSequence {
   int64_t kv_batch;  // its row in the cache or in page_table
 };
 
-SGL_HOST_DEVICE inline int clamp_length(int64_t length, int64_t most) {
+SGL_HOST_DEVICE int clamp_length(int64_t length, int64_t most) {
   return static_cast<int>(length < 0 ? 0 : length > most ? most : length);
 }
 
 // Lengths that point beyond the tensors' extents are cut.
-SGL_HOST_DEVICE inline AttentionSequence sequence_of(const AttentionParams& params, int batch) {
+SGL_HOST_DEVICE AttentionSequence sequence_of(const AttentionParams& params, int batch) {
   AttentionSequence sequence;
   sequence.q_start = params.cu_seqlens_q != nullptr ? params.cu_seqlens_q[batch] : 0;
   int64_t q_len = params.seqlen_q;
@@ -168,7 +163,7 @@ struct KeySlot {
   int block, row;
 };
 
-SGL_HOST_DEVICE inline KeySlot key_slot(const AttentionParams& params, const AttentionSequence& sequence, int key) {
+SGL_HOST_DEVICE KeySlot key_slot(const AttentionParams& params, const AttentionSequence& sequence, int key) {
   const int position = static_cast<int>(sequence.k_start) + key;
   if (params.page_table == nullptr) {
     return {params.cu_seqlens_k != nullptr ? 0 : static_cast<int>(sequence.kv_batch), position};
@@ -179,7 +174,7 @@ SGL_HOST_DEVICE inline KeySlot key_slot(const AttentionParams& params, const Att
 }
 
 // The slot's place in k (or v, by its strides), for KV head 0: an offset in elements.
-SGL_HOST_DEVICE inline int64_t slot_offset(KeySlot slot, int64_t batch_stride, int64_t row_stride) {
+SGL_HOST_DEVICE int64_t slot_offset(KeySlot slot, int64_t batch_stride, int64_t row_stride) {
   return slot.block * batch_stride + slot.row * row_stride;
 }
 
@@ -190,7 +185,7 @@ struct KeyRange {
 
 // The keys that query `row` sees. Both ends grow with the row, so a tile of rows sees nothing before its first row's
 // begin and nothing from its last row's end on. The last query is aligned with the last key.
-SGL_HOST_DEVICE inline KeyRange visible_keys(const AttentionParams& params, int q_len, int k_len, int row) {
+SGL_HOST_DEVICE KeyRange visible_keys(const AttentionParams& params, int q_len, int k_len, int row) {
   const int64_t position = static_cast<int64_t>(row) + k_len - q_len;
   int64_t begin = 0, end = k_len;
   if (params.window_left >= 0 && position - params.window_left > begin) begin = position - params.window_left;
@@ -209,7 +204,7 @@ inline constexpr int kSplitTile = 64;  // keys: where the portable kernels split
 
 // The part of `range` that split `split` of num_splits takes. It is cut at multiples of `tile`. The bounds
 // depend on the sequence and on num_splits alone, not on the rest of the batch.
-SGL_HOST_DEVICE inline KeyRange split_of(KeyRange range, int split, int num_splits, int tile) {
+SGL_HOST_DEVICE KeyRange split_of(KeyRange range, int split, int num_splits, int tile) {
   if (range.end <= range.begin) return {0, 0};
   const int first_tile = range.begin / tile;
   const int tiles = (range.end - 1) / tile + 1 - first_tile;
@@ -221,14 +216,14 @@ SGL_HOST_DEVICE inline KeyRange split_of(KeyRange range, int split, int num_spli
 }
 
 // The position of a sequence's first new key, and of its first query, in the rotary tables.
-SGL_HOST_DEVICE inline int64_t first_rotary_position(const AttentionParams& params, const AttentionSequence& sequence,
-                                                     int batch) {
+SGL_HOST_DEVICE int64_t first_rotary_position(const AttentionParams& params, const AttentionSequence& sequence,
+                                              int batch) {
   if (params.seqlens_rotary != nullptr) return params.seqlens_rotary[batch];
   return sequence.k_len - sequence.k_new_len;
 }
 
 // Positions behind the tables' end are cut, as lengths are.
-SGL_HOST_DEVICE inline int64_t clamp_rotary_position(const AttentionParams& params, int64_t position) {
+SGL_HOST_DEVICE int64_t clamp_rotary_position(const AttentionParams& params, int64_t position) {
   return position < 0 ? 0 : position < params.rotary_positions ? position : params.rotary_positions - 1;
 }
 
@@ -250,7 +245,7 @@ inline bool few_packed_rows(int64_t seqlen_q, int64_t group) { return seqlen_q *
 inline bool few_packed_rows(const AttentionParams& params) { return few_packed_rows(params.seqlen_q, params.group()); }
 
 // After step 1 the queries are those in rotated_q.
-SGL_HOST_DEVICE inline AttentionParams with_rotated_queries(AttentionParams params) {
+SGL_HOST_DEVICE AttentionParams with_rotated_queries(AttentionParams params) {
   if (params.rotary_dim == 0) return params;
   params.q = params.rotated_q;
   params.q_head_stride = params.head_dim;

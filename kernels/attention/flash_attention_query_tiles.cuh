@@ -112,6 +112,7 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ int64_t query_offsets[C::kTileM];
   __shared__ int64_t key_offsets[2][2][C::kTileN];  // by tile parity, for k and v
   __shared__ KeyRange row_ranges[C::kTileM];
+  wait_for_predecessor();
   release_successors();
 
   // The row tile runs fastest over the grid, backwards; then the split, the KV head and the sequence.
@@ -347,9 +348,10 @@ Status run(const AttentionParams& params, Stream stream) {
   const int64_t blocks = row_tiles * params.num_splits * params.num_heads_k * params.batch;
   if (blocks > INT32_MAX) return Unsupported("fwd: batch * heads * query tiles * num_splits is above 2^31 blocks");
   SGL_RETURN_IF_ERROR(allow_shared_memory("fwd", kernel, C::kShared));
-  return launch("fwd", kernel,
-                {.grid = dim3(static_cast<unsigned>(blocks)), .block = kThreads, .shared_bytes = C::kShared}, stream,
-                params, static_cast<int>(row_tiles));
+  return launch(
+      "fwd", kernel,
+      {.grid = dim3(static_cast<unsigned>(blocks)), .block = kThreads, .shared_bytes = C::kShared, .pdl = true}, stream,
+      params, static_cast<int>(row_tiles));
 }
 
 }  // namespace

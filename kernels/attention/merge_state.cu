@@ -7,6 +7,7 @@
 #include "kernels/attention/merge_state_params.h"
 #include "kernels/base/launch.h"
 #include "kernels/device/dtype_switch.cuh"
+#include "kernels/device/pdl.cuh"
 #include "kernels/device/row_grid.cuh"
 #include "kernels/device/vec.cuh"
 
@@ -38,6 +39,8 @@ __device__ __forceinline__ Weights weights_of(float s_a, float s_b, float log2_b
 template <class T, int kVec, int kRows>
 __global__ void __launch_bounds__(kRowGridThreads)
     merge_state_kernel(const __grid_constant__ MergeStateParams params, uint32_t num_rows) {
+  wait_for_predecessor();
+  release_successors();
   const int64_t column = row_vec() * kVec;
   if (column >= params.head_dim) return;
   const uint32_t num_heads = static_cast<uint32_t>(params.num_heads);
@@ -75,8 +78,9 @@ template <class T, int kVec, int kRows>
 Status launch_rows(const MergeStateParams& params, Stream stream) {
   const int64_t num_rows = params.num_tokens * params.num_heads;
   const RowGrid shape = row_grid((params.head_dim + kVec - 1) / kVec, num_rows, kRows);
-  return launch(params.operator_name, merge_state_kernel<T, kVec, kRows>, {.grid = shape.grid, .block = shape.block},
-                stream, params, static_cast<uint32_t>(num_rows));
+  return launch(params.operator_name, merge_state_kernel<T, kVec, kRows>,
+                {.grid = shape.grid, .block = shape.block, .pdl = true}, stream, params,
+                static_cast<uint32_t>(num_rows));
 }
 
 template <class T>

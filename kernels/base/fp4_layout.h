@@ -13,12 +13,14 @@ inline constexpr int kScaleTileColumns = 4;  // "
 inline constexpr int kScaleTileBytes = kScaleTileRows * kScaleTileColumns;
 
 // Where in its tile the scale of a row is; those of the tile's other three blocks follow.
-constexpr int scale_in_tile(int row_in_tile) { return row_in_tile % 32 * 16 + row_in_tile / 32 * 4; }
+constexpr unsigned scale_in_tile(unsigned row_in_tile) { return row_in_tile % 32 * 16 + row_in_tile / 32 * 4; }
 
 // Where the scale of a block of 16 lies. padded_blocks is the number of scales of a row, a multiple of 4.
-constexpr int64_t fp4_scale_at(int64_t row, int64_t block, int64_t padded_blocks) {
-  const int64_t tile = row / kScaleTileRows * (padded_blocks / kScaleTileColumns) + block / kScaleTileColumns;
-  return tile * kScaleTileBytes + scale_in_tile(static_cast<int>(row % kScaleTileRows)) + block % kScaleTileColumns;
+// Unsigned: divisions are shifts.
+constexpr int64_t fp4_scale_at(uint32_t row, uint32_t block, uint32_t padded_blocks) {
+  const uint64_t tile_row = uint64_t{row / kScaleTileRows} * padded_blocks * kScaleTileRows;
+  const uint64_t tile = uint64_t{block / kScaleTileColumns} * kScaleTileBytes;
+  return tile_row + tile + scale_in_tile(row % kScaleTileRows) + block % kScaleTileColumns;
 }
 
 }  // namespace sgl_kernel

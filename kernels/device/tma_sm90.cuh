@@ -80,7 +80,7 @@ struct MatrixMapShape {
   uint64_t rows, columns;  // at least 1
   uint64_t row_bytes;      // from row to row: a multiple of 16, below 2^40
   uint32_t box_rows, box_columns;
-  int element_bytes;                                        // 1 or 2
+  int element_bytes;                                        // 1, 2 or 8
   CUtensorMapSwizzle swizzle = CU_TENSOR_MAP_SWIZZLE_128B;  // of rows of box_columns elements
 };
 
@@ -95,11 +95,13 @@ inline Status encode_matrix_map(const char* operator_name, CUtensorMap* map, con
   if (encode == nullptr) return Unsupported(std::string(operator_name) + ": the driver has no cuTensorMapEncodeTiled");
   const cuuint64_t extents[] = {shape.columns, shape.rows}, strides[] = {shape.row_bytes};
   const cuuint32_t box[] = {shape.box_columns, shape.box_rows}, element_strides[] = {1, 1};
-  return encode_status(
-      operator_name,
-      encode(map, shape.element_bytes == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_UINT16, 2,
-             shape.data, extents, strides, box, element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, shape.swizzle,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
+  return encode_status(operator_name,
+                       encode(map,
+                              shape.element_bytes == 1   ? CU_TENSOR_MAP_DATA_TYPE_UINT8
+                              : shape.element_bytes == 2 ? CU_TENSOR_MAP_DATA_TYPE_UINT16
+                                                         : CU_TENSOR_MAP_DATA_TYPE_UINT64,
+                              2, shape.data, extents, strides, box, element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                              shape.swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
 }
 
 __device__ __forceinline__ void prefetch_tensor_map(const CUtensorMap* map) {
@@ -125,6 +127,12 @@ __device__ __forceinline__ void load_matrix_box(void* destination, const CUtenso
           "r"(shared_address(destination)),
       "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(row)
       : "memory");
+}
+
+// Brings the box at (row, column) of a matrix to the L2 cache.
+__device__ __forceinline__ void prefetch_matrix_box(const CUtensorMap* map, int row, int column) {
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map), "r"(column), "r"(row)
+               : "memory");
 }
 
 // Copies a box from shared memory to (row, column). The thread then closes a group of such copies with commit_stores();

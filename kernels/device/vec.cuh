@@ -29,18 +29,24 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float value) 
   return __float2bfloat16_rn(value);
 }
 
-// Two elements of 16 bits, rounded together by one instruction.
+// Two elements of 16 bits: rounded together by one instruction, and as floats.
 template <class T>
 struct PairOf;
 template <>
 struct PairOf<__half> {
   using Type = __half2;
   static __device__ __forceinline__ Type round(float low, float high) { return __floats2half2_rn(low, high); }
+  static __device__ __forceinline__ float2 to_floats(Type pair) { return __half22float2(pair); }
 };
 template <>
 struct PairOf<__nv_bfloat16> {
   using Type = __nv_bfloat162;
   static __device__ __forceinline__ Type round(float low, float high) { return __floats2bfloat162_rn(low, high); }
+  // An instruction each, where the conversions of single elements take two for the high one.
+  static __device__ __forceinline__ float2 to_floats(Type pair) {
+    const uint32_t bits = *reinterpret_cast<const uint32_t*>(&pair);
+    return {__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000)};
+  }
 };
 
 // kSize elements that lie together; aligned to their total size, which is at most 16 bytes.

@@ -3,17 +3,18 @@
 // What bounds them: bytes. rmsnorm moves 2 and the fused form 4 elements for each element of a row; the arithmetic is a
 // tenth of that time. So a row is read once, into registers, as 16-byte vectors:
 //   few rows            a vector a thread: the latency of one load and one sum over the row.
-//   many rows           four vectors a thread, of one row or of several, in blocks so small that eight of them, each at
+//   many rows           four vectors a thread, of one row or of several, in blocks so small that many of them, each at
 //                       another point of its rows, keep a multiprocessor's loads and stores going. Blocks start 1.2 ns
 //                       apart at best, so that short rows share one. A spilled register costs more than anything else
 //                       here.
 //   any rows            those that are not whole aligned vectors, or longer than 2048 of them: scalar, read twice.
 //
 // Measured on an H200, 2026-11-23, bf16, inputs beyond the L2 cache, rmsnorm / fused: rows of 4096, 16384 of them take
-// 66.5 µs (4040 GB/s) / 132.1 µs (4060 GB/s), 1024 6.0 / 9.8, 128 2.1 / 2.7, one 1.3 / 1.4; 131072 rows of 512
-// take 66.0 / 133.3 (4060 / 4030 GB/s), 221184 rows of 128 28.6 / 57.1 (3960 / 3960 GB/s), 8192 rows of 16384 130.6 /
-// 269.2 (4110 / 3990 GB/s). Below 3800 GB/s stay rows that fill a power of 2 badly: 16384 rows of 5120 take 88.9 µs
-// (3770 GB/s).
+// 66.5 µs (4040 GB/s) / 131.4 µs (4090 GB/s), 128 2.1 / 2.6, one 1.3 / 1.4; 131072 rows of 512 take 65.1 / 132.0 (4120
+// / 4070 GB/s), of 384 49.8 / 102.4 (4040 / 3930 GB/s), 221184 rows of 128 28.4 / 56.8 (3990 / 3980 GB/s), 16384 rows
+// of 5120 81.3 / 163.4 (4130 / 4110 GB/s), 8192 rows of 12288 104.4 / 200.1 (3860 / 4020 GB/s). Below stay rows that
+// fill their warps badly: 65536 rows of 576 take 39.9 / 80.9 (3790 / 3730 GB/s), 131072 of 200 27.3 / 60.1 (3840 / 3490
+// GB/s).
 //
 // The sum of a row has one order, whatever the number of rows, so that a row's result does not depend on its batch:
 // first within each vector, then over the lanes of each 32 vectors, then over those, always halves against each other.
@@ -125,7 +126,7 @@ __device__ __forceinline__ void load_weights(const NormParams& params, const Sha
 }
 
 // totals[r] is the sum of sums[r] over the lanes of a row, which are the threads along x; see "one order" above. Rows
-// of several warps come one a thread; `scratch` holds 32 floats, a row's warps in it side by side.
+// of several warps come one a thread, and their warps' sums lie side by side in `scratch`.
 template <bool kBlockIsRow, int kRows, int kVectors>
 __device__ __forceinline__ void sum_over_lanes(float (&sums)[kRows][kVectors], float* scratch, float (&totals)[kRows]) {
   if (kBlockIsRow || blockDim.x >= kWarpSize) {
@@ -140,20 +141,28 @@ __device__ __forceinline__ void sum_over_lanes(float (&sums)[kRows][kVectors], f
       for (int r = 0; r < kRows; ++r) sums[r][0] += __shfl_xor_sync(0xffffffffu, sums[r][0], offset);
     }
   }
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    // Three vectors are four, of which the last is 0.
-    if constexpr (kVectors == 4) sums[r][1] += sums[r][3];
-    if constexpr (kVectors >= 3) sums[r][0] += sums[r][2];
-    if constexpr (kVectors >= 2) sums[r][0] += sums[r][1];
-    totals[r] = sums[r][0];
-  }
-  if (kRows > 1 || (!kBlockIsRow && blockDim.x <= kWarpSize)) return;
   const int warps = blockDim.x / kWarpSize, lane = threadIdx.x % kWarpSize;
-  float* const row_scratch = kBlockIsRow ? scratch : scratch + threadIdx.y * warps;
-  if (lane == 0) row_scratch[threadIdx.x / kWarpSize] = totals[0];
+  if (kRows > 1 || (!kBlockIsRow && warps <= 1)) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      // Three vectors are four, of which the last is 0.
+      if constexpr (kVectors == 4) sums[r][1] += sums[r][3];
+      if constexpr (kVectors >= 3) sums[r][0] += sums[r][2];
+      if constexpr (kVectors >= 2) sums[r][0] += sums[r][1];
+      totals[r] = sums[r][0];
+    }
+    return;
+  }
+  const int num_sums = warps * kVectors;
+  float* const row_scratch = kBlockIsRow ? scratch : scratch + threadIdx.y * num_sums;
+  if (lane == 0) {
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) row_scratch[threadIdx.x / kWarpSize + i * warps] = sums[0][i];
+  }
   __syncthreads();
-  totals[0] = warp_reduce<Sum>(lane < warps ? row_scratch[lane] : 0.0f);
+  float sum = lane < num_sums ? row_scratch[lane] : 0.0f;
+  if (kVectors > 1 && lane + kWarpSize < num_sums) sum += row_scratch[lane + kWarpSize];
+  totals[0] = warp_reduce<Sum>(sum);
 }
 
 // The most threads of a block: what the widest row needs whose threads have kVectors vectors.
@@ -165,7 +174,7 @@ inline constexpr int kRowBlock = kVectors > 2 ? kMaxRowVectors / 4 : kMaxBlock;
 template <class T, int kRows, int kVectors, bool kAdd>
 __global__ void __launch_bounds__(kRowBlock<kVectors>, kSmThreads / kRowBlock<kVectors>)
     norm_rows_kernel(const __grid_constant__ NormParams params) {
-  __shared__ float scratch[kWarpSize];
+  __shared__ float scratch[kMaxRowVectors / kWarpSize];
   wait_for_predecessor();
   release_successors();
   constexpr int kThreadRows = std::max(1, kRows);
@@ -232,7 +241,8 @@ int power_of_2_at_least(int64_t value) {
 
 template <class T, int kRows, int kVectors, bool kAdd>
 Status run_rows(const NormParams& params, int lanes, Stream stream) {
-  const int height = kRows == 0 ? 1 : std::max(1, kBlock / lanes);
+  // Of rows of two vectors a thread, smaller blocks are faster.
+  const int height = kRows == 0 ? 1 : std::max(1, (kVectors == 2 ? kBlock / 2 : kBlock) / lanes);
   // Memory holds fewer rows than a grid may have blocks, even if each is but one vector.
   const int64_t rows_per_block = height * std::max(1, kRows);
   const LaunchShape shape = {.grid = static_cast<unsigned>((params.num_rows + rows_per_block - 1) / rows_per_block),
@@ -258,16 +268,16 @@ Status run_many_rows(const NormParams& params, int num_vectors, Stream stream) {
     return run_rows<T, kAdd ? 2 : 3, 1, kAdd>(params, power_of_2_at_least(num_vectors), stream);
   }
   if (num_vectors <= 2 * kWarpSize) return run_rows<T, kAdd ? 1 : 2, 2, kAdd>(params, kWarpSize, stream);
-  // A thread's vectors are 32 times a power of 2 apart: the pairing of the sum over the warps.
-  const int lanes = power_of_2_at_least((num_vectors + kWarpSize - 1) / kWarpSize) / 4 * kWarpSize;
-  const bool three = num_vectors <= 3 * lanes;
+  const int warp_vectors = (num_vectors + kWarpSize - 1) / kWarpSize;  // of a row, by 32
   if constexpr (!kAdd) {
     // Blocks of one warp would end sooner than new ones start.
-    if (lanes == kWarpSize && three) return run_rows<T, 1, 3, kAdd>(params, lanes, stream);
-    if (lanes == kWarpSize) return run_rows<T, 1, 4, kAdd>(params, lanes, stream);
+    if (warp_vectors == 3) return run_rows<T, 1, 3, kAdd>(params, kWarpSize, stream);
+    if (warp_vectors == 4) return run_rows<T, 1, 4, kAdd>(params, kWarpSize, stream);
   }
-  if (three) return run_rows<T, 0, 3, kAdd>(params, lanes, stream);
-  return run_rows<T, 0, 4, kAdd>(params, lanes, stream);
+  // A multiprocessor has the registers for two blocks of 12 warps with four vectors a thread, or of 16 with three.
+  const bool three = warp_vectors == 3 || (!kAdd && warp_vectors > 32 && warp_vectors <= 48);
+  if (three) return run_rows<T, 0, 3, kAdd>(params, (warp_vectors + 2) / 3 * kWarpSize, stream);
+  return run_rows<T, 0, 4, kAdd>(params, (warp_vectors + 3) / 4 * kWarpSize, stream);
 }
 
 bool aligned(const NormRows& rows, int64_t element_bytes) {

@@ -216,6 +216,7 @@ Status rotary_embedding(TensorView positions, TensorView query, const std::optio
   params.head_dim = static_cast<int>(head_size);
   params.rotary_dim = static_cast<int>(cos_sin_cache.size(1));
   params.interleave = !is_neox;
+  params.enable_pdl = true;
   params.q = params.q_rope = heads_of(query_heads);
   if (key.has_value()) params.k = params.k_rope = heads_of(key_heads);
   params.positions = indices_of(positions);

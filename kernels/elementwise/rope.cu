@@ -4,12 +4,13 @@
 // kVec takes pairs l * kVec to (l + 1) * kVec, the lanes behind them the part of the head beyond rotary_dim. A thread
 // takes kHeads heads of one tensor and one token, far apart, so that neighbouring threads have neighbouring heads: its
 // share. The shares of a token are numbered q, k, v; a block has those that come next, of whatever token. Few tokens:
-// one head a thread. Many: three, which need the cosines and sines once and have six loads in flight.
+// one head a thread. Many: two, which need the cosines and sines once and have four loads in flight.
 //
 // The position, then its row of the table, are two dependent loads: the heads are loaded before those are waited for.
 //
 // Measured on an H200, 2026-11-23, bf16, 64 + 4 heads of 128, in place, inputs beyond the L2 cache: one token takes
-// 1.1 µs, 128 tokens 2.7, 1024 tokens 11.0, 16384 tokens 145.6 (3970 GB/s); with the cache write 1.2, 2.7, 11.9, 159.9.
+// 1.1 µs, 128 tokens 2.7, 1024 tokens 10.6, 16384 tokens 145.3 (3980 GB/s); with the cache write 1.2, 2.8, 11.6, 156.4
+// (4020 GB/s).
 
 #include <algorithm>
 
@@ -23,8 +24,8 @@ namespace sgl_kernel::SGL_TARGET {
 namespace {
 
 constexpr int kBlock = 128;          // threads of a block, if a head needs no more
-constexpr int kManyHeads = 3;        // of a thread, at many tokens
-constexpr int kManyHeadsBlocks = 7;  // on a multiprocessor then
+constexpr int kManyHeads = 2;        // of a thread, at many tokens
+constexpr int kManyHeadsBlocks = 8;  // on a multiprocessor then
 constexpr int kMaxThreads = 512;     // what the widest head (1024) needs, an element at a time
 
 __device__ __forceinline__ int64_t at(const Indices& indices, int64_t i) {

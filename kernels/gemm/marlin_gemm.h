@@ -4,7 +4,8 @@
 //   w(k, n)      = (q[k, n] - zero(g(k), n)) * scale(g(k), n) [* global_scale]
 //
 // Sums are f32: the numbers q - zero are exact in a's dtype, and a group's sum is scaled in f32. But with float zero
-// points on a GPU the difference, and with irregular groups there the whole weight, is rounded to a's dtype.
+// points on a GPU the difference, and with irregular groups there, or many tokens and several groups on Hopper, the
+// whole weight is rounded to a's dtype.
 #pragma once
 
 #include <optional>

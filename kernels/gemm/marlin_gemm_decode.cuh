@@ -33,6 +33,13 @@ __device__ __forceinline__ uint32_t multiply_pairs(uint32_t a, uint32_t b) {
   return bit_cast<uint32_t>(__hmul2(bit_cast<mixed_mm::Pair<T>>(a), bit_cast<mixed_mm::Pair<T>>(b)));
 }
 
+// (a & mask) | bits in one instruction, which the compiler makes two of.
+__device__ __forceinline__ uint32_t mask_and_set(uint32_t a, uint32_t mask, uint32_t bits) {
+  uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(a), "r"(mask), "r"(bits));
+  return result;
+}
+
 // 2^10 in f16, 2^7 in bf16: numbers whose last place is 1.
 template <class T>
 inline constexpr uint32_t kUnitPlace = kIsHalf<T> ? 0x64006400 : 0x43004300;
@@ -50,15 +57,19 @@ __device__ __forceinline__ uint32_t zero_bias(uint32_t zero) {
   }
 }
 
-// Rows 2t, 2t + 1 (b0) and 2t + 8, 2t + 9 (b1) of an n8 tile's column g: tile `half` of the two of a word of 4-bit
-// numbers, or the tile of a word of 8-bit ones.
+// What is missing from a float of 4 or 8 bits whose bits were shifted to their place: 2^8 or 2^120, 2^14 or 2^126.
 template <class T, Format kFormat>
-__device__ __forceinline__ void decode(uint32_t word, int half, uint32_t bias, uint32_t& b0, uint32_t& b1) {
+inline constexpr uint32_t kRebias =
+    kFormat == Format::kE4M3 ? (kIsHalf<T> ? 0x5c005c00 : 0x7b807b80) : (kIsHalf<T> ? 0x74007400 : 0x7e807e80);
+
+// Rows 2t, 2t + 1 (b0) and 2t + 8, 2t + 9 (b1) of an n8 tile's column g: tile `half` of the two of a word of 4-bit
+// numbers, or the tile of a word of 8-bit ones. Floats still lack kRebias.
+template <class T, Format kFormat>
+__device__ __forceinline__ void decode_raw(uint32_t word, int half, uint32_t bias, uint32_t& b0, uint32_t& b1) {
   if constexpr (kFormat == Format::kInt4) {
     constexpr uint32_t kMask = 0x000f000f;
-    const uint32_t of_tile = word >> 8 * half;
-    b0 = subtract_pairs<T>((of_tile & kMask) | kUnitPlace<T>, bias);
-    b1 = subtract_pairs<T>((of_tile >> 4 & kMask) | kUnitPlace<T>, bias);
+    b0 = subtract_pairs<T>(mask_and_set(word >> 8 * half, kMask, kUnitPlace<T>), bias);
+    b1 = subtract_pairs<T>(mask_and_set(word >> (8 * half + 4), kMask, kUnitPlace<T>), bias);
   } else if constexpr (kFormat == Format::kInt8 && kIsHalf<T>) {
     b0 = subtract_pairs<T>(__byte_perm(word, kUnitPlace<T>, 0x5250), bias);
     b1 = subtract_pairs<T>(__byte_perm(word, kUnitPlace<T>, 0x5351), bias);
@@ -72,17 +83,25 @@ __device__ __forceinline__ void decode(uint32_t word, int half, uint32_t bias, u
     b0 = __byte_perm(__float_as_uint(row0), __float_as_uint(row1), 0x7632);
     b1 = __byte_perm(__float_as_uint(row8), __float_as_uint(row9), 0x7632);
   } else if constexpr (kFormat == Format::kE4M3) {
-    constexpr int kShift = kIsHalf<T> ? 1 : 4;                          // 5 or 8 bits of exponent instead of 4
-    constexpr uint32_t kRebias = kIsHalf<T> ? 0x5c005c00 : 0x7b807b80;  // 2^8, 2^120
+    constexpr int kShift = kIsHalf<T> ? 1 : 4;  // 5 or 8 bits of exponent instead of 4
     const uint32_t low = word << 8;
-    b0 = multiply_pairs<T>((low & 0x80008000) | (low & 0x7f007f00) >> kShift, kRebias);
-    b1 = multiply_pairs<T>((word & 0x80008000) | (word & 0x7f007f00) >> kShift, kRebias);
+    b0 = mask_and_set(low, 0x80008000, (low & 0x7f007f00) >> kShift);
+    b1 = mask_and_set(word, 0x80008000, (word & 0x7f007f00) >> kShift);
   } else {
-    constexpr int kShift = kIsHalf<T> ? 3 : 6;                          // 5 or 8 bits of exponent instead of 2
-    constexpr uint32_t kRebias = kIsHalf<T> ? 0x74007400 : 0x7e807e80;  // 2^14, 2^126
+    constexpr int kShift = kIsHalf<T> ? 3 : 6;  // 5 or 8 bits of exponent instead of 2
     const uint32_t first = word << (half == 0 ? 12 : 4), second = word << (half == 0 ? 8 : 0);
-    b0 = multiply_pairs<T>((first & 0x80008000) | (first & 0x70007000) >> kShift, kRebias);
-    b1 = multiply_pairs<T>((second & 0x80008000) | (second & 0x70007000) >> kShift, kRebias);
+    b0 = mask_and_set(first, 0x80008000, (first & 0x70007000) >> kShift);
+    b1 = mask_and_set(second, 0x80008000, (second & 0x70007000) >> kShift);
+  }
+}
+
+// The same, true numbers.
+template <class T, Format kFormat>
+__device__ __forceinline__ void decode(uint32_t word, int half, uint32_t bias, uint32_t& b0, uint32_t& b1) {
+  decode_raw<T, kFormat>(word, half, bias, b0, b1);
+  if constexpr (kFormat == Format::kE4M3 || kFormat == Format::kE2M1) {
+    b0 = multiply_pairs<T>(b0, kRebias<T, kFormat>);
+    b1 = multiply_pairs<T>(b1, kRebias<T, kFormat>);
   }
 }
 

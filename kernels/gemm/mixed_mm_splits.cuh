@@ -33,20 +33,45 @@ inline unsigned side_blocks(int64_t count) {
   return static_cast<unsigned>(std::min((count + kSideThreads - 1) / kSideThreads, kMost));
 }
 
-// gathered[m, k] = a[m, columns[k]], numbers of Word's size.
+// gathered[m, k] = a[m, columns[k]], 16-bit numbers; k is even. x blocks share the rows out, y blocks the columns of
+// each. A block with whole rows gathers from a copy in shared memory, where numbers one by one cost least.
 template <class Word>
-__global__ void __launch_bounds__(kSideThreads) gather_columns_kernel(Word* gathered, const Word* a, int64_t a_stride,
-                                                                      const int32_t* columns, int64_t m, int64_t k) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kSideThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kSideThreads + threadIdx.x; i < m * k; i += step) {
-    gathered[i] = a[i / k * a_stride + columns[i % k]];
+__global__ void __launch_bounds__(kSideThreads)
+    gather_columns_kernel(Word* gathered, const Word* a, int64_t a_stride, const int32_t* columns, int64_t m, int64_t k,
+                          bool copies) {
+  static_assert(sizeof(Word) == 2);
+  extern __shared__ __align__(16) Word copy[];
+  for (int64_t row = blockIdx.x; row < m; row += gridDim.x) {
+    const Word* from = a + row * a_stride;
+    if (copies) {
+      constexpr int kVector = 8;
+      __syncthreads();  // nobody reads the row before
+      for (int64_t i = threadIdx.x * kVector; i < k; i += kSideThreads * kVector) {
+        *reinterpret_cast<uint4*>(copy + i) = __ldg(reinterpret_cast<const uint4*>(from + i));
+      }
+      __syncthreads();
+      from = copy;
+    }
+    for (int64_t i = (blockIdx.y * kSideThreads + threadIdx.x) * 2; i < k; i += gridDim.y * kSideThreads * 2) {
+      const uint32_t first = from[columns[i]], second = from[columns[i + 1]];
+      *reinterpret_cast<uint32_t*>(gathered + row * k + i) = first | second << 16;
+    }
   }
 }
 
 inline Status gather_columns(const char* operator_name, void* gathered, const void* a, int64_t a_stride,
                              const int32_t* columns, int64_t m, int64_t k, Stream stream) {
-  return launch(operator_name, gather_columns_kernel<uint16_t>, {.grid = side_blocks(m * k), .block = kSideThreads},
-                stream, static_cast<uint16_t*>(gathered), static_cast<const uint16_t*>(a), a_stride, columns, m, k);
+  constexpr int64_t kBlocks = 8 * 132;    // an H200's multiprocessors, full
+  constexpr int64_t kMostCopied = 16384;  // numbers: 32 KiB
+  const int64_t parts = std::clamp<int64_t>(kBlocks / m, 1, (k + 2 * kSideThreads - 1) / (2 * kSideThreads));
+  const bool copies =
+      parts == 1 && k <= kMostCopied && k % 8 == 0 && a_stride % 8 == 0 && reinterpret_cast<uintptr_t>(a) % 16 == 0;
+  return launch(operator_name, gather_columns_kernel<uint16_t>,
+                {.grid = dim3(static_cast<unsigned>(std::min(m, kBlocks)), static_cast<unsigned>(parts)),
+                 .block = kSideThreads,
+                 .shared_bytes = copies ? static_cast<size_t>(k) * 2 : 0},
+                stream, static_cast<uint16_t*>(gathered), static_cast<const uint16_t*>(a), a_stride, columns, m, k,
+                copies);
 }
 
 // The factor of every result: `constant`, times *scale if there is one.

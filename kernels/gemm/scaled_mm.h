@@ -29,9 +29,10 @@ namespace sgl_kernel {
 
 // mat_a and mat_b e4m3. NaN in a row or a column makes its products NaN.
 //
-// Sums are f32 but on Hopper, whose tensor cores add 32 products at a time and cut off what lies below about 2^-13 of
-// the largest of them and of the sum so far (cuBLASLt's fast accumulation is the same). So a sum is off by up to K / 32
-// * 2^-13 times the largest of its partial sums.
+// Sums are f32 but on Hopper, whose tensor cores add 32 products and the sum so far at a time and cut off what lies
+// below about 2^-13 of the largest of them, then the same of the new sum (cuBLASLt's fast accumulation is the same). In
+// these units of the largest partial sum, a sum loses up to K / 32, and K products up to one each, whose signs are
+// mixed: some sqrt(K / 3).
 Status fp8_scaled_mm(TensorView output, TensorView mat_a, TensorView mat_b, TensorView scales_a, TensorView scales_b,
                      const std::optional<TensorView>& bias, Stream stream);
 

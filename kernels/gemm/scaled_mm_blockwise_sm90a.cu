@@ -4,17 +4,11 @@
 namespace sgl_kernel::SGL_TARGET {
 
 Status scaled_mm_tiles_blockwise(const ScaledMmParams& params, int shape, Stream stream) {
-  constexpr auto kColumns = [](int i) { return kBlockwiseShapes[i].columns; };
-  static_assert(kNumBlockwiseShapes == 3);
-  using namespace scaled_mm_tiles;
-  switch (shape) {
-    case 0:
-      return launch_tiles<Config<float, 1, 128, kColumns(0), true>>(params, stream);
-    case 1:
-      return launch_tiles<Config<float, 1, 128, kColumns(1), true>>(params, stream);
-    default:
-      return launch_tiles<Config<float, 1, 128, kColumns(2), true>>(params, stream);
-  }
+  return launch_tile_shape<float, kBlockwiseShapes, true>(params, shape, stream);
+}
+
+Status scaled_mm_split_blockwise(const ScaledMmParams& params, const SplitShape& shape, Stream stream) {
+  return launch_split_shape<float, true>(params, shape, stream);
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

@@ -4,7 +4,7 @@
 namespace sgl_kernel::SGL_TARGET {
 
 Status scaled_mm_tiles_int8(const ScaledMmParams& params, int shape, Stream stream) {
-  return launch_tile_shape<int32_t>(params, shape, stream);
+  return launch_tile_shape<int32_t, kTileShapes>(params, shape, stream);
 }
 
 Status scaled_mm_split_int8(const ScaledMmParams& params, const SplitShape& shape, Stream stream) {

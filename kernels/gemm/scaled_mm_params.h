@@ -3,18 +3,13 @@
 
 #include <cstdint>
 
+#include "kernels/base/host_device.h"
 #include "kernels/base/status.h"
 #include "kernels/base/tensor_view.h"
 
 namespace sgl_kernel {
 
 inline constexpr int kScaleBlock = 128;  // elements along K and N that share a scale of fp8_blockwise_scaled_mm
-
-#ifdef __CUDACC__
-#define SGL_HOST_DEVICE __host__ __device__
-#else
-#define SGL_HOST_DEVICE
-#endif
 
 // A scale for each row or column, or with step = 0 one for all.
 struct ScaleVector {
@@ -33,8 +28,6 @@ struct ScaleMatrix {
     return data[row * row_stride + column * column_stride];
   }
 };
-
-#undef SGL_HOST_DEVICE
 
 // output[i, j] = scales * sum_l a[i, l] * b[l, j] + bias[j], once or for each of some batches. Only K may be 0.
 struct ScaledMmParams {

@@ -26,14 +26,51 @@ bool copy_engine_takes(const ScaledMmParams& params) {
          ceil_div(params.m, kLeastTileRows) * ceil_div(params.n, kLeastTileColumns) <= kMostTiles;
 }
 
-// The kernel for few rows takes up to 64 of them, and up to 128 where K is long and there are so few columns that K can
-// be split even so.
+// The kernel for few rows of e4m3 takes up to 64 of them, and up to 128 where K is long and there are so few columns
+// that K can be split four times even so. Of its shapes the one whose blocks have the least to do, by a model fitted to
+// times on an H200 (2026-11-23; the N and K of kTileShapes): those of its choices are 1% above the least.
+std::optional<FewRowsShape> choose_few_rows(const ScaledMmParams& params, int num_sms) {
+  constexpr float kColumnUs = 0.0033f, kBlockUs = 0.04f;      // of a block of K: a column of it, and itself
+  constexpr float kExchangeUs = 0.7f, kSplitUs = 0.05f;       // of splitting at all, and of each further split
+  constexpr int64_t kFew = 64, kMostSplits = 8, kLongK = 32;  // kLongK in blocks
+  constexpr int kLeastLongSplits = 4, kPrefetched = 3;
+  const int64_t k_blocks = ceil_div(params.k, kBlockK);
+  const bool is_long = params.m > kFew;
+  if (params.m > 2 * kFew || (is_long && k_blocks < kLongK)) return std::nullopt;
+  const int tokens = params.m <= 16 ? 16 : is_long ? 128 : 64;
+  std::optional<FewRowsShape> best;
+  float best_us = 0.0f;
+  for (int i = 0; i < kNumFewRowsColumns; ++i) {
+    const int columns = kFewRowsColumns[i];
+    if (is_long && columns != kLongColumns) continue;
+    const int64_t tiles = ceil_div(params.n, columns);
+    for (int splits = is_long ? kLeastLongSplits : 1; splits <= std::min(kMostSplits, k_blocks); ++splits) {
+      const int64_t blocks = tiles * splits;
+      // Clusters of more than two do not fill all of the chip's groups of multiprocessors.
+      const bool one_each = blocks <= (splits > 2 ? num_sms * 10 / 11 : num_sms);
+      // Two blocks a multiprocessor at a time, with 16 tokens: with more, the other kernel takes less time.
+      if (!one_each && (tokens > 16 || splits > 1 || blocks > 2 * num_sms)) continue;
+      const float us = static_cast<float>((one_each ? 1 : 2) * ceil_div(k_blocks, splits)) *
+                           (static_cast<float>(columns) * kColumnUs + kBlockUs) +
+                       (splits > 1 ? kExchangeUs + static_cast<float>(splits - 1) * kSplitUs : 0.0f);
+      if (best.has_value() && us >= best_us) continue;
+      // The next kernel's blocks only wait beside this one's where there is room for them.
+      best = {.tokens = tokens, .columns = i, .splits = splits, .prefetched = one_each ? kPrefetched : 0};
+      best_us = us;
+    }
+  }
+  return best;
+}
+
+// The kernel for few rows of other products takes up to 64 of them, or 32 blockwise, because there tiles leave more
+// time for the scales; and up to 128 where K is long and there are so few columns that K can be split even so.
 std::optional<SplitShape> choose_split(const ScaledMmParams& params, int num_sms) {
   constexpr int64_t kMostTokens = 64;  // of a tile; 128 were slower than the other kernel
   constexpr int64_t kLongK = 32;       // blocks
+  const int64_t few = params.blockwise ? kMostTokens / 2 : kMostTokens;
   const int64_t tiles = ceil_div(params.n, kSplitColumns) * ceil_div(params.m, kMostTokens);
   if (params.m > 2 * kMostTokens) return std::nullopt;
-  if (params.m > kMostTokens && (2 * tiles > num_sms || params.k < kLongK * kBlockK)) return std::nullopt;
+  if (params.m > few && (2 * tiles > num_sms || params.k < kLongK * kBlockK)) return std::nullopt;
   // More than two blocks a multiprocessor would be a second wave.
   if (tiles > 2 * num_sms) return std::nullopt;
   const int tokens = params.m <= 16 ? 16 : params.m <= 32 ? 32 : 64;
@@ -71,12 +108,16 @@ int choose_tiles(const TileShape (&shapes)[kCount], const ScaledMmParams& params
 
 Status multiply_one(const ScaledMmParams& params, Stream stream) {
   const int sms = num_sms();
+  const bool is_int8 = params.a_dtype == DType::kI8;
+  if (is_int8 || params.blockwise) {
+    if (const std::optional<SplitShape> split = choose_split(params, sms)) {
+      return is_int8 ? scaled_mm_split_int8(params, *split, stream) : scaled_mm_split_blockwise(params, *split, stream);
+    }
+  } else if (const std::optional<FewRowsShape> few_rows = choose_few_rows(params, sms)) {
+    return scaled_mm_few_rows_e4m3(params, *few_rows, stream);
+  }
   if (params.blockwise) {
     return scaled_mm_tiles_blockwise(params, choose_tiles(kBlockwiseShapes, params, sms), stream);
-  }
-  const bool is_int8 = params.a_dtype == DType::kI8;
-  if (const std::optional<SplitShape> split = choose_split(params, sms)) {
-    return is_int8 ? scaled_mm_split_int8(params, *split, stream) : scaled_mm_split_e4m3(params, *split, stream);
   }
   const int tiles = choose_tiles(kTileShapes, params, sms);
   return is_int8 ? scaled_mm_tiles_int8(params, tiles, stream) : scaled_mm_tiles_e4m3(params, tiles, stream);

@@ -17,35 +17,50 @@ struct TileShape {
 
 inline constexpr TileShape kTileShapes[] = {
     // One team: the less traffic, the wider. Widths that are close together let a wave of tiles end evenly.
-    {1, 128, 48, 0.12f, 0.226f, 0.97f},
-    {1, 128, 64, 0.59f, 0.249f, 0.65f},
-    {1, 128, 80, 0.06f, 0.260f, 1.62f},
-    {1, 128, 96, 0.28f, 0.282f, 1.65f},
-    {1, 128, 112, 0.0f, 0.309f, 2.44f},
-    {1, 128, 128, 0.0f, 0.345f, 2.19f},
-    {1, 128, 144, 0.0f, 0.383f, 2.96f},
-    {1, 128, 192, 0.0f, 0.490f, 3.12f},
-    {1, 128, 224, 0.0f, 0.564f, 3.83f},
-    {1, 128, 256, 0.0f, 0.640f, 3.83f},
+    {1, 128, 48, 1.34f, 0.158f, 1.38f},
+    {1, 128, 64, 1.56f, 0.190f, 0.96f},
+    {1, 128, 80, 2.29f, 0.218f, 1.20f},
+    {1, 128, 96, 1.87f, 0.272f, 1.13f},
+    {1, 128, 112, 1.80f, 0.306f, 1.57f},
+    {1, 128, 128, 1.73f, 0.348f, 1.22f},
+    {1, 128, 144, 1.39f, 0.393f, 1.76f},
+    {1, 128, 176, 0.93f, 0.468f, 2.23f},
+    {1, 128, 192, 2.68f, 0.500f, 1.73f},
+    {1, 128, 224, 3.26f, 0.600f, 1.87f},
+    {1, 128, 256, 2.45f, 0.682f, 2.01f},
     // Two teams: the ends of tiles are hidden, which pays where K is short or waves are many.
-    {2, 64, 128, 1.15f, 0.217f, 0.66f},
-    {2, 128, 96, 1.56f, 0.276f, 0.96f},
-    {2, 128, 128, 1.59f, 0.352f, 0.93f},
+    {2, 64, 96, 2.56f, 0.150f, 0.28f},
+    {2, 64, 128, 2.43f, 0.208f, 0.28f},
+    {2, 128, 96, 2.91f, 0.265f, 0.52f},
+    {2, 128, 128, 2.70f, 0.349f, 0.50f},
 };
 inline constexpr int kNumTileShapes = sizeof(kTileShapes) / sizeof(kTileShapes[0]);
 // From so many waves of tiles of the last shape on, power is the limit rather than the last wave: then only shapes of
 // its teams and rows.
 inline constexpr int kManyWaves = 6;
 
-// The same for products with a scale for each block: one team, because two sets of sums fill the registers.
+// The same for products with a scale for each block: one team, because two sets of sums fill the registers. Fitted to
+// their times on an H200 (2026-11-23; M from 128 to 2048, the same N and K); the chosen ones are 0.1% above the least.
 inline constexpr TileShape kBlockwiseShapes[] = {
-    {1, 128, 32, 1.3f, 0.26f, 0.7f},
-    {1, 128, 64, 1.2f, 0.346f, 0.6f},
-    {1, 128, 128, 1.7f, 0.444f, 0.72f},
+    {1, 128, 32, 0.58f, 0.228f, 0.32f}, {1, 128, 48, 0.47f, 0.254f, 0.52f}, {1, 128, 64, 0.90f, 0.266f, 0.87f},
+    {1, 128, 80, 0.89f, 0.303f, 0.98f}, {1, 128, 96, 0.49f, 0.335f, 1.37f}, {1, 128, 128, 0.62f, 0.363f, 1.82f},
+    {1, 128, 192, 0.0f, 0.564f, 2.65f},
 };
-inline constexpr int kNumBlockwiseShapes = sizeof(kBlockwiseShapes) / sizeof(kBlockwiseShapes[0]);
 
-// How the kernel for few rows (scaled_mm_split_sm90a.cuh) is set up.
+// Tiles of the kernel for few rows of e4m3 (scaled_mm_few_rows_sm90a.cuh): columns of those of 16 and of 64 tokens, and
+// of those of 128.
+inline constexpr int kFewRowsColumns[] = {32, 48, 64, 72, 96, 112};
+inline constexpr int kNumFewRowsColumns = sizeof(kFewRowsColumns) / sizeof(kFewRowsColumns[0]);
+inline constexpr int kLongColumns = 72;
+
+struct FewRowsShape {
+  int tokens;      // of a tile: 16, 64 or 128
+  int columns;     // an index of kFewRowsColumns
+  int splits;      // of K
+  int prefetched;  // blocks of K of the weights that are asked for before the preceding kernel has ended
+};
+
+// How the kernel for few rows of int8 and of blockwise products (scaled_mm_split_sm90a.cuh) is set up.
 struct SplitShape {
   int tokens;  // of a tile: 16, 32 or 64
   int splits;  // of K
@@ -54,9 +69,10 @@ struct SplitShape {
 
 // Instantiations by operand.
 Status scaled_mm_tiles_e4m3(const ScaledMmParams& params, int shape, Stream stream);
-Status scaled_mm_split_e4m3(const ScaledMmParams& params, const SplitShape& shape, Stream stream);
+Status scaled_mm_few_rows_e4m3(const ScaledMmParams& params, const FewRowsShape& shape, Stream stream);
 Status scaled_mm_tiles_int8(const ScaledMmParams& params, int shape, Stream stream);
 Status scaled_mm_tiles_blockwise(const ScaledMmParams& params, int shape, Stream stream);
+Status scaled_mm_split_blockwise(const ScaledMmParams& params, const SplitShape& shape, Stream stream);
 Status scaled_mm_split_int8(const ScaledMmParams& params, const SplitShape& shape, Stream stream);
 
 }  // namespace sgl_kernel::SGL_TARGET

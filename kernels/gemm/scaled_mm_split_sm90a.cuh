@@ -1,4 +1,5 @@
-// Scaled products of few rows on Hopper: the weights are read once, as fast as memory gives them.
+// Scaled products of few rows of int8, or with scales of blocks, on Hopper: the weights are read once, as fast as
+// memory gives them.
 //
 // Operands are swapped: left = B^T (the weights), right = A (the tokens), so that the tensor core's 64 rows are filled
 // however few tokens there are. K is split over the blocks of a cluster; each leaves its partial sums in its shared
@@ -7,16 +8,15 @@
 // Grid: a cluster a tile of 64 output columns by kCols tokens. Bound by memory; two blocks fit a multiprocessor, which
 // keeps enough bytes on their way.
 //
-// Measured on an H200, 2026-11-23, 16 rows, e4m3; cuBLASLt (torch 2.11, tensorwise scales) in the same run:
-//   N x K                  9216 x 4096   4096 x 8192   3072 x 4096   4096 x 1536   7168 x 16384
-//   GB/s                   3240          2935          2330          1716          3779
-//   µs                     11.8          11.5          5.5           3.8           31.2
-//   µs of cuBLASLt         11.6          13.0          6.3           4.7           33.4
+// Measured on an H200, 2026-11-23, 16 rows of int8:
+//   N x K   9216 x 4096   4096 x 8192   3072 x 4096   4096 x 1536   7168 x 16384
+//   µs      11.7          11.5          5.3           3.8           31.0
 #pragma once
 
 #include "kernels/base/launch.h"
 #include "kernels/device/matmul_sm90.cuh"
 #include "kernels/device/pdl.cuh"
+#include "kernels/gemm/scaled_mm_block_scales_sm90a.cuh"
 #include "kernels/gemm/scaled_mm_epilogue_sm90a.cuh"
 #include "kernels/gemm/scaled_mm_params.h"
 
@@ -27,13 +27,18 @@ using namespace matmul;
 // Of the 227 KiB of a multiprocessor; a little of a block's share is the system's.
 inline constexpr int kSharedBytes = 113 * 1024;
 
-template <class Sum_, int kCols_>
+// kBlockwise: each block of kScaleBlock of K has scales, for a token and for kScaleBlock columns of the output.
+template <class Sum_, int kCols_, bool kBlockwise_ = false>
 struct Config {
   using Sum = Sum_;
-  static constexpr int kRowBlocks = 1, kConsumers = 1, kCols = kCols_, kFactors = 0;
+  static constexpr int kRowBlocks = 1, kConsumers = 1, kCols = kCols_;
+  static constexpr int kLeftRows = kInstructionRows * kConsumers;
+  static constexpr bool kBlockwise = kBlockwise_;
+  static constexpr int kScales = kBlockwise ? kCols + kScalesOfB : 0;
   static constexpr int kOtherBytes = 2048;  // room for barriers and the scales of tokens, each padded
-  static constexpr int kStages = (kSharedBytes - kOtherBytes) / ((kInstructionRows * kConsumers + kCols) * kBlockK);
-  static constexpr int kThreads = kConsumers * kWarpgroup + 32;
+  static constexpr int kStageBytes = (kInstructionRows * kConsumers + kCols) * kBlockK + kScales * sizeof(float);
+  static constexpr int kStages = (kSharedBytes - kOtherBytes) / kStageBytes;
+  static constexpr int kThreads = kConsumers * kWarpgroup + (kBlockwise ? 64 : 32);
   static constexpr int kBlocks = 2;  // of a multiprocessor, at least
 };
 
@@ -51,6 +56,7 @@ struct SharedMemory {
 
 struct Call {
   Epilogue epilogue;
+  ScaleMatrix a_block_scales, b_block_scales;
   uint16_t* output;
   int64_t output_stride;
   int k_blocks, splits;
@@ -90,6 +96,37 @@ struct ColumnConstants {
     }
   }
 };
+
+// The loop over num_blocks K blocks where each has its scales: of tokens, which are columns here, and one of B.
+template <class C, class Issued>
+__device__ __forceinline__ void multiply_columns(Ring<C>& ring, Position<C>& at, int num_blocks, Sums<C>& totals,
+                                                 Issued&& issued) {
+  Sums<C> sums;
+#pragma unroll
+  for (auto& total : totals[0]) total = 0;
+  for (int block = 0; block < num_blocks; ++block) {
+    ring.full[at.index].wait(at.parity);
+    pin_sums<C>(sums);
+    open_wgmma();
+    multiply_stage<C>(ring, at.index, 0, true, sums);
+    commit_wgmma();
+    pin_sums<C>(sums);
+    const float* scales = ring.scales[at.index];
+    const float scale_of_b = scales[C::kCols];
+    if (block + 1 == num_blocks) issued();
+    wait_wgmma<0>();
+    pin_sums<C>(sums);
+#pragma unroll
+    for (int j = 0; j < C::kCols / 8; ++j) {
+      const float2 scale = *reinterpret_cast<const float2*>(&scales[8 * j + 2 * (threadIdx.x % 4)]);
+      const float factor[2] = {scale.x * scale_of_b, scale.y * scale_of_b};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) totals[0][4 * j + i] += factor[i % 2] * sums[0][4 * j + i];
+    }
+    release<C>(ring, at.index);
+    at.advance();
+  }
+}
 
 // This rank's share of the tile at (output column, token): sums over the ranks, scales, stores.
 template <class C>
@@ -147,7 +184,13 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocks)
   const bool is_consumer = warp < C::kConsumers * kWarpgroup / 32;
   ColumnConstants constants = {};
   Position<C> at;
-  if (!is_consumer) {
+  if (C::kBlockwise && warp == C::kThreads / 32 - 1) {
+    wait_for_predecessor();
+    if constexpr (C::kBlockwise) {
+      produce_scales<C>(shared.ring, at, call.a_block_scales, first_token, call.epilogue.rows - 1, call.b_block_scales,
+                        first_col, call.epilogue.columns - 1, begin, end);
+    }
+  } else if (!is_consumer) {
     if (elect_one()) {
       wait_for_predecessor();
       produce<C>(shared.ring, at, &left_map, &right_map, first_col, first_token, begin, end, call.box_rows);
@@ -160,7 +203,11 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocks)
     constants.load(call.epilogue, first_col + threadIdx.x % kVectors<C> * kColsAThread);
     if (threadIdx.x < C::kCols) shared.row_scales[threadIdx.x] = call.epilogue.row_scale(first_token + threadIdx.x);
     Sums<C> sums;
-    multiply<C>(shared.ring, at, end - begin, consumer, sums, release_successors);
+    if constexpr (C::kBlockwise) {
+      multiply_columns<C>(shared.ring, at, end - begin, sums, release_successors);
+    } else {
+      multiply<C>(shared.ring, at, end - begin, consumer, sums, release_successors);
+    }
     // The partial sums take the place of the ring.
     named_barrier_sync(kAllConsumers, C::kConsumers * kWarpgroup);
     const int row = warp * 16 + lane / 4;
@@ -180,6 +227,8 @@ Status launch_split(const ScaledMmParams& params, int splits, bool pdl, Stream s
   static_assert(sizeof(SharedMemory<C>) <= kSharedBytes);
   const char* name = params.operator_name;
   const Call call = {.epilogue = epilogue_of(params),
+                     .a_block_scales = params.a_block_scales,
+                     .b_block_scales = params.b_block_scales,
                      .output = static_cast<uint16_t*>(params.output),
                      .output_stride = params.output_stride,
                      .k_blocks = ceil_div(params.k, kBlockK),

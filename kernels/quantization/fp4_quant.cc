@@ -14,6 +14,7 @@ namespace {
 
 constexpr int64_t kInputAlignment = 16;  // bytes that a thread loads at once
 constexpr int64_t kOutputAlignment = 8;  // and stores
+constexpr int64_t kMostRows = int64_t{1} << 30;
 
 // Checks what all have, and fills in `params` but for the experts.
 void check_rows(Check& check, const TensorView& output, const TensorView& output_scale, const TensorView& input,
@@ -27,7 +28,8 @@ void check_rows(Check& check, const TensorView& output, const TensorView& output
       .same_device({{"input", input}, {"output", output}, {"output_scale", output_scale}});
   if (!check.ok()) return;
   const int64_t width = input.size(1), size = fuse_silu_and_mul ? width / 2 : width;
-  check.that(width <= INT32_MAX, "input.shape[1]", width, "less than 2^31");
+  check.that(width <= INT32_MAX, "input.shape[1]", width, "less than 2^31")
+      .that(input.size(0) <= kMostRows, "input.shape[0]", input.size(0), "at most 2^30");
   check.that(size % kFp4Block == 0 && (!fuse_silu_and_mul || width % 2 == 0), "input.shape[1]", width,
              fuse_silu_and_mul ? "a multiple of 32" : "a multiple of 16");
   if (!check.ok()) return;
@@ -37,9 +39,8 @@ void check_rows(Check& check, const TensorView& output, const TensorView& output
   params->output = output.data<uint8_t>();
   params->scales = output_scale.data<uint8_t>();
   params->num_groups = 1;
-  params->num_rows = input.size(0);
-  params->num_scale_rows = output_scale.size(0);
-  params->num_blocks = size / kFp4Block;
+  params->num_rows = static_cast<int>(input.size(0));
+  params->num_blocks = static_cast<int>(size / kFp4Block);
   params->padded_blocks = (params->num_blocks + kScaleTileColumns - 1) / kScaleTileColumns * kScaleTileColumns;
   check.shape("output", output, {input.size(0), size / 2}, "two values a byte")
       .shape("output_scale", output_scale, {Check::kAny, params->padded_blocks / kScaleTileColumns},
@@ -54,7 +55,9 @@ void check_rows(Check& check, const TensorView& output, const TensorView& output
       .no_internal_overlap("output", output)
       .no_overlap("output", output, "input", input)
       .no_overlap("output_scale", output_scale, "input", input)
-      .no_overlap("output_scale", output_scale, "output", output);
+      .no_overlap("output_scale", output_scale, "output", output)
+      .that(output_scale.size(0) <= kMostRows, "output_scale.shape[0]", output_scale.size(0), "at most 2^30");
+  params->num_scale_rows = static_cast<int>(output_scale.size(0));
 }
 
 // Checks a list that has an element for each expert, or one more.
@@ -171,8 +174,8 @@ Status silu_and_mul_scaled_fp4_experts_quant(TensorView output, TensorView outpu
   SGL_RETURN_IF_ERROR(check.status());
   if (rows == 0) return OkStatus();
   params.num_groups = params.num_experts = static_cast<int>(experts);
-  params.num_rows = rows / experts;
-  params.num_scale_rows = whole_tiles(params.num_rows);
+  params.num_rows = static_cast<int>(rows / experts);
+  params.num_scale_rows = static_cast<int>(whole_tiles(params.num_rows));
   check.that(output_scale.size(0) == experts * params.num_scale_rows, "output_scale.shape[0]", output_scale.size(0),
              "the experts' rows, of each rounded up to a multiple of 128");
   SGL_RETURN_IF_ERROR(check.status());

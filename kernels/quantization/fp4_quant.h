@@ -4,7 +4,7 @@
 //   scale  = e4m3(global * (amax * (1 / 6)))       rounded to nearest even, at most 448
 //   value  = e2m1(x * (1 / (scale * (1 / global))))    likewise, at most 6 in magnitude; 0 where scale is 0
 // so that x is about value * scale / global, and global = 448 * 6 / max |x| uses the whole range.
-//   input         [M, K]      f16 | bf16; K is a multiple of 16
+//   input         [M, K]      f16 | bf16; K is a multiple of 16, M at most 2^30
 //   output        [M, K / 2]  uint8: two values a byte, the first in the low bits
 //   output_scale  int32       e4m3 bytes, four to a word, in the order that tensor cores read: tiles of 128 rows by 4
 //                             scales, 512 bytes each, row after row of tiles; scale (m, k) of a tile is byte

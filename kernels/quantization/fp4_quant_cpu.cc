@@ -39,17 +39,18 @@ template <class T>
 void quantize_row(const Fp4QuantParams& params, int64_t row, int64_t in_expert, float global_scale, uint8_t* scales) {
   const T* const input = static_cast<const T*>(params.input) + row * params.input_stride;
   uint8_t* const output = params.output + row * params.output_stride;
-  for (int64_t block = 0; block < params.num_blocks; ++block) {
-    const T* const from = input + block * kFp4Block;
+  for (int block = 0; block < params.num_blocks; ++block) {
+    const T* const from = input + int64_t{block} * kFp4Block;
     float values[kFp4Block];
     if (params.fuse_silu_and_mul) {
-      silu_and_mul_to_floats(values, from, from + params.num_blocks * kFp4Block, kFp4Block);
+      silu_and_mul_to_floats(values, from, from + int64_t{params.num_blocks} * kFp4Block, kFp4Block);
     } else {
       to_floats(values, from, kFp4Block);
     }
-    scales[params.scale_at(in_expert, block)] = quantize_block(output + block * (kFp4Block / 2), values, global_scale);
+    scales[params.scale_at(in_expert, block)] =
+        quantize_block(output + int64_t{block} * (kFp4Block / 2), values, global_scale);
   }
-  for (int64_t block = params.num_blocks; block < params.padded_blocks; ++block) {
+  for (int block = params.num_blocks; block < params.padded_blocks; ++block) {
     scales[params.scale_at(in_expert, block)] = 0;
   }
 }
@@ -57,7 +58,7 @@ void quantize_row(const Fp4QuantParams& params, int64_t row, int64_t in_expert, 
 // Rows `first` … `first` + `count` - 1, which are one expert's.
 template <class T>
 void quantize_rows(const Fp4QuantParams& params, int64_t first, int64_t count, float global_scale, uint8_t* scales) {
-  const int64_t grain = std::max<int64_t>(1, kGrain / (params.num_blocks * kFp4Block));
+  const int64_t grain = std::max<int64_t>(1, kGrain / (int64_t{params.num_blocks} * kFp4Block));
   parallel_for(count, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) quantize_row<T>(params, first + i, i, global_scale, scales);
   });
@@ -68,12 +69,12 @@ Status run(const Fp4QuantParams& params) {
   if (params.offsets != nullptr) {
     for (int expert = 0; expert < params.num_experts; ++expert) {
       const int64_t first = params.offsets[expert];
-      uint8_t* const scales = params.scales + params.scale_offsets[expert] * params.padded_blocks;
+      uint8_t* const scales = params.scales + int64_t{params.scale_offsets[expert]} * params.padded_blocks;
       quantize_rows<T>(params, first, params.offsets[expert + 1] - first, params.global_scales[expert], scales);
     }
     return OkStatus();
   }
-  const int64_t group_bytes = params.num_scale_rows * params.padded_blocks;
+  const int64_t group_bytes = int64_t{params.num_scale_rows} * params.padded_blocks;
   for (int64_t group = 0; group < params.num_groups; ++group) {
     uint8_t* const scales = params.scales + group * group_bytes;
     int64_t count = params.num_rows;

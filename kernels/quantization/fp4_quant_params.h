@@ -21,16 +21,16 @@ struct Fp4QuantParams {
   const int32_t* scale_offsets;  // [num_experts + 1]; null where offsets is
   const int32_t* mask;           // [num_groups]; null: all rows of a group
   int num_experts;
-  int64_t num_groups;      // of equally many rows; with offsets one, of all rows
-  int64_t num_rows;        // of a group
-  int64_t num_scale_rows;  // of a group: its rows and, unless there are offsets, what fills up a tile
-  int64_t num_blocks;      // of a row
-  int64_t padded_blocks;   // with those that only have a scale, 0: a multiple of kScaleTileColumns
-  int64_t input_stride;    // between rows, in elements
-  int64_t output_stride;   // "
+  int num_groups;         // of equally many rows; with offsets one, of all rows
+  int num_rows;           // of a group
+  int num_scale_rows;     // of a group: its rows and, unless there are offsets, what fills up a tile
+  int num_blocks;         // of a row
+  int padded_blocks;      // with those that only have a scale, 0: a multiple of kScaleTileColumns
+  int64_t input_stride;   // between rows, in elements
+  int64_t output_stride;  // "
 
   // Where the scale of a block lies, from the first one of its expert.
-  constexpr int64_t scale_at(int64_t row, int64_t block) const { return fp4_scale_at(row, block, padded_blocks); }
+  constexpr int64_t scale_at(int64_t row, int block) const { return fp4_scale_at(row, block, padded_blocks); }
 };
 
 Status quantize_fp4(const Fp4QuantParams& params, Stream stream);

@@ -4,14 +4,15 @@
 //   a token   A block holds it in registers, 16 or 32 elements a thread: read once, one maximum over the block,
 //             written. Tokens of up to 1024 elements take a warp, four to a block. Longer than 32768 elements, or not
 //             whole aligned sixteens: element by element, read twice.
-//   a tensor  With its scale given, two sixteens a thread. Where it has to be found, a first kernel of as many
-//             blocks as fit on the GPU leaves the maximum of each block in the workspace, and a second, launched
-//             to overlap the end of the first, takes the maximum of those in every block. It goes backwards, so that
-//             it begins with what the cache holds.
+//   a tensor  With its scale given, a sixteen a thread. Where it has to be found, up to 16384 elements are a token to
+//             one block. Of more, a first kernel of as many blocks as fit on the GPU leaves the maximum of each block
+//             in the workspace, and a second, which overlaps the end of the first and loads its first sixteens there,
+//             takes the maximum of those in every block. It goes backwards, so that it begins with what the cache
+//             holds.
 //
 // Measured on an H200, 2026-11-23, bf16, inputs beyond the L2 cache, a scale a token: 16384 tokens of 4096 / 7168
-// elements take 47.9 / 82.3 µs (4200 / 4280 GB/s), 1024 of 4096 5.3, 128 1.95, one 1.06 (an empty kernel: 1.0). A scale
-// that is found for a tensor of 16384x4096: 90.1 µs, of 128x4096 3.4.
+// elements take 48.1 / 82.6 µs (4180 / 4270 GB/s), 1024 of 4096 5.4, 128 1.4, one 1.3. A tensor's scale given: of
+// 16384x4096 47.6 µs (4230 GB/s), of 128x4096 1.6, of 4096 0.8; found: 80.7 µs (4160 GB/s with both reads), 3.0, 1.0.
 #include <algorithm>
 
 #include "kernels/base/launch.h"
@@ -28,7 +29,11 @@ constexpr int kMaxBlock = 1024;
 constexpr int kWarpTokensPerBlock = 4;
 constexpr int kManyTokensPerSm = 4;  // from here on a block does better with two sixteens a thread than with one
 constexpr int kTensorBlock = 256;
-constexpr int kTensorBlocksPerSm = 4;  // so that a thread may have 64 registers
+constexpr int64_t kOneBlockElements = kMaxBlock * kSixteen;  // of a tensor that is quantized like one token
+
+// As many as leave a thread registers for a sixteen.
+template <class T>
+constexpr int kTensorBlocksPerSm = sizeof(T) == 4 ? 4 : 8;
 
 __device__ __forceinline__ float scale_of(uint32_t amax_bits) {
   if (amax_bits == 0) return 0.0f;
@@ -119,7 +124,7 @@ struct Units {
 };
 
 template <class T, bool kWide>
-__global__ void __launch_bounds__(kTensorBlock, kTensorBlocksPerSm)
+__global__ void __launch_bounds__(kTensorBlock, kTensorBlocksPerSm<T>)
     amax_of_tensor_kernel(const __grid_constant__ TensorQuantParams params) {
   __shared__ uint32_t scratch[kWarpSize];
   wait_for_predecessor();
@@ -128,14 +133,7 @@ __global__ void __launch_bounds__(kTensorBlock, kTensorBlocksPerSm)
   const Units units = Units::of<kWide>(params.num_elements);
   uint32_t amax = 0;
   if constexpr (kWide) {
-    int64_t unit = units.begin;
-    for (; unit + units.step < units.count; unit += 2 * units.step) {  // two at a time: twice the loads in flight
-      Sixteen<T> first, second;
-      first.load(input + unit * kSixteen);
-      second.load(input + (unit + units.step) * kSixteen);
-      amax = max(amax, max(first.amax_bits(), second.amax_bits()));
-    }
-    if (unit < units.count) {
+    for (int64_t unit = units.begin; unit < units.count; unit += units.step) {
       Sixteen<T> values;
       values.load(input + unit * kSixteen);
       amax = max(amax, values.amax_bits());
@@ -152,38 +150,33 @@ __global__ void __launch_bounds__(kTensorBlock, kTensorBlocksPerSm)
 }
 
 template <class T, bool kWide>
-__global__ void __launch_bounds__(kTensorBlock, kTensorBlocksPerSm)
+__global__ void __launch_bounds__(kTensorBlock, kTensorBlocksPerSm<T>)
     quantize_tensor_kernel(const __grid_constant__ TensorQuantParams params, int num_partials) {
   __shared__ uint32_t scratch[kWarpSize];
-  wait_for_predecessor();
+  const T* input = static_cast<const T*>(params.input);
+  const Units units = Units::of<kWide>(params.num_elements);
+  const int64_t last = units.count - 1;  // backwards
+  const bool is_static = params.partial_amaxes == nullptr;
+  if (is_static) wait_for_predecessor();
+  // Where the predecessor is the kernel above, it has waited for whoever wrote the input.
+  [[maybe_unused]] Sixteen<T> next;
+  if (kWide && units.begin < units.count) next.load(input + (last - units.begin) * kSixteen);
+  if (!is_static) wait_for_predecessor();
   release_successors();
   float scale;
-  if (params.partial_amaxes != nullptr) {
+  if (is_static) {
+    scale = *params.scale;
+  } else {
     uint32_t amax = 0;
     for (int i = threadIdx.x; i < num_partials; i += kTensorBlock) amax = max(amax, params.partial_amaxes[i]);
     scale = scale_of(max_over_row(amax, scratch));
     if (blockIdx.x == 0 && threadIdx.x == 0) *params.scale = scale;
-  } else {
-    scale = *params.scale;
   }
   const float factor = factor_of(scale);
-  const T* input = static_cast<const T*>(params.input);
-  const Units units = Units::of<kWide>(params.num_elements);
   if constexpr (kWide) {
-    const int64_t last = units.count - 1;
-    int64_t unit = units.begin;
-    for (; unit + units.step < units.count; unit += 2 * units.step) {
-      const int64_t first_at = (last - unit) * kSixteen, second_at = (last - unit - units.step) * kSixteen;
-      Sixteen<T> first, second;
-      first.load(input + first_at);
-      second.load(input + second_at);
-      *reinterpret_cast<uint4*>(params.output + first_at) = times_to_e4m3(first, factor);
-      *reinterpret_cast<uint4*>(params.output + second_at) = times_to_e4m3(second, factor);
-    }
-    if (unit < units.count) {
-      Sixteen<T> values;
-      values.load(input + (last - unit) * kSixteen);
-      *reinterpret_cast<uint4*>(params.output + (last - unit) * kSixteen) = times_to_e4m3(values, factor);
+    for (int64_t unit = units.begin; unit < units.count; unit += units.step) {
+      *reinterpret_cast<uint4*>(params.output + (last - unit) * kSixteen) = times_to_e4m3(next, factor);
+      if (unit + units.step < units.count) next.load(input + (last - unit - units.step) * kSixteen);
     }
     const int64_t at = units.tail + units.begin;
     if (at < params.num_elements) params.output[at] = to_e4m3(to_float(input[at]) * factor);
@@ -200,11 +193,10 @@ template <class T, bool kWide>
 Status run_tensor(const TensorQuantParams& params, Stream stream) {
   const char* name = "sgl_per_tensor_quant_fp8";
   const int64_t units = kWide ? std::max<int64_t>(1, params.num_elements / kSixteen) : params.num_elements;
-  // With a given scale two units a thread and many blocks; else blocks that stay, because each needs all the maxima.
+  // With a given scale a unit a thread; else blocks that stay, because each needs all the maxima.
   const bool is_static = params.partial_amaxes == nullptr;
-  const int64_t few = std::min(kMaxPartialAmaxes, int64_t{num_sms()} * kTensorBlocksPerSm);
-  const int64_t most = is_static ? std::max<int64_t>(few, (units + 2 * kTensorBlock - 1) / (2 * kTensorBlock)) : few;
-  const int64_t blocks = std::min({most, (units + kTensorBlock - 1) / kTensorBlock, int64_t{INT32_MAX}});
+  const int64_t few = std::min(kMaxPartialAmaxes, int64_t{num_sms()} * kTensorBlocksPerSm<T>);
+  const int64_t blocks = std::min((units + kTensorBlock - 1) / kTensorBlock, is_static ? int64_t{INT32_MAX} : few);
   const LaunchShape shape = {.grid = static_cast<unsigned>(blocks), .block = kTensorBlock, .pdl = true};
   if (!is_static) {
     SGL_RETURN_IF_ERROR(launch(name, amax_of_tensor_kernel<T, kWide>, shape, stream, params));
@@ -243,6 +235,11 @@ Status run_tokens(const TokenQuantParams& params, Stream stream) {
 Status quantize_tensor_fp8(const TensorQuantParams& params, Stream stream) {
   SGL_SWITCH_FLOAT(params.dtype, T, {
     const bool wide = aligned(params.input) && aligned(params.output);
+    if (wide && params.partial_amaxes != nullptr && params.num_elements % kSixteen == 0 &&
+        params.num_elements <= kOneBlockElements) {
+      const int64_t size = params.num_elements;
+      return run_tokens<T>({params.dtype, params.input, params.output, params.scale, 1, size, size, size}, stream);
+    }
     return wide ? run_tensor<T, true>(params, stream) : run_tensor<T, false>(params, stream);
   });
 }

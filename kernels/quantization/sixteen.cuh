@@ -37,7 +37,14 @@ struct Sixteen {
     for (int i = 0; i < kVecs; ++i) vecs[i] = Vec<T, kPerVec>::load(from + i * kPerVec);
   }
 
-  __device__ __forceinline__ float operator[](int i) const { return to_float(vecs[i / kPerVec][i % kPerVec]); }
+  __device__ __forceinline__ float operator[](int i) const {
+    if constexpr (sizeof(T) == 4) {
+      return vecs[i / kPerVec][i % kPerVec];
+    } else {
+      const float2 pair = PairOf<T>::to_floats(pairs()[i / 2]);
+      return i % 2 == 0 ? pair.x : pair.y;
+    }
+  }
 
   // Becomes silu(this) * up, rounded once: what silu_and_mul() writes.
   __device__ __forceinline__ void silu_and_mul(const Sixteen& up) {
@@ -63,15 +70,16 @@ struct Sixteen {
       for (int i = 0; i < kSixteen; ++i) amax = max(amax, magnitude_bits((*this)[i]));
       return amax;
     } else {
-      using Pair = typename PairOf<T>::Type;
-      Pair amax = __habs2(reinterpret_cast<const Pair*>(&vecs[0])[0]);
+      auto amax = __habs2(pairs()[0]);
 #pragma unroll
-      for (int i = 1; i < kSixteen / 2; ++i) {
-        amax = __hmax2_nan(amax, __habs2(reinterpret_cast<const Pair*>(&vecs[0])[i]));
-      }
-      return max(magnitude_bits(to_float(amax.x)), magnitude_bits(to_float(amax.y)));
+      for (int i = 1; i < kSixteen / 2; ++i) amax = __hmax2_nan(amax, __habs2(pairs()[i]));
+      const float2 both = PairOf<T>::to_floats(amax);
+      return max(__float_as_uint(both.x), __float_as_uint(both.y));
     }
   }
+
+ private:
+  __device__ __forceinline__ auto pairs() const { return reinterpret_cast<const typename PairOf<T>::Type*>(&vecs[0]); }
 };
 
 // Sixteen values times `factor`, as e4m3.

@@ -8,6 +8,7 @@ namespace sgl_kernel::SGL_TARGET {
 class BlockGroup {
  public:
   static constexpr int kMaxSize = 1;
+  static constexpr int kCopies = 3;  // pairs of strides that are on their way at once: GPUs with 99 KB have a list, too
 
   __device__ unsigned rank() const { return 0; }
   __device__ unsigned size() const { return 1; }

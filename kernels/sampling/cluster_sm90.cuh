@@ -10,6 +10,7 @@ namespace sgl_kernel::SGL_TARGET {
 class ClusterGroup {
  public:
   static constexpr int kMaxSize = kMaxRanks;
+  static constexpr int kCopies = 5;  // pairs of strides that are on their way at once: 80 KB
 
   __device__ ClusterGroup()
       : rank_(cooperative_groups::this_cluster().block_rank()),

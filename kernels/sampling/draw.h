@@ -26,6 +26,14 @@ SGL_HOST_DEVICE uint64_t philox4x32_10(uint64_t seed, uint64_t offset, uint64_t 
   return counter0 | static_cast<uint64_t>(counter1) << 32;
 }
 
+struct Seed {
+  uint64_t seed, offset;
+
+  SGL_HOST_DEVICE uint64_t random(int64_t sample) const {
+    return philox4x32_10(seed, offset, static_cast<uint64_t>(sample));
+  }
+};
+
 // Uniform in 0 … limit - 1 (to within 2^-64 of each).
 SGL_HOST_DEVICE uint64_t scale_to(uint64_t random, uint64_t limit) {
 #ifdef __CUDA_ARCH__

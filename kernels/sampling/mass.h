@@ -1,19 +1,16 @@
 // The arithmetic that every target shares: how a float is ordered, and how a probability becomes an integer.
 //
 // Sums of floats depend on their order, and a running sum may even shrink; integers do neither. So a probability p of a
-// row counts as mass(p) = round(p * scale) units, where scale is the power of two that takes the row's highest
-// probability to 2^31 … 2^32 - 1. A row of 2^31 tokens sums to less than 2^63.
+// row counts as mass(p) = round(p * scale) units, where scale is a power of two: one and the same for all rows with a
+// usual peak (highest probability), so that they can be summed before the peak is known. Other rows have it by their
+// peak. A row sums to less than 2^63.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
-#ifdef __CUDACC__
-#define SGL_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define SGL_HOST_DEVICE inline
-#endif
+#include "kernels/base/host_device.h"
 
 namespace sgl_kernel {
 
@@ -73,21 +70,29 @@ struct LogitKey {
   static SGL_HOST_DEVICE float value(uint32_t key) { return float_of_bits(key >> 31 ? key & 0x7fffffffu : ~key); }
 };
 
+inline constexpr float kUsualPeak = 1.0f;            // stands for all from kLowestUsualPeak to below 2
+inline constexpr float kLowestUsualPeak = 0x1p-20f;  // with as many bits below it as a float has
+
 // `peak` is the row's highest probability, at least kLowestPeak.
-SGL_HOST_DEVICE float mass_scale(float peak) {
-  // The exponent fields of peak and scale: (e - 127) + (s - 127) = 31.
-  return float_of_bits((285u - (bits_of_float(peak) >> 23)) << 23);
+SGL_HOST_DEVICE float mass_scale(float peak, int64_t vocab) {
+  int bits = 44;  // of 1 in a usual row: a mass below 2^45, and 2^18 of them below 2^63
+  for (; vocab > 1 << 18; vocab = (vocab + 1) / 2) --bits;
+  if (peak >= kLowestUsualPeak && peak < 2.0f) peak = kUsualPeak;
+  const int exponent = bits + 127 - static_cast<int>(bits_of_float(peak) >> 23);
+  return float_of_bits(static_cast<uint32_t>((exponent < 127 ? exponent : 127) + 127) << 23);
 }
 
-SGL_HOST_DEVICE uint32_t mass(float value, float scale) {
+SGL_HOST_DEVICE uint64_t mass(float value, float scale) {
 #ifdef __CUDA_ARCH__
-  return __float2uint_rn(value * scale);
+  return __float2ull_rn(value * scale);
 #else
   // Next to 1.5 * 2^52 a double's last bits count in ones: the sum rounds to nearest even, as above.
-  const double shifted = static_cast<double>(value * scale) + 6755399441055744.0;
-  uint64_t bits;
+  constexpr double kShift = 6755399441055744.0;
+  const double shifted = static_cast<double>(value * scale) + kShift;
+  uint64_t bits, shift_bits;
   std::memcpy(&bits, &shifted, sizeof(bits));
-  return static_cast<uint32_t>(bits);
+  std::memcpy(&shift_bits, &kShift, sizeof(shift_bits));
+  return bits - shift_bits;
 #endif
 }
 

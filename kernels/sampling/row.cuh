@@ -2,13 +2,11 @@
 // a position of its kept mass. Exact, and the same for every size of the group.
 //
 // Each rank of the group (one block, or the blocks of a Hopper cluster) has a contiguous slice of the row, and walks
-// over it in strides of 2048 values, four a thread. The first strides stay in shared memory, as many as fit (all of
-// them where a cluster is large enough); the others are read again in each pass, backwards, for the last ones are still
-// in the L2.
+// over it in strides of 2048 values, four a thread, which pass through a ring of shared memory.
 //
-// load() finds the peak and, of one value in eight, a histogram. That says between which two keys the prefix most
-// likely ends (band.cuh). gather() then adds up what lies above that band and lists the values in it;
-// each rank gets the whole list, so that search() needs no barrier of the group. Where the band was wrong, or too full
+// sample() makes a histogram of one value in sixteen. That says between which two keys the prefix most likely ends
+// (band.cuh). gather() then reads the row: it adds up what lies above that band and lists the values in it. Each rank
+// gets the whole list, so that search() and draw() need no barrier of the group. Where the band was wrong, or too full
 // (many equal values), search() makes its histograms of the row itself: at most four passes.
 //
 // All sums are of integers (mass.h), so that their order does not matter.
@@ -16,12 +14,16 @@
 
 #include <cstdint>
 
+#include "kernels/device/copy_async.cuh"
 #include "kernels/device/reduce.cuh"
 #include "kernels/device/vec.cuh"
 #include "kernels/sampling/draw.h"
 #include "kernels/sampling/row_layout.cuh"
 
 namespace sgl_kernel::SGL_TARGET {
+
+// By how much the sum of a row's probabilities may differ from what a band was estimated for.
+inline constexpr float kSumError = 1.0f / 64;
 
 // Keys lo … hi - 1.
 struct Range {
@@ -32,6 +34,9 @@ template <class Group, class Key>
 class Row {
  public:
   using Values = Vec<float, 4>;
+  struct Pair {
+    Values values[2];  // of two strides
+  };
 
   __device__ Row(const float* row, int64_t vocab, const RowShape& shape, unsigned char* dynamic)
       : shared_(*reinterpret_cast<RowShared*>(dynamic)), vocab_(static_cast<uint32_t>(vocab)) {
@@ -42,126 +47,72 @@ class Row {
     strides_ = static_cast<int>(min((left + kStride - 1) / kStride, int64_t{shape.strides}));
     const bool aligned = reinterpret_cast<uintptr_t>(row) % sizeof(Values) == 0;
     full_strides_ = aligned ? static_cast<int>(min(left / kStride, int64_t{shape.strides})) : 0;
-    cached_ = min(shape.cached, strides_);
-    while (all_strides() / sample_every_ * kThreads > kLargestSample / 2) sample_every_ *= 2;
+    list_size_ = shape.list_size;
+    // Lanes read the parts of all ranks at once: those are not to begin in the same bank.
+    part_size_ = shape.list_size / (shape.ranks * kClasses) - (shape.ranks > 1 ? 4 : 0);
     histogram_ = reinterpret_cast<uint32_t*>(dynamic + sizeof(RowShared));
     list_ = reinterpret_cast<Entry*>(dynamic + sizeof(RowShared) + kHistogramBytes);
-    part_size_ = kListSize / shape.ranks;
-    cache_ = reinterpret_cast<float*>(list_ + kListSize);
+    ring_ = reinterpret_cast<float*>(list_ + list_size_) + 4 * thread();
+    rank_lanes_shift_ = __ffs(kWarpSize / shape.ranks) - 1;
+    if (Key::kHasMass) scale_ = mass_scale(kUsualPeak, vocab);
+    sample_every_ = max(kSampleEvery / shape.ranks, kSampleEvery / 4);
+    while (shape.strides / sample_every_ > kLargestSample / kStride) sample_every_ *= 2;
   }
 
-  // Reads the row. Afterwards peak() is known. `sampled`: gather() will follow.
-  __device__ void load(bool sampled) {
-    if (sampled) {
-      for (int i = thread(); i < kHistogramBytes / sizeof(uint32_t); i += kThreads) histogram_[i] = 0;
-      __syncthreads();
-    }
-    const int first_stride = static_cast<int>(begin_ / kStride);
-    float peak = Key::kLowest, sum = 0.0f;
-    constexpr int kLoads = 2 * kLoadsInFlight;  // a small body
-    for_each<true, kLoads>([&](int stride, Values& values) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        peak = fmaxf(peak, values[j]);
-        if (Key::kHasMass) sum += values[j];
-      }
-      if (stride < cached_) values.store(cache_ + offset(stride));
-      if (sampled && ((first_stride + stride) & (sample_every_ - 1)) == 0) {
-        const uint32_t key = Key::key(values[0]), bin = key >> kSampleShift;
-        if (key >= Key::kFirst) atomicAdd(&histogram_[bin / 2], 1u << bin % 2 * 16);
-      }
-    });
-    peak = warp_reduce<Max>(fmaxf(peak, Max::kIdentity));
-    sum = warp_reduce<Sum>(sum);
-    if (lane() == 0) shared_.warp_floats[0][warp()] = peak, shared_.warp_floats[1][warp()] = sum;
-    __syncthreads();
-    peak = warp_reduce<Max>(shared_.warp_floats[0][lane() % kClasses]);
-    sum = warp_reduce<Sum>(of_warps(shared_.warp_floats[1]));
-    group_.wait();
-    if (thread() < group_.size()) group_.remote(&shared_, thread())->summaries[group_.rank()] = {peak, sum};
-    group_.sync();
-    peak_ = Max::kIdentity;
-    for (int rank = 0; rank < group_.size(); ++rank) {
-      peak_ = fmaxf(peak_, shared_.summaries[rank].peak);
-      sum_ += shared_.summaries[rank].sum;
-    }
-    if (Key::kHasMass && peak_ >= kLowestPeak) scale_ = mass_scale(peak_);
-  }
+  // To be called before sample() or gather_all(): the first copies are on their way.
+  __device__ void start() { start_copies(/*step=*/1); }
 
+  // Reads the sample. Afterwards sampled_peak() is known.
+  __device__ void sample();
+
+  // At most the row's peak.
+  __device__ float sampled_peak() const { return sampled_peak_; }
+  // After gather().
   __device__ float peak() const { return peak_; }
   __device__ float scale() const { return scale_; }
 
-  // The keys between which lies the prefix of `count` values or the share `top_p` of the mass, whichever is shorter;
-  // Goal::kNoCount and 1 are no bounds. See band.cuh.
-  __device__ Range estimate_band(uint32_t count, float top_p);
+  // The keys between which lies the prefix of `count` values or the share `top_p` of the mass, whichever is shorter, of
+  // a row that sums to `sum`, more or less; Goal::kNoCount and 1 are no bounds. See band.cuh.
+  __device__ Range estimate_band(uint32_t count, float top_p, float sum);
 
-  // Counts the row and lists the values of those keys. body(stride, values) is called for all.
-  template <class Body>
-  __device__ void gather(const Range& band, Body body) {
-    band_ = band;
-    Tally above;
-    uint64_t total = 0;
-    if (thread() == 0) shared_.list_size = 0;
-    if (thread() < 2 * kClasses) shared_.listed_masses[thread() / kClasses][thread() % kClasses] = 0;
-    __syncthreads();
-    for_each<false>([&](int stride, Values& values) {
-      bool in_band[4];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const uint32_t key = Key::key(values[j]), units = mass_of(values[j]);
-        total += units;
-        above.mass += key >= band.hi ? units : 0;
-        above.count += key >= band.hi ? 1 : 0;
-        in_band[j] = key - band.lo < band.hi - band.lo;
+  // After sample(): counts the row and lists the values of the keys band(sum), where `sum` is assumed to be the row's.
+  // By body(stride, pair, lists) the caller sees all values of that stride and the next, which may lie beyond the row,
+  // and whether any of a stride's are of those keys. Where the sum was assumed wrongly, all is done anew: the scale of
+  // an unusual row, and its sum if the band `needs_sum`.
+  template <class Band, class Body>
+  __device__ void gather(bool needs_sum, Band band, Body body) {
+    float sum = 1.0f;
+    while (true) {
+      gather_once(band(sum), needs_sum, body);
+      if (!Key::kHasMass || peak_ < kLowestPeak) return;
+      const float assumed = scale_;
+      scale_ = mass_scale(peak_, vocab_);
+      if (!needs_sum && (scale_ == assumed || lists_peak())) return;  // only listed values count, not yet
+      if (scale_ == assumed) {
+        const float found = static_cast<float>(total_mass_) / scale_;
+        if (!(fabsf(found - sum) > kSumError * sum)) return;  // infinite sums are all equal
+        sum = found;
       }
-      if (in_band[0] | in_band[1] | in_band[2] | in_band[3]) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          if (in_band[j]) list(Key::key(values[j]), place(stride, j));
-        }
-      }
-      body(stride, values);
-    });
-    thread_mass_above_ = above.mass;
-    above = warp_sum(above);
-    total = warp_sum(total);
-    if (lane() == 0) shared_.warp_tallies[warp()] = above, shared_.warp_masses[warp()] = total;
-    __syncthreads();
-    if (warp() == 0) {
-      above = warp_sum(of_warps(shared_.warp_tallies));
-      total = warp_sum(of_warps(shared_.warp_masses));
-      if (lane() < group_.size()) {
-        group_.remote(&shared_, lane())->gathered[group_.rank()] = {above, total, shared_.list_size};
-      }
-    }
-    // Each rank gets all parts of the list.
-    Entry* const part = list_ + group_.rank() * part_size_;
-    for (uint32_t i = thread(); i < min(shared_.list_size, part_size_); i += kThreads) {
-      for (int rank = 0; rank < group_.size(); ++rank) {
-        if (rank != group_.rank()) group_.remote(part, rank)[i] = part[i];
-      }
-    }
-    group_.sync();
-    total_mass_ = 0;
-    fits_ = true;
-    above_ = Tally();
-    for (int rank = 0; rank < group_.size(); ++rank) {
-      total_mass_ += shared_.gathered[rank].total;
-      fits_ = fits_ && shared_.gathered[rank].listed <= part_size_;
-      above_ = above_ + shared_.gathered[rank].above;
+      group_.sync();  // all have read what was gathered
+      start_copies(/*step=*/1);
     }
   }
-  __device__ void gather(const Range& band) {
-    gather(band, [](int, Values&) {});
+
+  // Without a sample: the whole row lies above.
+  __device__ void gather_all() {
+    gather(false, [](float) { return Range{0, 0}; }, [](int, const Pair&, const auto&) {});
+    total_mass_ = above_.mass;
   }
 
-  // Of the whole row, after gather().
+  // Of the whole row, after gather() that needed the sum or gather_all().
   __device__ uint64_t total_mass() const { return total_mass_; }
+  // Whether no value lies above the band.
+  __device__ bool lists_peak() const { return band_.hi >= Key::kEnd; }
   // Whether the list holds all values from that key up.
-  __device__ bool lists_from(uint32_t key) const { return fits_ && key >= band_.lo && band_.hi > Key::key(peak_); }
+  __device__ bool lists_from(uint32_t key) const { return fits_ && key >= band_.lo && lists_peak(); }
 
-  // After gather(). Exact whatever the band was.
-  __device__ Cut search(const Goal& goal) {
+  // After gather(). Exact whatever the band was. `lowest`: the prefix surely ends at that key or above.
+  __device__ Cut search(const Goal& goal, uint32_t lowest = Key::kFirst) {
     Range range = {Key::kFirst, Key::key(peak_) + 1};
     Tally above = above_;
     bool listed = false;
@@ -169,10 +120,19 @@ class Row {
       range.lo = band_.hi;
       above = Tally();
     } else if (fits_) {
-      range = band_;
+      range = {max(band_.lo, lowest), min(band_.hi, range.hi)};
       listed = true;
+      if (split_ > range.lo && split_ < range.hi) {  // most likely surely above: no histogram of those
+        const Tally high = tally_listed_from(split_);
+        if (goal.reached(above_ + high)) {
+          range.lo = split_;
+        } else {
+          range.hi = split_;
+          above = above_ + high;
+        }
+      }
     } else {
-      range.hi = band_.hi;
+      range.hi = min(band_.hi, range.hi);
     }
     while (true) {
       const Cut cut = select(listed, range, above, goal, SearchKey());
@@ -197,27 +157,33 @@ class Row {
   // Has one thread of the group call found(place) with the kept token of that draw.
   template <class Found>
   __device__ void draw(const Kept& kept, uint64_t random, Found found) {
-    uint64_t mine = 0;
-    if (is_listed(kept.key)) {
-      const Entry* const part = list_ + group_.rank() * part_size_;
-      for (uint32_t i = thread(); i < shared_.list_size; i += kThreads) {
-        if (!kept.has(part[i].key, part[i].place)) continue;
-        const int its_class = part[i].place / kRun % kClasses;
-        add_words(&shared_.listed_masses[0][its_class], kClasses, mass_of(Key::value(part[i].key)));
+    const bool known = tells(kept);
+    if (known) {
+      // What lies above the band is all kept.
+      const int rank = rank_of_lane();
+      const Entry* const part = part_of(rank, warp());
+      uint64_t mine = 0;
+      for (uint32_t i = lane_in_rank(); i < shared_.gathered[rank][warp()].listed; i += rank_lanes()) {
+        if (kept.has(part[i].key, part[i].place)) mine += mass_of(Key::value(part[i].key));
       }
+      for (int offset = rank_lanes() / 2; offset > 0; offset /= 2) mine += __shfl_xor_sync(kAllLanes, mine, offset);
+      if (lane_in_rank() == 0) shared_.class_masses[rank][warp()] = mine + shared_.gathered[rank][warp()].above.mass;
       __syncthreads();
-      mine = thread_mass_above_;
-      if (lane() < 2) mine += static_cast<uint64_t>(shared_.listed_masses[lane()][warp()]) << 32 * lane();
     } else {
-      for_each<false>([&](int stride, Values& values) { mine += kept_mass(kept, stride, values); });
+      uint64_t mine = 0;
+      for_each([&](int stride, const Pair& pair) {
+        for (int u = 0; u < 2; ++u) mine += kept_mass(kept, stride + u, pair.values[u]);
+      });
+      mine = warp_sum(mine);
+      if (lane() < group_.size()) group_.remote(&shared_, lane())->class_masses[group_.rank()][warp()] = mine;
+      group_.sync();
     }
-    mine = warp_sum(mine);
-    if (lane() < group_.size()) group_.remote(&shared_, lane())->class_masses[group_.rank()][warp()] = mine;
-    group_.sync();
 
     // Lane c has class c; all warps do the same.
     uint64_t all_ranks = 0;
-    for (int rank = 0; rank < group_.size(); ++rank) all_ranks += of_warps(shared_.class_masses[rank]);
+#pragma unroll
+    for (int rank = 0; rank < Group::kMaxSize; ++rank)
+      all_ranks += rank >= group_.size() ? 0 : of_warps(shared_.class_masses[rank]);
     const uint64_t through = warp_scan(all_ranks);
     uint64_t position = scale_to(random, __shfl_sync(kAllLanes, through, kWarpSize - 1));
     const int the_class = __ffs(__ballot_sync(kAllLanes, position < through)) - 1;
@@ -225,7 +191,12 @@ class Row {
     for (int rank = 0; rank < group_.size(); ++rank) {
       const uint64_t part = shared_.class_masses[rank][the_class];
       if (position < part) {
-        if (rank == group_.rank()) find_in_class(kept, the_class, position, found);
+        if (rank != group_.rank()) return;
+        if (known && shared_.gathered[rank][the_class].above.count == 0) {
+          if (warp() == the_class) find_in_list(kept, position, found);
+        } else {
+          find_in_class(kept, the_class, position, found);
+        }
         return;
       }
       position -= part;
@@ -235,16 +206,26 @@ class Row {
   // Writes transform(key, value) to `to`, the row of the output.
   template <class Transform>
   __device__ void write(float* to, Transform transform) {
-    for_each<false>([&](int stride, Values& values) {
+    // Backwards: the last strides are still in the L2.
+    constexpr int kBackwards = -1;
+    for_each(
+        [&](int stride, const Pair& pair) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) values[j] = transform(Key::key(values[j]), values[j]);
-      store(to, stride, values);
-    });
+          for (int u = 0; u < 2; ++u) {
+            Values values;
+#pragma unroll
+            for (int j = 0; j < 4; ++j) values[j] = transform(Key::key(pair.values[u][j]), pair.values[u][j]);
+            store(to, stride + u, values);
+          }
+        },
+        kBackwards);
   }
 
   // Writes to the place of `values` in the row of the output.
   __device__ void store(float* to, int stride, const Values& values) const {
-    const uint32_t first = place(stride, 0);
+    if (stride < strides_) store_at(to, place(stride, 0), values);
+  }
+  __device__ void store_at(float* to, uint32_t first, const Values& values) const {
     float* const pointer = to + first;
     if (first + 4 <= vocab_ && reinterpret_cast<uintptr_t>(to) % sizeof(Values) == 0) {
       __stcs(reinterpret_cast<float4*>(pointer), make_float4(values[0], values[1], values[2], values[3]));
@@ -253,17 +234,38 @@ class Row {
     for (int j = 0; j < 4 && first + j < vocab_; ++j) pointer[j] = values[j];
   }
 
-  // The same for the listed values of that key and above; after a __syncthreads().
+  // In gather()'s body, by whole warps: writes the lowest to the sectors of the output in which no value is listed.
+  // write_listed() writes the others, whole: what is written in parts is read by the memory, too.
+  __device__ void write_unlisted(float* to, int stride, bool lists) const {
+    const bool other_lists = __shfl_xor_sync(kAllLanes, lists, 1);  // the other half of the sector
+    if (!lists && !other_lists) store(to, stride, {Key::kLowest, Key::kLowest, Key::kLowest, Key::kLowest});
+  }
+
+  // Writes transform(value) for the listed values of that key and above.
   template <class Transform>
   __device__ void write_listed(float* to, uint32_t lowest, Transform transform) {
-    const Entry* const part = list_ + group_.rank() * part_size_;
-    for (uint32_t i = thread(); i < shared_.list_size; i += kThreads) {
-      if (part[i].key >= lowest) to[part[i].place] = transform(Key::value(part[i].key));
+    constexpr uint32_t kSector = 8;  // floats: 32 bytes
+    const Entry* const part = part_of(group_.rank(), warp());
+    const uint32_t listed = shared_.gathered[group_.rank()][warp()].listed;
+    for (uint32_t i = lane(); i < listed; i += kWarpSize) {
+      const uint32_t sector = part[i].place / kSector;
+      if (i > 0 && part[i - 1].place / kSector == sector) continue;
+      float values[kSector];
+#pragma unroll
+      for (float& value : values) value = Key::kLowest;
+      for (uint32_t of_sector = i; of_sector < listed && part[of_sector].place / kSector == sector; ++of_sector) {
+        const Entry& entry = part[of_sector];
+        const float value = entry.key >= lowest ? transform(Key::value(entry.key)) : Key::kLowest;
+#pragma unroll
+        for (int j = 0; j < kSector; ++j) values[j] = entry.place % kSector == j ? value : values[j];
+      }
+      store_at(to, kSector * sector, {values[0], values[1], values[2], values[3]});
+      store_at(to, kSector * sector + 4, {values[4], values[5], values[6], values[7]});
     }
   }
 
-  // To be called before the end, unless draw() was: others read this block's shared memory.
-  __device__ void finish() { group_.sync(); }
+  // To be called before the end.
+  __device__ void finish() { wait_for_group(); }
 
  private:
   static constexpr uint32_t kNoKey = ~0u;
@@ -280,8 +282,30 @@ class Row {
   static __device__ uint32_t offset(int stride) { return stride * kStride + 4 * thread(); }
   __device__ uint32_t place(int stride, int j) const { return begin_ + offset(stride) + j; }
   __device__ int all_strides() const { return static_cast<int>((vocab_ + (kStride - 1)) / kStride); }
-  __device__ uint32_t mass_of(float value) const { return Key::kHasMass ? mass(value, scale_) : 0; }
+  __device__ uint64_t mass_of(float value) const { return Key::kHasMass ? mass(value, scale_) : 0; }
   __device__ bool is_listed(uint32_t key) const { return fits_ && key >= band_.lo && key < band_.hi; }
+  // Whether what was gathered says which values are kept.
+  __device__ bool tells(const Kept& kept) const {
+    return is_listed(kept.key) || (fits_ && kept.key == band_.hi && kept.last == Kept().last);
+  }
+  // Of the list: a rank's values of a class, by place.
+  __device__ Entry* part_of(int rank, int the_class) const {
+    return list_ + (the_class * group_.size() + rank) * part_size_;
+  }
+
+  // The parts of a warp's class, one for each rank, are shared among its lanes.
+  __device__ int rank_lanes() const { return 1 << rank_lanes_shift_; }
+  __device__ int rank_of_lane() const { return lane() >> rank_lanes_shift_; }
+  __device__ int lane_in_rank() const { return lane() & (rank_lanes() - 1); }
+
+  __device__ void wait_for_group() {
+    if (!group_started_) group_.wait();
+    group_started_ = true;
+  }
+
+  // One pass over the row.
+  template <class Body>
+  __device__ void gather_once(const Range& band, bool needs_sum, Body body);
 
   // What is searched for: a key, or a place among the values of one key.
   struct SearchKey {
@@ -295,49 +319,68 @@ class Row {
     }
   };
 
-  __device__ void list(uint32_t key, uint32_t place) {
-    const uint32_t slot = atomicAdd(&shared_.list_size, 1u);
-    if (slot < part_size_) list_[group_.rank() * part_size_ + slot] = {key, place};
-  }
-
-  // This thread's values of a stride, from memory; beyond the row, the lowest.
-  __device__ Values load_partly(int stride) const {
+  // This thread's values of a stride, from memory; beyond the row, the lowest. Clean.
+  __device__ Values load(int stride) const {
     Values values;
+    if (stride < full_strides_) {
+      const float4 loaded = __ldcg(reinterpret_cast<const float4*>(values_ + offset(stride)));
+      values = {loaded.x, loaded.y, loaded.z, loaded.w};
+    } else {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      values[j] = place(stride, j) < vocab_ ? Key::clean(__ldcg(values_ + offset(stride) + j)) : Key::kLowest;
+      for (int j = 0; j < 4; ++j) {
+        values[j] =
+            stride < strides_ && place(stride, j) < vocab_ ? __ldcg(values_ + offset(stride) + j) : Key::kLowest;
+      }
     }
-    return values;
+    return clean(values);
   }
 
-  // body(stride, values) for all values of this rank, by whole warps, kLoads loads ahead.
-  template <bool kFromMemory, int kLoads = kLoadsInFlight, class Body>
-  __device__ void for_each(Body body) {
-    const int first = kFromMemory ? 0 : cached_, last = max(first, full_strides_);
-    // The strides that are cached, and those that are not wholly in the row or aligned.
+  static __device__ Values clean(const Values& values) {
+    return {Key::clean(values[0]), Key::clean(values[1]), Key::clean(values[2]), Key::clean(values[3])};
+  }
+
+  __device__ int pairs() const { return (strides_ + 1) / 2; }
+
+  // Each thread copies, and reads, its own values.
+  __device__ void start_copy(int pair, int slot) const {
+    float* const to = ring_ + 2 * kStride * slot;
+    if (2 * pair + 1 < full_strides_ && pair >= 0) {
+      const float* const from = values_ + offset(2 * pair);
+      copy_async_16(to, from);
+      copy_async_16(to + kStride, from + kStride);
+    } else if (static_cast<unsigned>(pair) < pairs()) {
 #pragma unroll 1
-    for (int stride = first > 0 ? 0 : last; stride < strides_; stride = stride == first - 1 ? last : stride + 1) {
-      Values values = stride < first ? Values::load(cache_ + offset(stride)) : load_partly(stride);
-      body(stride, values);
+      for (int u = 0; u < 2; ++u) load(2 * pair + u).store(to + u * kStride);
     }
-    const int count = last - first, step = backwards_ ? -1 : 1, start = backwards_ ? last - 1 : first;
+    commit_copies();
+  }
+
+  // The first copies of a for_each() with that step.
+  __device__ void start_copies(int step) const {
+    const int first = step > 0 ? 0 : pairs() - 1;
 #pragma unroll 1
-    for (int done = 0; done < count; done += kLoads) {
-      float4 loaded[kLoads];
-#pragma unroll
-      for (int u = 0; u < kLoads; ++u) {
-        const int stride = start + step * (done + u);
-        if (done + u < count) loaded[u] = __ldcg(reinterpret_cast<const float4*>(values_ + offset(stride)));
-      }
-#pragma unroll
-      for (int u = 0; u < kLoads; ++u) {
-        if (done + u >= count) break;
-        Values values = {Key::clean(loaded[u].x), Key::clean(loaded[u].y), Key::clean(loaded[u].z),
-                         Key::clean(loaded[u].w)};
-        body(start + step * (done + u), values);
-      }
+    for (int slot = 0; slot < Group::kCopies; ++slot) start_copy(first + slot * step, slot);
+  }
+
+  // By whole warps, after start_copies(step): body(stride, pair) for all strides by twos, upwards (`step` 1) or
+  // downwards (-1). What lies beyond the row is the lowest.
+  template <class Body>
+  __device__ void for_each_started(int step, Body body) const {
+    int slot = 0;
+#pragma unroll 1
+    for (int at = step > 0 ? 0 : pairs() - 1; static_cast<unsigned>(at) < pairs(); at += step) {
+      wait_for_copies<Group::kCopies - 1>();
+      const float* const from = ring_ + 2 * kStride * slot;
+      const Pair pair = {{clean(Values::load(from)), clean(Values::load(from + kStride))}};
+      start_copy(at + Group::kCopies * step, slot);
+      slot = slot == Group::kCopies - 1 ? 0 : slot + 1;
+      body(2 * at, pair);
     }
-    backwards_ = !backwards_;
+  }
+  template <class Body>
+  __device__ void for_each(Body body, int step = 1) const {
+    start_copies(step);
+    for_each_started(step, body);
   }
 
   __device__ uint64_t kept_mass(const Kept& kept, int stride, const Values& values) const {
@@ -403,59 +446,64 @@ class Row {
   // Finds the highest key in the range with which `above` and the tallies from the range's end down reach the goal:
   // histograms of the range, then of the bin that was found, until that is one key. `listed`: of the list, which every
   // rank has; else of the row, and the ranks' histograms are parts of one.
-  __device__ Cut select(bool listed, Range range, Tally above, const Goal& goal, const SearchKey& search_key) {
-    clear_bin();
-    __syncthreads();
-    while (range.lo < range.hi) {
-      const int shift = max(0, 32 - kBinBits - __clz(static_cast<int>(range.hi - 1 - range.lo)));
-      listed ? add_list(range, shift, search_key) : add_row(range, shift, search_key);
-      listed ? __syncthreads() : group_.sync();
-      // From the highest bin down.
-      const uint32_t bin = kBins - 1 - thread();
-      Tally mine = tally_of(bin, listed ? group_.rank() : 0);
-      if (!listed) {
-        for (int rank = 1; rank < group_.size(); ++rank) mine = mine + tally_of(bin, rank);
-        group_.sync();
-      }
-      histogram_[bin] = histogram_[kBins + bin] = histogram_[2 * kBins + bin] = 0;
-      const Tally through = warp_scan(mine);
-      if (lane() == kWarpSize - 1) shared_.warp_tallies[warp()] = through;
-      __syncthreads();
-      const Tally warps_through = warp_scan(of_warps(shared_.warp_tallies));
-      const Tally all = above + shuffle(warps_through, kWarpSize - 1);
-      if (!goal.reached(all)) return {false, Key::kFirst, all, Tally()};
-      const Tally before = above + (shuffle(warps_through, warp()) - shared_.warp_tallies[warp()]) + (through - mine);
-      if (!goal.reached(before) && goal.reached(before + mine)) shared_.cut = {true, bin, before, mine};
-      __syncthreads();
-      Cut cut = shared_.cut;
-      above = cut.above;
-      range.lo += cut.key << shift;
-      if (shift == 0) {
-        cut.key = range.lo;
-        return cut;
-      }
-      range.hi = min(range.hi, range.lo + (1u << shift));
+  __device__ Cut select(bool listed, Range range, Tally above, const Goal& goal, const SearchKey& search_key);
+
+  // body(key, mass) for what is listed, as what is searched for.
+  template <class Body>
+  __device__ void for_each_listed(const SearchKey& search_key, Body body) {
+    const int rank = rank_of_lane();
+    const Entry* const part = part_of(rank, warp());
+    for (uint32_t i = lane_in_rank(); i < shared_.gathered[rank][warp()].listed; i += rank_lanes()) {
+      body(search_key.of(part[i].key, part[i].place), mass_of(Key::value(part[i].key)));
     }
-    return {false, Key::kFirst, above, Tally()};
+  }
+
+  __device__ Tally tally_listed_from(uint32_t lowest) {
+    Tally mine;
+    for_each_listed(SearchKey(), [&](uint32_t key, uint64_t mass) {
+      if (key >= lowest) mine = mine + Tally{1, mass};
+    });
+    mine = warp_sum(mine);
+    if (lane() == 0) shared_.warp_tallies[warp()] = mine;
+    __syncthreads();
+    return warp_sum(of_warps(shared_.warp_tallies));
   }
 
   __device__ void add_list(const Range& range, int shift, const SearchKey& search_key) {
-    const int each = kThreads / group_.size(), rank = thread() / each;  // threads for each part
-    const Entry* const part = list_ + rank * part_size_;
-    for (uint32_t i = thread() % each; i < shared_.gathered[rank].listed; i += each) {
-      const uint32_t key = search_key.of(part[i].key, part[i].place);
-      if (key - range.lo < range.hi - range.lo) add((key - range.lo) >> shift, {1, mass_of(Key::value(part[i].key))});
-    }
+    for_each_listed(search_key, [&](uint32_t key, uint64_t mass) {
+      if (key - range.lo < range.hi - range.lo) add((key - range.lo) >> shift, {1, mass});
+    });
   }
 
   __device__ void add_row(const Range& range, int shift, const SearchKey& search_key) {
-    constexpr int kLoads = 1;  // a large body, rarely run: little code
-    for_each<false, kLoads>([&](int stride, Values& values) {
-      uint32_t keys[4];
+    for_each([&](int stride, const Pair& pair) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) keys[j] = search_key.of(Key::key(values[j]), place(stride, j));
-      add_values(keys, values, range, shift);
+      for (int u = 0; u < 2; ++u) {
+        const Values& values = pair.values[u];
+        uint32_t keys[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) keys[j] = search_key.of(Key::key(values[j]), place(stride + u, j));
+        add_values(keys, values, range, shift);
+      }
     });
+  }
+
+  // By one warp: the value that covers a position of the kept mass in its part of the list.
+  template <class Found>
+  __device__ void find_in_list(const Kept& kept, uint64_t position, Found found) {
+    const Entry* const part = part_of(group_.rank(), warp());
+    const uint32_t listed = shared_.gathered[group_.rank()][warp()].listed;
+    for (uint32_t start = 0; start < listed; start += kWarpSize) {
+      const uint32_t i = start + lane();
+      const bool is_kept = i < listed && kept.has(part[i].key, part[i].place);
+      const uint64_t mine = is_kept ? mass_of(Key::value(part[i].key)) : 0, through = warp_scan(mine);
+      const uint64_t all = __shfl_sync(kAllLanes, through, kWarpSize - 1);
+      if (position < all) {
+        if (position < through && position >= through - mine) found(part[i].place);
+        return;
+      }
+      position -= all;
+    }
   }
 
   // The value that covers a position of the class's kept mass in this rank's slice.
@@ -471,7 +519,7 @@ class Row {
       for (int j = 0; j < 4; ++j) {
         const uint32_t i = first + j;
         const bool inside = stride < strides_ && begin_ + i < vocab_;
-        values[j] = !inside ? Key::kLowest : stride < cached_ ? cache_[i] : Key::clean(__ldcg(values_ + i));
+        values[j] = !inside ? Key::kLowest : Key::clean(__ldcg(values_ + i));
         const bool is_kept = inside && kept.has(Key::key(values[j]), begin_ + i);
         masses[j] = is_kept ? mass_of(values[j]) : 0;
         mine += masses[j];
@@ -496,24 +544,27 @@ class Row {
   }
 
   Group group_;
+  bool group_started_ = false;
   RowShared& shared_;
   uint32_t vocab_, begin_;  // the first place of this rank
   const float* values_;
-  int strides_, full_strides_, cached_;
-  int sample_every_ = 2;  // a power of 2, in strides
+  int strides_, full_strides_;
+  int sample_every_;  // a power of 2, in strides
   uint32_t* histogram_;
   Entry* list_;
-  uint32_t part_size_;  // of the list, for each rank
-  float* cache_;
-  bool backwards_ = false;
-  float peak_ = 0.0f, sum_ = 0.0f, scale_ = 0.0f;
+  uint32_t list_size_, part_size_;
+  int rank_lanes_shift_;
+  float* ring_;  // this thread's first place
+  float sampled_peak_ = 0.0f, peak_ = 0.0f, scale_ = 0.0f;
   Range band_ = {0, 0};
+  uint32_t split_ = Key::kEnd;  // of a band that reaches to the peak: where it would have ended
   bool fits_ = false;
-  Tally above_;                     // of the band
-  uint64_t thread_mass_above_ = 0;  // of this thread's values
+  Tally above_;  // the band
   uint64_t total_mass_ = 0;
 };
 
 }  // namespace sgl_kernel::SGL_TARGET
 
 #include "kernels/sampling/band.cuh"
+#include "kernels/sampling/gather.cuh"
+#include "kernels/sampling/select.cuh"

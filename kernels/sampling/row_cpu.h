@@ -47,7 +47,7 @@ class Row {
       peak = block_peak > peak ? block_peak : peak;
     }
     peak_ = Key::clean(peak);
-    if (Key::kHasMass && peak_ >= kLowestPeak) scale_ = mass_scale(peak_);
+    if (Key::kHasMass && peak_ >= kLowestPeak) scale_ = mass_scale(peak_, size);
   }
 
   float peak() const { return peak_; }

@@ -16,10 +16,11 @@ namespace sgl_kernel::SGL_TARGET {
 inline constexpr int kThreads = kClasses * kWarpSize;
 inline constexpr int kStride = kThreads * kVecSize<float>;  // values that a block takes at once
 static_assert(kStride == kClasses * kRun, "a warp holds one class");
-inline constexpr int kLoadsInFlight = 5;  // vectors that a thread loads before it uses the first
-inline constexpr int kMaxRanks = 8;       // the largest cluster that every Hopper GPU can place
+inline constexpr int kSampleEvery = 16;  // one value of so many, more of few rows
+inline constexpr int kSampleLoads = 5;   // vectors that a thread loads before it uses the first
+inline constexpr int kMaxRanks = 8;      // the largest cluster that every Hopper GPU can place
 
-inline constexpr int kListSize = 8192;                     // of all ranks together: an equal part for each
+inline constexpr int kListSize = 16384;                    // where it fits: an equal part for each rank and class
 inline constexpr int kBinBits = 9, kBins = 1 << kBinBits;  // of a search's histogram
 inline constexpr int kSampleBits = 12;                     // leading bits of a key, by which the sample is counted
 inline constexpr int kLargestSample = 1 << 15;             // values: their counts have 16 bits
@@ -30,45 +31,44 @@ static_assert(kBins == kThreads, "a thread for each bin");
 struct RowShape {
   int ranks;
   int strides;  // of each rank's slice
-  int cached;   // how many of them stay in shared memory
+  int list_size;
 };
 
 struct Entry {
   uint32_t key, place;
 };
 
-// What a rank's passes found, for the others.
-struct Summary {
-  float peak, sum;
-};
+// What a warp, which has one class of a rank's values, found in gather().
 struct Gathered {
-  Tally above;
+  Tally above;      // the band
   uint64_t total;   // mass
   uint32_t listed;  // values in the list, if it was large enough
+  uint32_t peak;    // key
 };
 
 struct alignas(16) RowShared {
-  Summary summaries[kMaxRanks];
-  Gathered gathered[kMaxRanks];
+  Gathered gathered[kMaxRanks][kClasses];
   uint64_t class_masses[kMaxRanks][kClasses];
-  uint32_t list_size;                   // of this rank
-  uint32_t listed_masses[2][kClasses];  // of kept ones: the low and the high words
+  uint32_t sampled_peaks[kMaxRanks];  // keys
+  uint32_t sampled_peak;              // of this rank
   Tally warp_tallies[kClasses];
   float warp_floats[3][kClasses];
   uint64_t warp_masses[kClasses];
   Cut cut;
+  uint32_t only_key;
   int lo_bin, hi_bin;     // band.cuh
   float sampled_from_lo;  // "
 };
 
 // Dynamic shared memory: RowShared, histograms (the sample's is the larger, and done with when the others start), list,
-// cache.
+// ring of pairs of strides.
 inline constexpr size_t kHistogramBytes = sizeof(uint16_t) << kSampleBits;
 static_assert(kHistogramBytes >= 3 * sizeof(uint32_t) * kBins);
 
-inline size_t dynamic_bytes(const RowShape& shape) {
-  return sizeof(RowShared) + kHistogramBytes + kListSize * sizeof(Entry) +
-         size_t{kStride} * sizeof(float) * shape.cached;
+template <class Group>
+size_t dynamic_bytes(const RowShape& shape) {
+  return sizeof(RowShared) + kHistogramBytes + shape.list_size * sizeof(Entry) +
+         sizeof(float) * 2 * kStride * Group::kCopies;
 }
 
 // For `rows` rows that are searched at once.
@@ -79,18 +79,20 @@ RowShape row_shape(int64_t rows, int64_t vocab) {
   const int64_t all = num_sms(), usable = all * 3 / 4;
   int ranks = Group::kMaxSize;
   while (ranks > 1 && (rows * ranks > (ranks > 2 ? usable : all) || strides < ranks)) ranks /= 2;
-  RowShape shape = {ranks, static_cast<int>((strides + ranks - 1) / ranks), 0};
-  const int64_t left = max_shared_memory() - static_cast<int64_t>(dynamic_bytes(shape));
-  const int64_t fitting = left / static_cast<int64_t>(kStride * sizeof(float));
-  shape.cached = static_cast<int>(std::clamp(fitting, int64_t{0}, int64_t{shape.strides}));
+  RowShape shape = {ranks, static_cast<int>((strides + ranks - 1) / ranks), kListSize};
+  while (dynamic_bytes<Group>(shape) > static_cast<size_t>(max_shared_memory())) shape.list_size /= 2;
   return shape;
 }
 
 // Sums over a warp, for all its lanes.
 __device__ __forceinline__ uint64_t warp_sum(uint64_t value) {
-#pragma unroll
-  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
-  return value;
+  // By 27 bits, of which 32 sum to less than 2^32.
+  constexpr int kBits = 27;
+  constexpr uint32_t kMask = (1u << kBits) - 1;
+  const uint64_t low = __reduce_add_sync(kAllLanes, static_cast<uint32_t>(value) & kMask);
+  const uint64_t middle = __reduce_add_sync(kAllLanes, static_cast<uint32_t>(value >> kBits) & kMask);
+  const uint64_t high = __reduce_add_sync(kAllLanes, static_cast<uint32_t>(value >> 2 * kBits));
+  return low + (middle << kBits) + (high << 2 * kBits);
 }
 __device__ __forceinline__ Tally warp_sum(const Tally& tally) {
   return {__reduce_add_sync(kAllLanes, tally.count), warp_sum(tally.mass)};

@@ -1,6 +1,5 @@
-// Token sampling, portable: a block of 512 threads for each sample keeps what fits of its row in shared memory and
-// reads the rest two or three times (the L2 cache serves the later ones). Bound by memory at large batches, by one
-// multiprocessor's share of it at small ones.
+// Token sampling, portable: a block of 512 threads for each sample reads a sample of its row, then the row; again only
+// where that sample misled. Bound by memory at large batches, by one multiprocessor's share of it at small ones.
 #include "kernels/sampling/block_group.cuh"
 #include "kernels/sampling/sample_row.cuh"
 

@@ -18,9 +18,10 @@
 //           min_p >= 1 those equal to the highest
 // A kept token is drawn with probability mass / (mass of all kept).
 //
-// Arithmetic: a probability counts as an integer number of units, 2^-32 of the row's highest power of two (mass.h), so
-// that sums are exact in any order; a token less likely than 2^-33 of the likeliest is never drawn. Thresholds are
-// exact. NaN and negative probabilities count as 0, infinity as the largest finite float. A row with nothing above
+// Arithmetic: a probability counts as an integer number of units (mass.h), so that sums are exact in any order. A unit
+// is 2^-44 where the row's highest probability is from 2^-20 to below 2, elsewhere 2^-44 of its power of two; beyond
+// 2^18 tokens it doubles with each doubling of the vocabulary. What is less than half a unit is never drawn. Thresholds
+// are exact. NaN and negative probabilities count as 0, infinity as the largest finite float. A row with nothing above
 // 2^-96 counts as all zero, and its sample is token 0. An index outside 0 … num_rows - 1 is refused before
 // anything is written; on a GPU only if checks_values() (SGL_KERNEL_CHECK=1), otherwise it gives -1 and reads nothing.
 //

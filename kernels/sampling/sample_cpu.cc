@@ -24,7 +24,7 @@ int32_t sample_row(const SampleParams& params, int64_t sample, ProbRow::Scratch&
     }
     kept = row.kept(cut, goal);
   }
-  return static_cast<int32_t>(row.draw(kept, params.random(sample)));
+  return static_cast<int32_t>(row.draw(kept, params.load_seed().random(sample)));
 }
 
 }  // namespace

@@ -28,9 +28,8 @@ struct SampleParams {
   bool top_k_first;
 
   SGL_HOST_DEVICE int64_t row(int64_t sample) const { return indices.data ? indices[sample] : sample; }
-  SGL_HOST_DEVICE uint64_t random(int64_t sample) const {
-    return philox4x32_10(static_cast<uint64_t>(seed[0]), static_cast<uint64_t>(seed[seed_stride]),
-                         static_cast<uint64_t>(sample));
+  SGL_HOST_DEVICE Seed load_seed() const {
+    return {static_cast<uint64_t>(seed[0]), static_cast<uint64_t>(seed[seed_stride])};
   }
   SGL_HOST_DEVICE Filters filters(int64_t sample) const {
     Filters filters;

@@ -1,12 +1,14 @@
 // Token sampling on Hopper: a cluster of 8, 4, 2 or 1 blocks of 512 threads for each sample, so that all samples of a
-// batch run at once, one block a multiprocessor (batches up to 12, 24, 66, beyond). Three barriers of the cluster.
+// batch run at once, one block a multiprocessor (batches up to 12, 24, 66, beyond). Two barriers of the cluster, behind
+// the sample and behind the pass over the row.
 //
 // H200, 2026-11-23, vocabulary 151936, softmax of normal logits times 3, k = 50, p = 0.9, min-p 0.05, in CUDA graphs
-// with the drawing of the seed (1.6), in µs at a batch of 1 / 16 / 128: top-k-top-p joint 21 / 27 / 62, top-k first 25
-// / 31 / 65, top-p 25 / 32 / 72, min-p 11 / 15 / 46. At 128, of 60 µs for joint (clock cycles of one block): load() 40%
-// (bound by memory), gather() 40% (what bounds it was not profiled), search() 7%, draw() 8%. Rows of equal or of few
-// different values are slow where the threshold falls among them: search() reads the row two or three times (390 µs at
-// 128, of equal values; 84 at 1).
+// with the drawing of the seed (1.6), in µs at a batch of 1 / 16 / 128: top-k-top-p joint 18 / 24 / 40, top-k first 21
+// / 25 / 42, top-p 25 / 30 / 56, min-p 12 / 17 / 34, no filter 10 / 13 / 32. What bounds the pass is not known: from 64
+// to 128 rows the time without a filter grows by 3.3 TB/s. The longer list of top-p, some 6500 values instead of 300,
+// costs 16 at 128. Rows of equal or of few different values are slow where the threshold falls among them, for search()
+// reads the row two or three times: of equal values, about 300 at 128 and 90 at 1 (joint). So are sorted rows at small
+// batches (about 50 at 1), for the part of one rank overflows.
 #include "kernels/sampling/cluster_sm90.cuh"
 #include "kernels/sampling/sample_row.cuh"
 

@@ -1,6 +1,6 @@
-// Rows cut at a threshold, portable: a block of 512 threads for each row keeps what fits of it in shared memory, reads
-// the rest two or three times (the L2 cache serves the later ones), and writes it once. Bound by memory at large
-// batches, by one multiprocessor's share of it at small ones.
+// Rows cut at a threshold, portable: a block of 512 threads for each row reads a sample of it, then the row, and writes
+// it in the same pass where few values are kept; else it reads the row again. Bound by memory at large batches, by one
+// multiprocessor's share of it at small ones.
 #include "kernels/sampling/block_group.cuh"
 #include "kernels/sampling/threshold_row.cuh"
 

@@ -334,6 +334,10 @@ def apply_rope_with_cos_sin_cache_inplace(
       NotImplementedError: fused_set_kv_buffer_arg has a scale.
       ValueError: a shape, dtype, stride or device is not as above.
     """
+    if fused_set_kv_buffer_arg is None and enable_pdl is not False:
+        # The same kernel, behind an operator that takes flat heads: views cost more than the rest of the call.
+        _rotary_embedding(positions, query, key, head_size, cos_sin_cache, is_neox)
+        return
     query, key = _split_heads(query, head_size), _split_heads(key, head_size)
     v = k_buffer = v_buffer = cache_loc = None
     if (fused := fused_set_kv_buffer_arg) is not None:

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from tests.gemm.fp8_sums import fp8_error
+from tests.gemm.hard_data import activations, weights
 from tests.harness import Expected, Operator, assert_same_bits, bad_shape, case, operator_tests
 
 F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
@@ -21,8 +23,13 @@ class BmmFp8(Operator):
         # Rows that copies of 16 bytes do not take; nothing to add.
         case(batches=4, m=7, n=33, k=65, a=E4M3, b=E4M3, out=BF16),
         case(batches=2, m=3, n=8, k=0, a=E4M3, b=E4M3, out=BF16),
+        case(batches=2, m=3, n=24, k=8192, a=E4M3, b=E4M3, out=BF16, data="positive"),
+        case(batches=2, m=18, n=24, k=4096, a=E4M3, b=E4M3, out=BF16, data="cancelling"),
+        case(batches=2, m=20, n=72, k=512, a=E4M3, b=E5M2, out=BF16, data="outliers"),
+        case(batches=2, m=2, n=16, k=256, a=E5M2, b=E4M3, out=BF16, scale=1e-23),
     ]
     empty = [case(batches=batches, m=m, n=n, k=32, a=E4M3, b=E4M3, out=F16) for batches, m, n in [(0, 4, 8), (2, 0, 8)]]
+    rows = {"A": 1, "D": 1}
     strided = ("A", "D")
     misaligned = ("A", "B", "D", "A_scale", "B_scale")
     bad = [
@@ -43,14 +50,15 @@ class BmmFp8(Operator):
     }
 
     def make(self, case, draw):
-        def quantized(shape, dtype):
-            return draw.normal(shape, F32, std=40.0).clamp(-LARGEST[dtype], LARGEST[dtype]).to(dtype)
+        def quantized(numbers, dtype):
+            return (40 * numbers).clamp(-LARGEST[dtype], LARGEST[dtype]).to(dtype)
 
+        data, scale = getattr(case, "data", None), getattr(case, "scale", 1.0)
         return {
-            "A": quantized((case.batches, case.m, case.k), case.a),
-            "B": quantized((case.batches, case.n, case.k), case.b).transpose(1, 2),
+            "A": quantized(activations(draw, (case.batches, case.m, case.k), data), case.a),
+            "B": quantized(weights(draw, (case.batches, case.n, case.k), data), case.b).transpose(1, 2),
             "D": draw.empty((case.batches, case.m, case.n), case.out),
-            "A_scale": draw.uniform((1,), low=1e-3, high=1e-2),
+            "A_scale": draw.uniform((1,), low=1e-3 * scale, high=1e-2 * scale),
             "B_scale": draw.uniform((1,), low=1e-3, high=1e-2),
             "workspace_buffer": draw.empty((16,), torch.uint8),
             "cublas_handle": 0,
@@ -59,9 +67,8 @@ class BmmFp8(Operator):
     def reference(self, case, args):
         scale = args.A_scale.double() * args.B_scale.double()
         a, b = args.A.double(), args.B.double()
-        # Hopper's tensor cores cut off below 2^-13 of the largest sum: see fp8_error in scaled_mm_test.py.
-        rounding = max(2.0**-12, 2.0**-16 * case.k**0.5) * 2**24
-        return {"D": Expected(scale * (a @ b), scale * (a.abs() @ b.abs()) * rounding)}
+        error = torch.stack([fp8_error(*matrices) for matrices in zip(a, b, strict=True)]) if case.batches else a @ b
+        return {"D": Expected(scale * (a @ b), scale * error * 2**24)}
 
     f32_roundings = 1
 

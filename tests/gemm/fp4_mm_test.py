@@ -53,8 +53,12 @@ class Fp4Mm(Operator):
         case(m=17, n=8, k=48, out=BF16),
         case(m=300, n=140, k=672, out=BF16),
         case(m=2, n=3, k=0, out=BF16),
+        case(m=3, n=24, k=32768, out=BF16, data="positive"),
+        case(m=20, n=72, k=1024, out=BF16, data="all scales"),
+        case(m=3, n=24, k=256, out=BF16, alpha=1e-23),
     ]
     empty = [case(m=0, n=16, k=32, out=F16), case(m=3, n=0, k=32, out=BF16)]
+    rows = {"a": 0, "out": 0}
     strided = ("a", "b", "out")
     misaligned = ("a", "b", "out", "alpha")
     bad = [
@@ -69,16 +73,25 @@ class Fp4Mm(Operator):
     accepts = {"alpha.rank": "one element of any rank"}
 
     def make(self, case, draw):
+        data, alpha = getattr(case, "data", None), getattr(case, "alpha", 1e-5)
+
         def scales(rows):
-            return swizzled(draw.uniform((rows, case.k // 16), low=0.02, high=448.0).to(FP8)).to(draw.device)
+            shape = (rows, case.k // 16)
+            if data == "all scales":  # subnormal ones, too, and 0
+                return swizzled(draw.integers(0, 0x7F, shape, torch.uint8).view(FP8)).to(draw.device)
+            return swizzled(draw.uniform(shape, low=0.02, high=448.0).to(FP8)).to(draw.device)
+
+        def values(rows):
+            codes = draw.integers(0, 256, (rows, case.k // 2), torch.uint8)
+            return codes & 0x77 if data == "positive" else codes
 
         return {
             "out": draw.empty((case.m, case.n), case.out),
-            "a": draw.integers(0, 256, (case.m, case.k // 2), torch.uint8),
-            "b": draw.integers(0, 256, (case.n, case.k // 2), torch.uint8),
+            "a": values(case.m),
+            "b": values(case.n),
             "block_scale_a": scales(case.m),
             "block_scale_b": scales(case.n),
-            "alpha": draw.uniform((1,), low=1e-5, high=2e-5),
+            "alpha": draw.uniform((1,), low=alpha, high=2 * alpha),
         }
 
     def reference(self, case, args):

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from tests.gemm.hard_data import activations
 from tests.gemm.packing import pack_columns, pack_rows, shuffled
-from tests.harness import Expected, Operator, bad_shape, bad_value, case, checks_values, operator_tests
+from tests.harness import Bad, Expected, Operator, bad_shape, bad_value, case, checks_values, operator_tests
 
 F16 = torch.float16
 BITS = (4, 2, 3, 8)
@@ -42,6 +43,16 @@ class GptqShuffle(Operator):
         return {"q_weight": shuffled(numbers, case.bits)}
 
 
+def bad_groups(groups) -> Bad:
+    """A number of groups that K = 256 cannot have, zero points and scales agreeing."""
+
+    def mutate(args):
+        args["b_gptq_qzeros"] = args["b_gptq_qzeros"].new_zeros(groups, 12)
+        args["b_gptq_scales"] = args["b_gptq_scales"].new_zeros(groups, 96)
+
+    return Bad("b_gptq_scales", f"{groups} groups", mutate, names="b_gptq_qzeros|b_gptq_scales")
+
+
 class GptqGemm(Operator):
     """index: whether b_g_idx is given."""
 
@@ -59,11 +70,23 @@ class GptqGemm(Operator):
                 (40, 96, 256, 64, False, True),
             ]
         ),
+        *(
+            case(m=m, n=32, k=k, bits=bits, group=128, shuffle=True, index=False, data=data, scale=scale)
+            for m, k, bits, data, scale in [
+                (3, 32768, 4, "positive", 0.001),
+                (20, 1024, 4, "outliers", 0.1),
+                (2, 512, 8, "outliers", 0.1),
+                (9, 2048, 3, "cancelling", 0.1),
+                (4, 256, 2, None, 1e-6),  # subnormal scales
+            ]
+        ),
+        case(m=4, n=32, k=256, bits=4, group=64, shuffle=False, index=False, data="subnormal"),
     ]
     empty = [
         case(m=0, n=32, k=64, bits=4, group=64, shuffle=True, index=False),
         case(m=2, n=0, k=64, bits=3, group=64, shuffle=False, index=False),
     ]
+    rows = {"a": 0, "result": 0}
     bad = [
         bad_shape("a", (5, 255)),
         bad_shape("b_q_weight", (33, 96)),
@@ -73,6 +96,7 @@ class GptqGemm(Operator):
         bad_shape("b_g_idx", (255,)),
         bad_value("bit", 5),
         bad_value("bit", 8, names="a"),
+        *(bad_groups(groups) for groups in (0, 3, 512)),
     ]
 
     def make(self, case, draw):
@@ -88,11 +112,13 @@ class GptqGemm(Operator):
         pack = shuffled if case.shuffle else pack_rows
         weight = pack(numbers, case.bits) if case.n else torch.empty(case.k // 32 * case.bits, 0)
         packed_zeros = pack_columns(zeros, case.bits) if case.n else torch.empty(groups, 0)
+        data, scale = getattr(case, "data", None), getattr(case, "scale", 0.1)
+        a = activations(draw, (case.m, case.k), data) * (2.0**-15 if data == "subnormal" else 1)
         return {
-            "a": draw.normal((case.m, case.k), F16),
+            "a": a.to(F16),
             "b_q_weight": draw.tensor(weight, torch.int32),
             "b_gptq_qzeros": draw.tensor(packed_zeros, torch.int32),
-            "b_gptq_scales": draw.uniform((groups, case.n), F16, 0.01, 0.1),
+            "b_gptq_scales": draw.uniform((groups, case.n), F16, scale / 10, scale),
             "b_g_idx": index,
             "use_shuffle": case.shuffle,
             "bit": case.bits,

@@ -47,8 +47,12 @@ class QserveMm(Operator):
 
     def tensors(self, case, draw):
         q = draw.integers(0, 16, (case.n, case.k), torch.int32)
+        inputs = draw.integers(-128, 128, (case.m, case.k), torch.int8)
+        if getattr(case, "extremes", False):
+            inputs.fill_(-128)
+            q.fill_(15)
         return {
-            "_in_feats": draw.integers(-128, 128, (case.m, case.k), torch.int8),
+            "_in_feats": inputs,
             "_kernel": packed(q).to(draw.device),
             "_wscales": draw.uniform((case.n,), F16, low=1e-3, high=1e-2),
             "_ascales": draw.uniform((case.m, 1), F16, low=1e-3, high=1e-2),
@@ -73,6 +77,8 @@ class PerChannel(QserveMm):
         case(m=17, n=256, k=32),
         case(m=300, n=64, k=128),
         case(m=2, n=32, k=0),
+        case(m=3, n=32, k=32768),
+        case(m=18, n=64, k=32768, extremes=True),
     ]
     bad = [
         bad_shape("_in_feats", (5, 144), names="_in_feats"),
@@ -113,6 +119,8 @@ class PerGroup(QserveMm):
         case(m=130, n=160, k=384),
         case(m=17, n=256, k=128),
         case(m=2, n=32, k=0),
+        case(m=3, n=32, k=32768),
+        case(m=18, n=64, k=32768, extremes=True),
     ]
     bad = [
         bad_shape("_in_feats", (5, 192), names="_in_feats"),

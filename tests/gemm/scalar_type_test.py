@@ -29,6 +29,18 @@ def test_type(name):
     assert type.size_bits == int("".join(c for c in text.split("_")[0].split("b")[0] if c.isdigit()))
 
 
+def test_members():
+    """All that upstream's classes have."""
+    names = "int4 uint4 int8 uint8 float8_e4m3fn float8_e5m2 float16_e8m7 float16_e5m10 float6_e3m2f float4_e2m1f"
+    for name in [*names.split(), "uint2b2", "uint3b4", "uint4b8", "uint8b128", "bfloat16", "float16"]:
+        type = getattr(scalar_types, name)
+        assert ScalarType.from_id(type.id) == type and hash(type) == hash(ScalarType.from_id(type.id))
+    for name in ("exponent", "mantissa", "signed", "bias", "nan_repr"):
+        assert hasattr(scalar_types.uint4b8, name), name
+    assert ScalarType.int_(4, None) == scalar_types.int4 and ScalarType.uint(8, 128) == scalar_types.uint8b128
+    assert ScalarType.float_IEEE754(5, 10) == scalar_types.float16
+
+
 def test_predicates():
     e4m3, e5m2, u4b8 = scalar_types.float8_e4m3fn, scalar_types.float8_e5m2, scalar_types.uint4b8
     assert not e4m3.has_infs() and e4m3.has_nans() and not e4m3.is_ieee_754() and e4m3.is_signed()

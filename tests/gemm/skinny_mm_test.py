@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.gemm.hard_data import activations, weights
 from tests.harness import Expected, Operator, assert_same_bits, bad_shape, case, operator_tests
 
 BF16, F32 = torch.bfloat16, torch.float32
@@ -22,9 +23,20 @@ SHAPES = [
 ]
 
 
+# M, N, K, what a and b are like (see hard_data.py), and how large a is.
+HARD = [
+    (3, 24, 32768, "positive", 1.0),
+    (16, 24, 7168, "cancelling", 1.0),
+    (17, 40, 1024, "outliers", 1.0),
+    (2, 40, 512, None, 1e-23),
+    (2, 40, 512, None, 1e-39),  # subnormal
+]
+
+
 class SkinnyMm(Operator):
     is_transposed = False  # whether mat_b is [N, K]
     cases = [case(m=m, n=n, k=k, out=BF16) for m, n, k in SHAPES]
+    cases += [case(m=m, n=n, k=k, out=BF16, data=data, scale=scale) for m, n, k, data, scale in HARD]
     empty = [case(m=0, n=16, k=32, out=BF16), case(m=3, n=0, k=32, out=BF16)]
     batch = {"mat_a": 0, "output": 0}
     strided = ("mat_a", "output")
@@ -32,17 +44,19 @@ class SkinnyMm(Operator):
     bad = [bad_shape("mat_a", (5, 271), names="mat_b"), bad_shape("output", (5, 41)), bad_shape("mat_b", (272, 40))]
 
     def make(self, case, draw):
-        b = draw.normal((case.n, case.k), BF16)
+        data = getattr(case, "data", None)
+        b = weights(draw, (case.n, case.k), data).to(BF16)
         return {
             "output": draw.empty((case.m, case.n), case.out),
-            "mat_a": draw.normal((case.m, case.k), BF16),
+            "mat_a": (activations(draw, (case.m, case.k), data) * getattr(case, "scale", 1.0)).to(BF16),
             "mat_b": b if self.is_transposed else b.t(),
         }
 
     def reference(self, case, args):
         a, b = args.mat_a.double(), args.mat_b.double()
         b = b.t() if self.is_transposed else b
-        return {"output": Expected(a @ b, a.abs() @ b.abs())}
+        # Sums of one sign lose on a GPU's tensor cores, which cut off, at every step.
+        return {"output": Expected(a @ b, a.abs() @ b.abs() * (1 + case.k / 2**12))}
 
 
 class FusedA(SkinnyMm):
@@ -60,6 +74,7 @@ class FusedA(SkinnyMm):
 class Router(SkinnyMm):
     is_transposed = True
     cases = [case(m=m, n=n, k=k, out=BF16 if i % 2 else F32) for i, (m, n, k) in enumerate(SHAPES)]
+    cases += [case(m=m, n=n, k=k, out=F32, data=data, scale=scale) for m, n, k, data, scale in HARD]
     bad = [*SkinnyMm.bad[:2], bad_shape("mat_b", (40, 271))]
 
     forms = {

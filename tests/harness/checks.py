@@ -7,12 +7,13 @@ typical one (the first), because the check looks at the call and not at the numb
 import ctypes
 import re
 from contextlib import contextmanager
+from itertools import pairwise
 
 import pytest
 import torch
 
 from tests.harness.compare import assert_same_bits
-from tests.harness.memory import Arguments, Snapshot, bytes_of, poison, relocate, same_storage
+from tests.harness.memory import POISON, Arguments, Snapshot, bytes_of, poison, relocate, same_storage
 from tests.harness.operator import OPERATORS, Bad, Draw, bad_value, checks_values
 
 CHECKS = []
@@ -163,6 +164,29 @@ def narrow(operator, args, row, count) -> Arguments:
     )
 
 
+@check(lambda operator: [row for row in all_cases(operator) if operator.rows])
+def row_does_not_depend_on_other_rows(operator, device, case):
+    """First, middle and last row (of up to three, the middle one) have the same bits when all others are NaN."""
+    way = ways(operator)["torch.ops"]
+    outputs = copies(call(operator, arguments(operator, device, case), way))
+    args = arguments(operator, device, case)
+    tensors = {name: t for name, t in args.items() if name in operator.rows and isinstance(t, torch.Tensor)}
+    count = max(tensor.shape[operator.rows[name]] for name, tensor in tensors.items())
+    kept = sorted({0, count // 2, count - 1}) if count > 3 else [count // 2]
+    for name, tensor in tensors.items():
+        dim = operator.rows[name]
+        if tensor.shape[dim] != count:
+            continue  # one for all rows
+        nan = torch.full((tensor.element_size(),), POISON, dtype=torch.uint8, device=tensor.device).view(tensor.dtype)
+        for before, after in pairwise([-1, *kept, count]):
+            others = tensor.narrow(dim, before + 1, after - before - 1)
+            others.copy_(nan.expand_as(others))
+    for name, tensor in call(operator, args, way).items():
+        for row in kept if name in operator.rows else ():
+            dim = operator.rows[name]
+            assert_same_bits(f"row {row} of {name}", tensor.narrow(dim, row, 1), outputs[name].narrow(dim, row, 1))
+
+
 def with_padded_rows(elements):
     def change(tensor):
         if tensor.dim() < 2:
@@ -185,12 +209,20 @@ def one_element_later(tensor):
     return tensor.new_zeros(tensor.numel() + 1)[1:].view(tensor.shape).copy_(tensor)
 
 
+def transposed(tensor):
+    """Columns where rows are dense, and the other way round."""
+    if tensor.dim() < 2 or min(tensor.shape[-2:]) < 2:
+        return None
+    return tensor.mT.contiguous().mT if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
 # layout → (change, the attribute that lists the arguments which have to take it)
 LAYOUTS = {
     "rows 16 elements apart": (with_padded_rows(16), "strided"),
     "rows one element apart": (with_padded_rows(1), "misaligned_rows"),
     "one element off": (one_element_later, "misaligned"),
     "gaps between elements": (with_gaps, None),
+    "transposed": (transposed, None),
 }
 
 

@@ -149,6 +149,9 @@ class Operator:
     # row i in the batch. Empty where rows are not independent.
     batch: dict[str, int] = {}
 
+    # Likewise, where the bits of a row may depend on how many rows there are, but not on what the others hold.
+    rows: dict[str, int] = {}
+
     # Arguments that may have strided rows, and that may start at any element: they have to be right. Others may as well
     # be refused, with a ValueError that names them.
     strided: tuple[str, ...] = ()

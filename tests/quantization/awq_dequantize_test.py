@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.harness import Operator, assert_same_bits, bad_shape, case, operator_tests
+from tests.harness import Bad, Operator, assert_same_bits, bad_shape, case, operator_tests
 
 F16, BF16 = torch.float16, torch.bfloat16
 
@@ -22,6 +22,11 @@ def unpacked(words: torch.Tensor) -> torch.Tensor:
     return nibbles[..., torch.tensor(ORDER).argsort()].flatten(-2)
 
 
+def three_groups(args):
+    """Of 256 rows, scales and zero points agreeing."""
+    args["scales"], args["qzeros"] = args["scales"].new_zeros(3, 512), args["qzeros"].new_zeros(3, 64)
+
+
 class AwqDequantize(Operator):
     name = "awq_dequantize"
     cases = [
@@ -31,15 +36,22 @@ class AwqDequantize(Operator):
         case(dtype=BF16, rows=35, n=1000, group=5),
         case(dtype=F16, rows=7, n=264, group=1),
         case(dtype=F16, rows=4096, n=9216, group=128),
+        case(dtype=F16, rows=64, n=64, group=32, std=1e-6),  # subnormal
+        case(dtype=BF16, rows=64, n=64, group=32, std=1e-23),
     ]
     empty = [case(dtype=F16, rows=0, n=64, group=1), case(dtype=BF16, rows=64, n=0, group=32)]
-    bad = [bad_shape("scales", (3, 512)), bad_shape("scales", (2, 504)), bad_shape("qzeros", (2, 65))]
+    bad = [
+        Bad("scales", "3 groups", three_groups, names="scales|qzeros|qweight"),
+        bad_shape("scales", (3, 512)),
+        bad_shape("scales", (2, 504)),
+        bad_shape("qzeros", (2, 65)),
+    ]
 
     def make(self, case, draw):
         groups = case.rows // case.group
         return {
             "qweight": draw.tensor(packed(draw.integers(0, 16, (case.rows, case.n)).cpu()), torch.int32),
-            "scales": draw.normal((groups, case.n), case.dtype, std=0.02),
+            "scales": draw.normal((groups, case.n), case.dtype, std=getattr(case, "std", 0.02)),
             "qzeros": draw.tensor(packed(draw.integers(0, 16, (groups, case.n)).cpu()), torch.int32),
         }
 

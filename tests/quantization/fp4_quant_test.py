@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.harness import Operator, assert_same_bits, bad_alias, bad_index, bad_shape, case, operator_tests
+from tests.harness import Bad, Operator, assert_same_bits, bad_alias, bad_index, bad_shape, case, operator_tests
 from tests.quantization.float8 import E4M3, NO_OPCHECK, to_e4m3
 
 F32, F16, BF16, I32 = torch.float32, torch.float16, torch.bfloat16, torch.int32
@@ -46,6 +46,12 @@ def words(tiles: torch.Tensor) -> torch.Tensor:
     return tiles.contiguous().view(I32)
 
 
+def half_a_block(args):
+    """K = 4104, all shapes agreeing."""
+    args["input"] = args["input"].new_zeros(3, 4104)
+    args["output"], args["output_scale"] = args["output"].new_zeros(3, 2052), args["output_scale"].new_zeros(128, 65)
+
+
 class Fp4Quant(Operator):
     name = "scaled_fp4_quant"
     cases = [
@@ -54,13 +60,15 @@ class Fp4Quant(Operator):
         case(dtype=BF16, rows=150, k=80, scale=1.0),
         case(dtype=F16, rows=257, k=16, scale=1e-3),
         case(dtype=BF16, rows=1, k=7168, scale=1e5),
+        case(dtype=BF16, rows=3, k=32768, scale=1e25, std=1e-23),
+        case(dtype=F16, rows=3, k=64, scale=1e8, std=1e-6),  # subnormal
         case(dtype=BF16, rows=2050, k=4096, scale=600.0),
-        case(dtype=BF16, rows=2**18 + 1, k=8192, scale=600.0, large=True),
     ]
     empty = [case(dtype=BF16, rows=0, k=64, scale=1.0)]
     inout = ("input", "input_scale")  # upstream's schema marks them as written
+    rows = {"input": 0, "output": 0}
     strided = ("input", "output")
-    without = {**NO_OPCHECK, "indexes_beyond_32_bits": "rows share tiles of scales"}
+    without = NO_OPCHECK
     accepts = {"input_scale.rank": "one element in any rank"}
     bad = [
         bad_shape("output", (3, 2047)),
@@ -68,6 +76,7 @@ class Fp4Quant(Operator):
         bad_shape("output_scale", (128, 63)),
         bad_shape("input_scale", (2,)),
         bad_alias("input", "output", names="input|output"),
+        Bad("input", "K of half a block", half_a_block, names="input"),
     ]
     forms = {
         "functional": lambda kernels, a: dict(
@@ -86,7 +95,7 @@ class Fp4Quant(Operator):
         padded = (case.rows + 127) // 128 * 128
         return {
             "output": draw.empty((case.rows, case.k // 2), torch.uint8),
-            "input": draw.normal((case.rows, case.k), case.dtype),
+            "input": draw.normal((case.rows, case.k), case.dtype, std=getattr(case, "std", 1.0)),
             "output_scale": draw.empty((padded, (case.k + 63) // 64), I32),
             "input_scale": draw.tensor([case.scale], F32),
         }
@@ -111,6 +120,7 @@ class ExpertsQuant(Operator):
     """Rows of no expert, masked rows and scales of no row keep what was there."""
 
     inout = ("output", "output_scale")
+    rows = {"input": 0, "output": 0}
     strided = ("input", "output")
     without = NO_OPCHECK
     bad = [

@@ -39,6 +39,8 @@ class PerTensor(BitExact):
         case(dtype=BF16, shape=(2, 3, 40), std=1e4),
         case(dtype=F16, shape=(7,), std=1.0),
         case(dtype=F32, shape=(5, 64), std=0.0),
+        case(dtype=F32, shape=(5, 64), std=1e-40),  # subnormal
+        case(dtype=F16, shape=(5, 64), std=1e-6),
         case(dtype=BF16, shape=(1030, 4104), std=1.0),
     ]
     empty = [case(dtype=BF16, shape=(0, 64), std=1.0)]
@@ -74,6 +76,9 @@ class PerToken(BitExact):
         case(dtype=F16, rows=4, size=100, std=1.0),
         case(dtype=F16, rows=2, size=1, std=1.0),
         case(dtype=F32, rows=2, size=33024, std=1e20),
+        case(dtype=F32, rows=3, size=256, std=1e-40),  # subnormal
+        case(dtype=F16, rows=3, size=256, std=1e-6),
+        case(dtype=BF16, rows=3, size=32768, std=1e-23),
         case(dtype=F32, rows=700, size=2064, std=1.0),
         case(dtype=BF16, rows=700, size=528, std=0.0),
         case(dtype=BF16, rows=2**18 + 1, size=8192, std=1.0, large=True),

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.harness import Operator, assert_close, bad_alias, bad_shape, bad_value, case, operator_tests
+from tests.harness import Bad, Operator, assert_close, bad_alias, bad_shape, bad_value, case, operator_tests
 from tests.quantization.float8 import E4M3, NO_OPCHECK, assert_bits, to_e4m3, to_int8
 
 F32, F16, BF16, I8 = torch.float32, torch.float16, torch.bfloat16, torch.int8
@@ -39,13 +39,25 @@ def quantized(x: torch.Tensor, dtype, group_size: int, ue8m0: bool, packed: bool
         power = torch.where(mantissa == 0.5, power - 1, power)
         exponent = torch.where(scale.isfinite(), power + 127, 255).to(torch.uint8)
         nan = torch.tensor(torch.nan)
-        scale, inverse = (torch.where(scale.isfinite(), torch.ldexp(torch.ones(()), p), nan) for p in (power, -power))
+        scale, inverse = (
+            torch.where(scale.isfinite(), torch.ldexp(torch.ones_like(amax), p), nan) for p in (power, -power)
+        )
     cast = to_e4m3 if dtype == E4M3 else to_int8
     values = cast((groups * inverse[..., None]).flatten(-2))
     if packed:
         exponent = F.pad(exponent, (0, -exponent.shape[-1] % 4))
         scale = exponent.contiguous().view(torch.int32)
     return values, scale
+
+
+def groups_of(size) -> Bad:
+    """A group size that no kernel has, with scales of its shape."""
+
+    def mutate(args):
+        args["group_size"] = size
+        args["output_s"] = args["output_s"].new_zeros(3, 1152 // size)
+
+    return Bad("group_size", f"groups of {size}", mutate)
 
 
 class GroupQuant(Operator):
@@ -55,6 +67,9 @@ class GroupQuant(Operator):
         bad_shape("output_s", (3, 8)),
         bad_value("group_size", 100),
         bad_value("group_size", 0),
+        groups_of(96),  # a divisor of the row's length
+        groups_of(8),
+        groups_of(384),
         bad_value("eps", 0.0),
         bad_value("eps", float("nan")),
         bad_value("fp8_min", -127.0),
@@ -92,6 +107,7 @@ class GroupQuant(Operator):
 
 class GroupQuantV2(GroupQuant):
     inout = ("output_q", "output_s")  # masked tokens keep what was there
+    rows = {"input": -2, "output_q": -2, "output_s": -2}
     accepts = {"masked_m.given": "three dimensions make the batch of experts"}
 
     def make(self, case, draw):
@@ -143,6 +159,9 @@ test_group_quant = operator_tests(
             case(dtype=BF16, to=I8, rows=(9,), size=48, group=16, layout="row", std=100.0),
             case(dtype=F16, to=I8, rows=(64,), size=4096, group=128, layout="tma"),
             case(dtype=F32, to=I8, rows=(3,), size=128, group=128, layout="row"),
+            case(dtype=F32, to=E4M3, rows=(3,), size=256, group=64, layout="row", std=1e-40),  # subnormal
+            case(dtype=F16, to=I8, rows=(3,), size=256, group=32, layout="row", std=1e-6),
+            case(dtype=BF16, to=E4M3, rows=(3,), size=32768, group=128, layout="packed", std=1e-23),
             case(dtype=BF16, to=E4M3, rows=(13,), size=896, group=128, layout="packed"),
             case(dtype=F32, to=E4M3, rows=(6,), size=64, group=16, layout="packed", std=1e30),
             case(dtype=BF16, to=I8, rows=(6,), size=256, group=32, layout="row", ue8m0=True),
@@ -198,11 +217,11 @@ def test_ue8m0_is_exact_at_powers_of_two(device, to):
 
     high = LIMITS[to][1]
     x = torch.zeros(120, 16)
-    x[:, 0] = high * torch.ldexp(torch.ones(()), torch.arange(-60, 60))
+    x[:, 0] = high * torch.ldexp(torch.ones(120), torch.arange(-60, 60))
     x[1::2, 0] = torch.nextafter(x[1::2, 0], torch.tensor(torch.inf))
     q, s = torch.empty(x.shape, dtype=to, device=device), torch.empty(120, 1, device=device)
     sgl_kernel.sgl_per_token_group_quant_8bit(x.to(device), q, s, 16, 1e-30, *LIMITS[to], True)
-    powers = torch.ldexp(torch.ones(()), torch.arange(-60, 60))
+    powers = torch.ldexp(torch.ones(120), torch.arange(-60, 60))
     powers[1::2] *= 2
     assert torch.equal(s.cpu()[:, 0], powers)
     error = (q.cpu().double() * s.cpu().double() - x.double()).abs()

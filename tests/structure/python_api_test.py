@@ -13,6 +13,9 @@ API = ROOT / "tests/structure/api/python_signatures.txt"
 # What differs, and why.
 EXCEPTIONS: dict[str, str] = {}
 
+# Modules of families that are there as a whole, but for what is another family's.
+COMPLETE = {"gemm": {"shuffle_rows"}, "marlin": set(), "scalar_type": set()}
+
 
 def pinned_functions():
     for module, line in sections(API):
@@ -30,6 +33,7 @@ def test_signature(module, pinned):
         ours = getattr(importlib.import_module(f"sgl_kernel.{module}"), pinned.name)
     except (ImportError, AttributeError):
         assert not hasattr(sgl_kernel, pinned.name), f"it exists, but not as sgl_kernel.{module}.{pinned.name}"
+        assert pinned.name in COMPLETE.get(module, {pinned.name}), f"sgl_kernel.{module}.{pinned.name} is missing"
         pytest.skip("not there yet")
     parameters = list(inspect.signature(ours).parameters.values())
     expected = [*pinned.args.args, *pinned.args.kwonlyargs]

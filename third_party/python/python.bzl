@@ -66,6 +66,8 @@ py_runtime(
     name = "runtime",
     interpreter_path = %r,
     python_version = "PY3",
+    # Bazel's default asks for `python`, a name that not every Debian has.
+    stub_shebang = "#!/usr/bin/env python3",
 )
 
 py_runtime_pair(

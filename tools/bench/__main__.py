@@ -19,7 +19,7 @@ import torch
 
 from tools.bench import report
 from tools.bench.benchmark import Libraries
-from tools.bench.measure import find_ceilings, make_sets, measure
+from tools.bench.measure import SECONDS, find_ceilings, make_sets, measure
 
 
 def optional(name: str):
@@ -65,7 +65,7 @@ def run(args) -> tuple[list[dict], int]:
             sets = make_sets(benchmark, args.device)
             for name, function in benchmark.implementations.items():
                 try:
-                    timing = measure(benchmark, function, sets, args.device)
+                    timing = measure(benchmark, function, sets, args.device, args.seconds)
                 except Exception as error:
                     print(f"{benchmark.op} {benchmark.shape} {name}: {type(error).__name__}: {str(error)[:200]}")
                     failures += name.startswith("ours")
@@ -103,6 +103,7 @@ def main() -> int:
     parser.add_argument("--family", action="append", choices=report.FAMILIES, help="repeatable; all if not given")
     parser.add_argument("--match", default="", help="measure operations whose name and shape contain this")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="to repeat each implementation for")
     parser.add_argument("--json", help="where the rows go")
     parser.add_argument("--peer", help="measure this package under its own name, and nothing else")
     parser.add_argument("--peer_path", default="", help="where that package is: folders, divided by colons")

@@ -23,6 +23,7 @@ class Benchmark:
     flops: int = 0
     implementations: dict[str, Callable[[SimpleNamespace], object]] = field(default_factory=dict)
     # "graph": in a CUDA graph, what a server's decode step sees. "host": time of the caller, for queued eager calls.
+    # "process": an implementation measures a process of its own, and returns the µs.
     mode: str = "graph"
 
     @property

@@ -14,8 +14,8 @@ import torch
 from tools.bench.benchmark import Benchmark, tensors_of
 
 MOST_SETS = 256
+SECONDS = 0.3  # for each implementation
 REPLAY_US = 1000  # what a replay should last, so that its own launch does not show
-TOTAL_SECONDS = 0.3  # for each implementation
 
 
 @dataclass
@@ -55,12 +55,13 @@ def make_sets(benchmark: Benchmark, device: str) -> list:
         return sets
 
 
-def measure(benchmark: Benchmark, function, sets: list, device: str) -> Timing:
+def measure(benchmark: Benchmark, function, sets: list, device: str, seconds: float = SECONDS) -> Timing:
     function(sets[0])  # compiles, loads, tunes
+    if benchmark.mode == "process":
+        return _timing([function(sets[0]) for _ in range(5)], "process")
     if device == "cpu":
-        return _timing(
-            [_wall_us(function, sets[0]) for _ in range(_repeats(function, sets[0], most=200))], "wall clock"
-        )
+        repeats = max(3, min(200, int(seconds * 1e6 / _wall_us(function, sets[0]))))
+        return _timing([_wall_us(function, sets[0]) for _ in range(repeats)], "wall clock")
     torch.cuda.synchronize()
     if benchmark.mode == "host":
         return _host_timing(function, sets[0])
@@ -68,7 +69,7 @@ def measure(benchmark: Benchmark, function, sets: list, device: str) -> Timing:
     calls = max(len(sets), min(512, int(REPLAY_US / max(single, 1.0))))
     run, how = _captured(function, sets, calls)
     once = _events_us(run, calls)
-    replays = max(3, min(100, int(TOTAL_SECONDS * 1e6 / (once * calls))))
+    replays = max(3, min(100, int(seconds * 1e6 / (once * calls))))
     return _timing([_events_us(run, calls) for _ in range(replays)], how)
 
 
@@ -121,10 +122,6 @@ def _wall_us(function, inputs) -> float:
     begin = time.perf_counter()
     function(inputs)
     return (time.perf_counter() - begin) * 1e6
-
-
-def _repeats(function, inputs, most: int) -> int:
-    return max(3, min(most, int(TOTAL_SECONDS * 1e6 / _wall_us(function, inputs))))
 
 
 def _timing(times: list[float], how: str) -> Timing:

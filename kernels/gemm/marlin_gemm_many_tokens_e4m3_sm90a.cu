@@ -1,0 +1,10 @@
+// gptq_marlin_gemm of many tokens on Hopper, with weights of float8_e4m3fn.
+#include "kernels/gemm/marlin_gemm_many_tokens_sm90a.cuh"
+
+namespace sgl_kernel::SGL_TARGET {
+
+Status marlin_many_tokens_e4m3(const MarlinGemmParams& params, const TokenTileChoice& choice, Stream stream) {
+  return many_tokens::launch_token_tile<marlin::Format::kE4M3>(params, choice, stream);
+}
+
+}  // namespace sgl_kernel::SGL_TARGET
