@@ -258,10 +258,8 @@ struct ScaleAndMin {
 };
 
 constexpr ScaleAndMin scale_and_min(const uint8_t* scales, int g) {
-  // Loaded first, so that a GPU selects instead of branching.
-  const int first = scales[g % 4], second = scales[g % 4 + 4], shared = scales[g % 4 + 8];
-  if (g < 4) return {first & 63, second & 63};
-  return {(shared & 15) | (first >> 6 << 4), (shared >> 4) | (second >> 6 << 4)};
+  if (g < 4) return {scales[g] & 63, scales[g + 4] & 63};
+  return {(scales[g + 4] & 15) | (scales[g - 4] >> 6 << 4), (scales[g + 4] >> 4) | (scales[g] >> 6 << 4)};
 }
 
 // 7 sign bits and an eighth that makes the number of ones even. A one is minus.

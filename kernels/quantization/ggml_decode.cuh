@@ -30,7 +30,6 @@ struct Format;
 template <int64_t kType, class BlockT, int kScaleCount, bool kOffset>
 struct FormatTraits {
   using Block = BlockT;
-  static constexpr int64_t kNumber = kType;
   static constexpr int kGroupsPerBlock = ggml::type_info(kType).block_size / kGroupSize;
   static constexpr int kScales = kScaleCount;
   static constexpr bool kHasOffset = kOffset;

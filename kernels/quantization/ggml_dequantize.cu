@@ -12,7 +12,7 @@
 namespace sgl_kernel::SGL_TARGET {
 namespace {
 
-constexpr int kThreads = 128;
+constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
 
 template <class Format>

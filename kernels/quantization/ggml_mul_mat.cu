@@ -1,12 +1,12 @@
 // ggml_mul_mat_a8: a first small kernel quantizes X into the workspace, a second one multiplies on the tensor cores.
-// For few tokens, or few rows, that is ggml_mul_mat_parts.cu's, else this one.
+// For few tokens, or few rows, that is ggml_mul_mat_slices.cu's, else this one.
 //
-// A block computes a tile of kBlockRows rows of W by kBlockTokens tokens, 8 warps of 32 by 32. In each step over k it
+// A block computes a tile of kTileRows rows of W by kTileTokens tokens, 8 warps of 32 by 32. In each step over k it
 // decodes kStepGroups groups of its rows from the blocks of W in global memory to signed bytes in shared memory, while
 // X's bytes are copied there, one step ahead of the products. The integer sums of a group of 32 become floats and are
 // scaled at once, since every group has scales of its own: that, in the float units, is what bounds it.
-#include <algorithm>
-
+//
+// H200, 2026-11-23, 9216 x 4096, 1024 tokens: Q4_0 in 578 µs (134 TFLOP/s), Q4_K in 856 (90), Q8_0 in 666 (116).
 #include "kernels/base/launch.h"
 #include "kernels/device/copy_async.cuh"
 #include "kernels/device/mma_int8.cuh"
@@ -39,8 +39,8 @@ __global__ void __launch_bounds__(kQuantizeThreads)
   if (quarter == 0) workspace.scales[slot] = scale;
 }
 
-constexpr int kBlockRows = 128, kBlockTokens = 64, kWarpRows = 32, kWarpTokens = 32;
-constexpr int kThreads = kBlockRows / kWarpRows * (kBlockTokens / kWarpTokens) * kWarpSize;
+constexpr int kTileRows = 128, kTileTokens = 64, kWarpRows = 32, kWarpTokens = 32;
+constexpr int kThreads = kTileRows / kWarpRows * (kTileTokens / kWarpTokens) * kWarpSize;
 constexpr int kStepGroups = 4;
 constexpr int kSliceSteps = kSliceGroups / kStepGroups;
 
@@ -49,32 +49,29 @@ template <class Format>
 struct alignas(16) StepBuffer {
   static constexpr int kStepBytes = kStepGroups * kGroupSize;
   // 16 bytes of padding put the 8 rows that a matrix load reads at once into different banks.
-  uint8_t weights[kBlockRows][kStepBytes + 16];
-  uint8_t activations[kBlockTokens][kStepBytes + 16];
-  ActivationScale activation_scales[kStepGroups][kBlockTokens];
-  float weight_scales[kStepGroups][Format::kScales][kBlockRows];
-  float weight_offsets[Format::kHasOffset ? kStepGroups : 1][Format::kScales][kBlockRows];
+  uint8_t weights[kTileRows][kStepBytes + 16];
+  uint8_t activations[kTileTokens][kStepBytes + 16];
+  ActivationScale activation_scales[kStepGroups][kTileTokens];
+  float weight_scales[kStepGroups][Format::kScales][kTileRows];
+  float weight_offsets[Format::kHasOffset ? kStepGroups : 1][Format::kScales][kTileRows];
 };
 
-// Of each thread, the sums of the parts of k behind it: as many as it has of the tile.
-using Totals = float4[kWarpRows * kWarpTokens / kWarpSize / 4][kThreads];
-
 template <class Format>
-constexpr int kSharedBytes = 2 * sizeof(StepBuffer<Format>) + sizeof(Totals);
+constexpr int kSharedBytes = 2 * sizeof(StepBuffer<Format>);
 
 // Copies kStepGroups groups of the tile's tokens; zeros where there is no such token or group.
 template <class Format>
 __device__ __forceinline__ void copy_activations(const MatMulParams& params, int64_t first_token, int first_group,
                                                  StepBuffer<Format>& buffer) {
   constexpr int kPieces = kStepGroups * 2;  // of 16 bytes in a token's step
-  for (int i = threadIdx.x; i < kBlockTokens * kPieces; i += kThreads) {
+  for (int i = threadIdx.x; i < kTileTokens * kPieces; i += kThreads) {
     const int token = i / kPieces, piece = i % kPieces;
     const bool present = first_token + token < params.num_tokens && first_group + piece / 2 < params.num_groups;
     const int64_t at =
         (first_token + token) * params.num_groups * kGroupSize + int64_t{first_group} * kGroupSize + piece * 16;
     copy_async<16>(&buffer.activations[token][piece * 16], params.X.quants + (present ? at : 0), present ? 16 : 0);
   }
-  for (int i = threadIdx.x; i < kBlockTokens * kStepGroups; i += kThreads) {
+  for (int i = threadIdx.x; i < kTileTokens * kStepGroups; i += kThreads) {
     const int token = i / kStepGroups, group = i % kStepGroups;
     const bool present = first_token + token < params.num_tokens && first_group + group < params.num_groups;
     const int64_t at = (first_token + token) * params.num_groups + first_group + group;
@@ -86,8 +83,8 @@ __device__ __forceinline__ void copy_activations(const MatMulParams& params, int
 // The groups that a thread decodes in a step, held in registers while the products of the step before are made.
 template <class Format>
 struct DecodedStep {
-  static constexpr int kGroups = kBlockRows * kStepGroups / kThreads;
-  static_assert(kGroups * kThreads == kBlockRows * kStepGroups);
+  static constexpr int kGroups = kTileRows * kStepGroups / kThreads;
+  static_assert(kGroups * kThreads == kTileRows * kStepGroups);
   WeightGroup groups[kGroups];
 
   __device__ __forceinline__ void decode(const MatMulParams& params, int64_t first_row, int first_group) {
@@ -131,22 +128,19 @@ struct DecodedStep {
 template <class Format>
 struct Accumulators {
   static constexpr int kRowTiles = kWarpRows / 16, kTokenTiles = kWarpTokens / 8;
-  float sums[kRowTiles][kTokenTiles][4] = {};  // of this part of k so far
+  float sums[kRowTiles][kTokenTiles][4] = {};    // of this slice so far
+  float totals[kRowTiles][kTokenTiles][4] = {};  // of the slices before
 
-  // Adds the sums of a part of k to this thread's `totals`, in shared memory, since registers are short.
-  __device__ __forceinline__ void end_part(Totals& totals, bool last) {
+  __device__ __forceinline__ void end_slice() {
 #pragma unroll
     for (int i = 0; i < kRowTiles; ++i) {
 #pragma unroll
       for (int j = 0; j < kTokenTiles; ++j) {
-        float4& total = totals[i * kTokenTiles + j][threadIdx.x];
-        float (&sum)[4] = sums[i][j];
-        const float4 added = make_float4(total.x + sum[0], total.y + sum[1], total.z + sum[2], total.w + sum[3]);
-        if (!last) total = added;
-        sum[0] = last ? added.x : 0.0f;
-        sum[1] = last ? added.y : 0.0f;
-        sum[2] = last ? added.z : 0.0f;
-        sum[3] = last ? added.w : 0.0f;
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          totals[i][j][c] += sums[i][j][c];
+          sums[i][j][c] = 0.0f;
+        }
       }
     }
   }
@@ -218,13 +212,12 @@ __global__ void __launch_bounds__(kThreads, 2) ggml_mul_mat_kernel(const __grid_
   extern __shared__ uint4 shared[];
   using Buffer = StepBuffer<Format>;
   Buffer* const buffers = reinterpret_cast<Buffer*>(shared);
-  Totals& totals = *reinterpret_cast<Totals*>(buffers + 2);
   // Neighbouring blocks share their tokens: all of W passes while a few tiles of X stay in the caches.
-  const int64_t row_tiles = (params.rows + kBlockRows - 1) / kBlockRows;
+  const int64_t row_tiles = (params.rows + kTileRows - 1) / kTileRows;
   const int64_t token_tile = blockIdx.x / row_tiles;
-  const int64_t first_row = (blockIdx.x - token_tile * row_tiles) * kBlockRows;
-  const int64_t first_token = token_tile * kBlockTokens;
-  constexpr int kWarpsByTokens = kBlockTokens / kWarpTokens;
+  const int64_t first_row = (blockIdx.x - token_tile * row_tiles) * kTileRows;
+  const int64_t first_token = token_tile * kTileTokens;
+  constexpr int kWarpsByTokens = kTileTokens / kWarpTokens;
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
   const int warp_row = warp / kWarpsByTokens * kWarpRows, warp_token = warp % kWarpsByTokens * kWarpTokens;
   release_successors();
@@ -232,7 +225,6 @@ __global__ void __launch_bounds__(kThreads, 2) ggml_mul_mat_kernel(const __grid_
 
   Accumulators<Format> accumulators;
   DecodedStep<Format> decoded;
-  for (auto& total : totals) total[threadIdx.x] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   const int steps = (params.num_groups + kStepGroups - 1) / kStepGroups;
   if (steps > 0) {
     copy_activations<Format>(params, first_token, 0, buffers[0]);
@@ -241,7 +233,6 @@ __global__ void __launch_bounds__(kThreads, 2) ggml_mul_mat_kernel(const __grid_
     wait_for_copies<0>();
     __syncthreads();
   }
-  int part_end = params.part_slices * kSliceSteps;
   for (int step = 0; step < steps; ++step) {
     // What is written here was last read before the barrier that ended the step before.
     Buffer& next = buffers[(step + 1) % 2];
@@ -251,18 +242,15 @@ __global__ void __launch_bounds__(kThreads, 2) ggml_mul_mat_kernel(const __grid_
       decoded.decode(params, first_row, (step + 1) * kStepGroups);
     }
     accumulators.add(buffers[step % 2], warp_row, warp_token);
-    if (step + 1 == part_end || !more) {
-      accumulators.end_part(totals, !more);
-      part_end += params.part_slices * kSliceSteps;
-    }
+    if (!more || (step + 1) % kSliceSteps == 0) accumulators.end_slice();
     if (more) decoded.store(next);
     wait_for_copies<0>();
     __syncthreads();
   }
 
   // Through shared memory, so that neighbouring lanes write neighbouring rows of a token.
-  constexpr int kPaddedRows = kBlockRows + 4;  // the lanes of a fragment then touch all 32 banks
-  static_assert(kBlockTokens * kPaddedRows * sizeof(float) <= kSharedBytes<Format>);
+  constexpr int kPaddedRows = kTileRows + 4;  // the lanes of a fragment then touch all 32 banks
+  static_assert(kTileTokens * kPaddedRows * sizeof(float) <= kSharedBytes<Format>);
   float* const tile = reinterpret_cast<float*>(shared);
 #pragma unroll
   for (int i = 0; i < Accumulators<Format>::kRowTiles; ++i) {
@@ -271,13 +259,13 @@ __global__ void __launch_bounds__(kThreads, 2) ggml_mul_mat_kernel(const __grid_
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
         const int token = warp_token + 8 * j + lane % 4 * 2 + c % 2, row = warp_row + 16 * i + 8 * (c / 2) + lane / 4;
-        tile[token * kPaddedRows + row] = accumulators.sums[i][j][c];
+        tile[token * kPaddedRows + row] = accumulators.totals[i][j][c];
       }
     }
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < kBlockTokens * kBlockRows; i += kThreads) {
-    const int token = i / kBlockRows, row = i % kBlockRows;
+  for (int i = threadIdx.x; i < kTileTokens * kTileRows; i += kThreads) {
+    const int token = i / kTileRows, row = i % kTileRows;
     if (first_token + token < params.num_tokens && first_row + row < params.rows) {
       store_element(params.result, params.result_dtype, (first_token + token) * params.result_stride + first_row + row,
                     tile[token * kPaddedRows + row]);
@@ -286,13 +274,12 @@ __global__ void __launch_bounds__(kThreads, 2) ggml_mul_mat_kernel(const __grid_
 }
 
 int64_t num_tiles(const MatMulParams& params) {
-  return ((params.rows + kBlockRows - 1) / kBlockRows) * ((params.num_tokens + kBlockTokens - 1) / kBlockTokens);
+  return ((params.rows + kTileRows - 1) / kTileRows) * ((params.num_tokens + kTileTokens - 1) / kTileTokens);
 }
 
 template <class Format>
 Status mul_mat(const MatMulParams& params, Stream stream) {
   const auto kernel = ggml_mul_mat_kernel<Format>;
-  if (kSharedBytes<Format> > max_shared_memory()) return ggml_mul_mat_parts(params, Format::kNumber, stream);
   SGL_RETURN_IF_ERROR(allow_shared_memory("ggml_mul_mat_a8", kernel, kSharedBytes<Format>));
   return launch("ggml_mul_mat_a8", kernel,
                 {.grid = static_cast<unsigned>(num_tiles(params)),
@@ -316,14 +303,6 @@ Status ggml_mul_mat_a8(TensorView result, TensorView workspace, TensorView W, Te
   params.num_groups = static_cast<int>(X.size(1) / kGroupSize);
   params.X.quants = workspace.data<uint8_t>();
   params.X.scales = reinterpret_cast<ActivationScale*>(workspace.data<uint8_t>() + X.num_elements());
-  // As many parts of k as keep kMostWarps busy with few tokens; with more than kMostParts, their activations would not
-  // fit the shared memory of every GPU.
-  constexpr int kMostParts = 6;
-  const int num_slices = (params.num_groups + kSliceGroups - 1) / kSliceGroups;
-  const int64_t sm_tiles = (row + int64_t{kTileRows} * num_sms() - 1) / (int64_t{kTileRows} * num_sms());
-  const int64_t parts = std::clamp<int64_t>(kMostWarps / sm_tiles, 1, std::clamp(num_slices, 1, kMostParts));
-  params.part_slices = static_cast<int>((num_slices + parts - 1) / parts);
-  params.num_parts = params.part_slices > 0 ? (num_slices + params.part_slices - 1) / params.part_slices : 1;
   if (params.num_groups > 0) {
     const int64_t lanes = params.num_tokens * params.num_groups * 4;
     SGL_RETURN_IF_ERROR(launch("ggml_mul_mat_a8", ggml_quantize_activations_kernel,
@@ -335,7 +314,7 @@ Status ggml_mul_mat_a8(TensorView result, TensorView workspace, TensorView W, Te
   // Here, once there are enough tiles for every multiprocessor.
   constexpr int64_t kFewTokens = 32;
   if (params.num_tokens <= kFewTokens || num_tiles(params) < num_sms()) {
-    return ggml_mul_mat_parts(params, type, stream);
+    return ggml_mul_mat_slices(params, type, stream);
   }
   SGL_SWITCH_GGML_TYPE(type, F, return mul_mat<F>(params, stream));
   return OkStatus();  // not reached: the type was checked

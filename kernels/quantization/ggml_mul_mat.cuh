@@ -1,6 +1,6 @@
 // What the two kernels of ggml_mul_mat_a8 share: quantized activations, and how a result is added up. Both add the
-// groups of a part of k in their order, and then the parts in theirs. The parts depend on the shape of W alone, so that
-// a token's bits do not depend on the number of tokens.
+// groups of a slice of k in their order, and then the slices in theirs, so that a token's bits do not depend on the
+// number of tokens.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -14,8 +14,6 @@
 namespace sgl_kernel::SGL_TARGET {
 
 inline constexpr int kSliceGroups = 8;  // a block of the formats that have large ones
-inline constexpr int kTileRows = 8;     // of W that a warp takes with few tokens: the columns of a matrix instruction
-inline constexpr int kMostWarps = 28;   // of a block with few tokens
 
 // The workspace: bytes [num_tokens, groups * 32], then scales [num_tokens, groups].
 struct Workspace {
@@ -31,13 +29,11 @@ struct MatMulParams {
   Workspace X;
   int64_t rows;
   int64_t num_tokens;
-  int num_groups;   // k / 32
-  int part_slices;  // of 8 groups, in a part of k but the last
-  int num_parts;
+  int num_groups;  // k / 32
 };
 
-// For few tokens, or few rows: ggml_mul_mat_parts.cu.
-Status ggml_mul_mat_parts(const MatMulParams& params, int64_t type, Stream stream);
+// For few tokens, or few rows: ggml_mul_mat_slices.cu.
+Status ggml_mul_mat_slices(const MatMulParams& params, int64_t type, Stream stream);
 
 // An integer sum comes as the bits of the float kFloatBase + sum, since the products start from that float's bits:
 // exact below 2^22 (32 * 128 * 127 is 2^19), and cheaper than a conversion. scale * sum is then one operation: scales
