@@ -1,11 +1,14 @@
-"""Products with weights of 4 and 8 bits: the shapes of tools/bench/gemm.py, next to torch's with a bf16 weight."""
+"""Products with weights of 4 and 8 bits: the shapes of tools/bench/gemm.py, next to torch's with a bf16 weight.
+
+No peer has FP4 products on Hopper.
+"""
 
 from types import SimpleNamespace as Inputs
 
 import torch
 
 from tools.bench.benchmark import Benchmark, Libraries
-from tools.bench.gemm import DEEPSEEK_V3, QWEN3_VL, ROWS
+from tools.bench.gemm import DEEPSEEK_V3, FP8, QWEN3_VL, ROWS
 
 GROUP = 128
 LOCKS = 1024  # int32, as many as upstream may want
@@ -18,6 +21,9 @@ def benchmarks(of: Libraries):
                 yield marlin(of, type, m, *shape)
             if m <= 64:  # beyond, servers do not use it
                 yield gptq(of, m, *shape)
+            for name in ("qserve_w4a8_per_chn_gemm", "qserve_w4a8_per_group_gemm"):
+                yield qserve(of, name, m, *shape)
+            yield fp4(of, m, *shape)
 
 
 def random_words(rows, columns):
@@ -77,5 +83,68 @@ def gptq(of, m, n, k):
         flops=2 * m * n * k,
         implementations=of.implementations(
             kernels=multiply and (lambda s: multiply(s.a, s.weight, s.zeros, s.scales, s.order, True, bits))
+        ),
+    )
+
+
+def qserve(of, name, m, n, k):
+    per_group = name == "qserve_w4a8_per_group_gemm"
+    f16 = torch.float16
+
+    def random_int8(rows, columns):
+        return torch.randint(-128, 128, (rows, columns), dtype=torch.int8)
+
+    def make():
+        scales = torch.rand(n, dtype=f16) * 0.01
+        groups = [random_int8(k // GROUP, n) for _ in range(2)]
+        return Inputs(
+            rows=random_int8(m, k),
+            weight=random_int8(n, k // 2),
+            scales_a=torch.rand(m, dtype=f16) * 0.01,
+            scales_b=scales,
+            zeros=groups[0] if per_group else scales * 8,
+            group_scales=groups[1] if per_group else torch.empty(0),
+            sums=torch.randn(m, dtype=f16),
+        )
+
+    multiply = getattr(of.kernels, name, None)
+
+    def call(s):
+        if per_group:
+            return multiply(s.rows, s.weight, s.zeros, s.group_scales, s.scales_b, s.scales_a)
+        return multiply(s.rows, s.weight, s.scales_b, s.scales_a, s.zeros, s.sums)
+
+    return Benchmark(
+        name,
+        f"{m}x{n}x{k}",
+        make,
+        bytes=n * k // 2 + m * k + 2 * m * n + (2 * n * k // GROUP if per_group else 0),
+        flops=2 * m * n * k,
+        implementations=of.implementations(kernels=multiply and call),
+    )
+
+
+def fp4(of, m, n, k):
+    def scales(rows):  # as scaled_fp4_quant lays them out: multiples of 128 rows by 4 blocks of 16
+        return (torch.rand(-(-rows // 128) * 128, -(-k // 64) * 4) * 4 + 0.5).to(FP8)
+
+    def make():
+        return Inputs(
+            a=torch.randint(256, (m, k // 2), dtype=torch.uint8),
+            b=torch.randint(256, (n, k // 2), dtype=torch.uint8),
+            scales_a=scales(m),
+            scales_b=scales(n),
+            alpha=torch.ones(1),
+        )
+
+    multiply = getattr(of.kernels, "cutlass_scaled_fp4_mm", None)
+    return Benchmark(
+        "cutlass_scaled_fp4_mm",
+        f"{m}x{n}x{k}",
+        make,
+        bytes=(n + m) * k // 2 + (n + m) * k // 16 + 2 * m * n,
+        flops=2 * m * n * k,
+        implementations=of.implementations(
+            kernels=multiply and (lambda s: multiply(s.a, s.b, s.scales_a, s.scales_b, s.alpha, torch.bfloat16))
         ),
     )

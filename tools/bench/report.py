@@ -3,7 +3,7 @@
 import json
 import pathlib
 
-FAMILIES = ["elementwise", "sampling", "attention", "quantization", "gemm", "mixed_gemm", "host"]
+FAMILIES = ["elementwise", "sampling", "attention", "quantization", "gemm", "mixed_gemm", "deepseek_gemm", "host"]
 
 
 def merge(paths: list[str]) -> list[dict]:
