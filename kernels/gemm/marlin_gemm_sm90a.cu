@@ -6,14 +6,14 @@
 namespace sgl_kernel::SGL_TARGET {
 
 Status multiply_marlin(const MarlinGemmParams& params, Stream stream) {
-  if (params.m < kMarlinManyTokens || !marlin_many_tokens_takes(params)) {
-    return multiply_marlin_portable(params, stream);
-  }
+  const bool many = params.m >= kMarlinManyTokens && marlin_many_tokens_takes(params);
+  const bool few = marlin_few_tokens_takes(params);
+  if (!many && !few) return multiply_marlin_portable(params, stream);
   if (params.columns != nullptr) {
     SGL_RETURN_IF_ERROR(mixed_mm::gather_columns("gptq_marlin_gemm", params.gathered, params.a, params.a_stride,
                                                  params.columns, params.m, params.k, stream));
   }
-  return multiply_marlin_many_tokens(params, stream);
+  return many ? multiply_marlin_many_tokens(params, stream) : multiply_marlin_few_tokens(params, stream);
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

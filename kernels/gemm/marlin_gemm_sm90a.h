@@ -5,8 +5,9 @@
 
 namespace sgl_kernel::SGL_TARGET {
 
-// Fewer tokens than this are the portable kernel's.
-inline constexpr int64_t kMarlinManyTokens = 33;
+// So many tokens, and fewer, are the kernel's for few tokens; so many, and more, the one's for many. Between them the
+// portable kernel was faster (H200, 2026-11-23).
+inline constexpr int64_t kMarlinFewTokens = 8, kMarlinManyTokens = 33;
 
 // A tile of the kernel for many tokens (marlin_gemm_many_tokens_sm90a.cuh), and a model of its time: with t tiles on p
 // multiprocessors and s stages of 64 along K, ceil(t / p) * (s * stage_us + end_us); with K split over the blocks of a
@@ -25,6 +26,11 @@ inline constexpr TokenTile kTokenTiles[] = {
 };
 inline constexpr float kSplitUs = 1.2f, kSplitTokenUs = 0.006f;
 inline constexpr int kNumTokenTiles = sizeof(kTokenTiles) / sizeof(kTokenTiles[0]);
+
+// Whether the kernel for few tokens can take the product: of 4-bit integers, in groups that half a step along K does
+// not cross.
+bool marlin_few_tokens_takes(const MarlinGemmParams& params);
+Status multiply_marlin_few_tokens(const MarlinGemmParams& params, Stream stream);
 
 // Whether the kernel for many tokens can take the weight.
 bool marlin_many_tokens_takes(const MarlinGemmParams& params);

@@ -51,6 +51,7 @@ class Fp4Mm(Operator):
         case(m=130, n=264, k=256, out=F16),
         case(m=129, n=33, k=16, out=F16),
         case(m=17, n=8, k=48, out=BF16),
+        case(m=12, n=200, k=4640, out=BF16),
         case(m=300, n=140, k=672, out=BF16),
         case(m=2, n=3, k=0, out=BF16),
         case(m=3, n=24, k=32768, out=BF16, data="positive"),

@@ -59,6 +59,7 @@ class GptqGemm(Operator):
     name = "gptq_gemm"
     cases = [
         case(m=5, n=96, k=256, bits=4, group=128, shuffle=True, index=False),
+        case(m=12, n=160, k=4608, bits=4, group=128, shuffle=True, index=False),
         *(
             case(m=m, n=n, k=k, bits=bits, group=group, shuffle=shuffle, index=index)
             for bits in BITS
@@ -66,6 +67,7 @@ class GptqGemm(Operator):
                 (1, 32, 64, 64, True, True),
                 (16, 160, 512, 128, True, False),
                 (17, 64, 96, 32, True, True),
+                (7, 64, 96, 32, True, False),
                 (3, 128, 352, 352, False, False),
                 (40, 96, 256, 64, False, True),
             ]
