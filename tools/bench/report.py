@@ -2,8 +2,10 @@
 
 import json
 import pathlib
+import statistics
 
 FAMILIES = ["elementwise", "sampling", "attention", "quantization", "gemm", "mixed_gemm", "deepseek_gemm", "host"]
+PRODUCTS = ["gemm", "mixed_gemm"]  # measured for so many shapes MxNxK that the picture has a bar for each M
 
 
 def merge(paths: list[str]) -> list[dict]:
@@ -31,6 +33,7 @@ def comparisons(rows: list[dict]) -> list[dict]:
         found.append(
             {
                 "device": key[0],
+                "family": FAMILIES[key[1]],
                 "op": key[2],
                 "shape": key[3],
                 "ours": ours,
@@ -66,31 +69,46 @@ def markdown(rows: list[dict]) -> str:
     return "\n".join(text) + "\n"
 
 
+def bars(rows: list[dict]) -> list[tuple[str, float, str]]:
+    """Label, how many times faster than the best of all others, and the figures behind it: one for each operation and
+    shape; of matrix products one for each number of rows, the geometric mean over the weights."""
+    found, products = [], {}
+    for row in comparisons(rows):
+        others = [other for other in (row["peer"], row["torch"]) if other]
+        if not row["ours"] or not others:
+            continue
+        ours, best = row["ours"], min(others, key=lambda r: r["us"])
+        ratio = best["us"] / ours["us"]
+        if row["family"] in PRODUCTS:
+            products.setdefault((row["op"], row["shape"].split("x")[0]), []).append(ratio)
+        else:
+            note = f"{ours['us']:.1f} µs, {best['implementation']} {best['us']:.1f} µs"
+            found.append((f"{row['op']}  {row['shape']}", ratio, note))
+    for (op, m), ratios in products.items():
+        note = f"{min(ratios):.2f} to {max(ratios):.2f}, {len(ratios)} weights"
+        found.append((f"{op}  {m}xNxK", statistics.geometric_mean(ratios), note))
+    return found
+
+
 def picture(rows: list[dict], path: str) -> None:
-    """A bar for each operation and shape: how many times faster than the best of all others."""
+    """The bars, one below the other."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    bars = []
-    for row in comparisons(rows):
-        others = [other for other in (row["peer"], row["torch"]) if other]
-        if row["ours"] and others:
-            best = min(others, key=lambda r: r["us"])
-            bars.append((f"{row['op']}  {row['shape']}", best["us"] / row["ours"]["us"], row["ours"], best))
-    figure, axes = plt.subplots(figsize=(10, 0.9 + 0.24 * len(bars)))
-    places = range(len(bars), 0, -1)
-    colors = ["#2a6f97" if ratio >= 1.0 else "#c1666b" for _, ratio, _, _ in bars]
-    axes.barh(places, [ratio for _, ratio, _, _ in bars], color=colors, height=0.72)
-    axes.set_yticks(places, [label for label, _, _, _ in bars], fontsize=8)
+    drawn = bars(rows)
+    ratios = [ratio for _, ratio, _ in drawn]
+    figure, axes = plt.subplots(figsize=(10, 0.9 + 0.24 * len(drawn)))
+    places = range(len(drawn), 0, -1)
+    colors = ["#2a6f97" if ratio >= 1.0 else "#c1666b" for ratio in ratios]
+    axes.barh(places, ratios, color=colors, height=0.72)
+    axes.set_yticks(places, [label for label, _, _ in drawn], fontsize=8)
     axes.set_xscale("log")
     axes.axvline(1.0, color="black", linewidth=0.8)
-    for place, (_, ratio, ours, best) in zip(places, bars, strict=True):
-        note = f" {ratio:.2f}   {ours['us']:.1f} µs, {best['implementation']} {best['us']:.1f} µs"
-        axes.text(max(ratio, 1.0), place, note, va="center", fontsize=7)
-    largest = max([ratio for _, ratio, _, _ in bars], default=1.0)
-    axes.set_xlim(right=4 * max(largest, 1.0))
+    for place, (_, ratio, note) in zip(places, drawn, strict=True):
+        axes.text(max(ratio, 1.0), place, f" {ratio:.2f}   {note}", va="center", fontsize=7)
+    axes.set_xlim(right=4 * max([1.0, *ratios]))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(lambda value, _: "")
     devices = ", ".join(sorted({row["device"] for row in rows}))
