@@ -281,7 +281,6 @@ class Row {
   }
   static __device__ uint32_t offset(int stride) { return stride * kStride + 4 * thread(); }
   __device__ uint32_t place(int stride, int j) const { return begin_ + offset(stride) + j; }
-  __device__ int all_strides() const { return static_cast<int>((vocab_ + (kStride - 1)) / kStride); }
   __device__ uint64_t mass_of(float value) const { return Key::kHasMass ? mass(value, scale_) : 0; }
   __device__ bool is_listed(uint32_t key) const { return fits_ && key >= band_.lo && key < band_.hi; }
   // Whether what was gathered says which values are kept.

@@ -27,7 +27,10 @@ __device__ Cut Row<Group, Key>::select(bool listed, Range range, Tally above, co
     __syncthreads();
     const Tally warps_through = warp_scan(of_warps(shared_.warp_tallies));
     const Tally all = above + shuffle(warps_through, kWarpSize - 1);
-    if (!goal.reached(all)) return {false, Key::kFirst, all, Tally()};
+    if (!goal.reached(all)) {
+      __syncthreads();  // all have read the warps' tallies: the caller may write there next
+      return {false, Key::kFirst, all, Tally()};
+    }
     const Tally before = above + (shuffle(warps_through, warp()) - shared_.warp_tallies[warp()]) + (through - mine);
     if (!goal.reached(before) && goal.reached(before + mine)) shared_.cut = {true, bin, before, mine};
     __syncthreads();
@@ -38,8 +41,8 @@ __device__ Cut Row<Group, Key>::select(bool listed, Range range, Tally above, co
       cut.key = range.lo;
       return cut;
     }
-    range.hi = min(range.hi, range.lo + (1u << shift));
-    if (listed && cut.equal.count == 1) {  // no further histogram
+    range.hi = range.lo + min(range.hi - range.lo, 1u << shift);  // of infinite logits, lo + 2^shift would be 2^32
+    if (listed && cut.equal.count == 1) {                         // no further histogram
       for_each_listed(search_key, [&](uint32_t key, uint64_t) {
         if (key - range.lo < range.hi - range.lo) shared_.only_key = key;
       });

@@ -302,7 +302,7 @@ def hard_rows(vocab):
     nan[::3] = float("nan")
     inf[7] = float("inf")
     run = torch.arange(vocab) // 16
-    unseen[(run // 128 + run) % 16 == 0] *= 1e-3  # the sample on a GPU sees nothing else
+    unseen[(run // 128 + run) % 16 == 0] *= 1e-3  # of large batches the sample on a GPU sees nothing else
     return {
         "spread": softmax(8.0),
         "flat": softmax(0.1),

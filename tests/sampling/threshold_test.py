@@ -169,6 +169,19 @@ def test_rows_that_are_no_distribution(device):
     assert masked.tolist() == [[-inf, 2.0, -inf, inf, -inf]]
 
 
+@pytest.mark.parametrize("vocab", [4, 40000])
+@devices
+def test_infinite_logits_are_the_largest(device, vocab):
+    """Ties of them are all kept."""
+    import sgl_kernel
+
+    logits = torch.randn(1, vocab, generator=torch.Generator().manual_seed(0))
+    logits[:, : vocab // 2] = float("inf")
+    expected = logits.masked_fill(torch.arange(vocab) >= vocab // 2, -float("inf"))
+    for k in (1, 2):
+        assert torch.equal(sgl_kernel.top_k_mask_logits(logits.to(device), k).cpu(), expected)
+
+
 @devices
 def test_in_place(device):
     import sgl_kernel
