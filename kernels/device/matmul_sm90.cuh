@@ -7,8 +7,8 @@
 // A Config C of a kernel says
 //   Sum         float for e4m3 operands, int32_t for int8
 //   kRowBlocks, kConsumers, kCols, kStages
-//   kLeftRows       rows of `left` in a stage: those of a tile, or fewer; the missing ones are then whatever lies
-//   behind kScales         numbers that a warp besides the producer copies to each stage; 0: there is no such warp
+//   kLeftRows   rows of `left` in a stage: a tile's, or fewer, and then the others are what lies behind
+//   kScales     numbers that a warp besides the producer copies to each stage; 0: there is no such warp
 #pragma once
 
 #include <cstdint>

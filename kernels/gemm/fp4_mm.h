@@ -7,15 +7,15 @@
 //   a              [M, K / 2]  uint8: two values a byte, the first in the low bits; K is a multiple of 16; rows may be
 //                              strided, the last dimension is dense
 //   b              [N, K / 2]  likewise
-//   block_scale_a  [ceil(M / 128) * 128, ceil(K / 64) * 4]  e4m3 in tiles of 128 x 4 (base/fp4_layout.h); contiguous,
-//   at
-//                              a multiple of 16 bytes. Scales of no row and of no block may be anything.
+//   block_scale_a  [ceil(M / 128) * 128, ceil(K / 64) * 4]  e4m3 in tiles of 128 x 4 (base/fp4_layout.h);
+//                              contiguous, at a multiple of 16 bytes. Scales of no row and of no block may be anything.
 //   block_scale_b  [ceil(N / 128) * 128, ceil(K / 64) * 4]  likewise
 //   alpha          f32, one element: the inverse of the product of both global scales
 //
 // Products are exact, sums are f32, rounded once. The targets without tensor cores for FP4 (and so far the others)
 // widen to f16, which holds a value times its scale exactly. NaN scales make their row's or column's results NaN.
-// M == 0 or N == 0 is a no-op; K == 0 gives zeros. An element's bits do not depend on other rows.
+// M == 0 or N == 0 is a no-op; K == 0 gives zeros. An element does not depend on other rows; its bits may depend on M,
+// which decides the order of additions.
 //
 // Errors: InvalidArgument for other shapes, dtypes, strides, devices, and for an output that overlaps an input.
 #pragma once

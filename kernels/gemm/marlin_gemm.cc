@@ -1,5 +1,7 @@
 #include "kernels/gemm/marlin_gemm.h"
 
+#include <utility>
+
 #include "kernels/base/check.h"
 #include "kernels/base/dispatch.h"
 #include "kernels/gemm/marlin_gemm_params.h"
@@ -124,6 +126,14 @@ Status gptq_marlin_gemm(TensorView result, TensorView workspace_bytes, TensorVie
   const TensorView* const zeros = given(b_zeros_or_none);
   const TensorView* const g_idx = given(g_idx_or_none);
   const TensorView* const perm = given(perm_or_none);
+  const std::pair<const char*, const TensorView*> others[] = {{"b_zeros_or_none", zeros},
+                                                              {"g_idx_or_none", g_idx},
+                                                              {"perm_or_none", perm},
+                                                              {"global_scale_or_none", given(global_scale_or_none)},
+                                                              {"workspace_bytes", &workspace_bytes}};
+  for (const auto& [name, tensor] : others) {
+    if (tensor != nullptr) check.no_overlap(result_name, result, name, *tensor);
+  }
   check_zeros(check, zeros, type, a, num_groups, size_n, is_zp_float);
   check_index(check, "g_idx_or_none", g_idx, a, size_k);
   check_index(check, "perm_or_none", perm, a, size_k);

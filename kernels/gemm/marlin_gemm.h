@@ -36,10 +36,11 @@ namespace sgl_kernel {
 //   workspace     int32: upstream's locks; neither read nor written
 //   g(k)          k / (K / G); if act-order and not is_k_full g_idx[k], which ascends
 // size_m, size_n, size_k are M, N, K; K is a multiple of 16 * G (float4_e2m1f: of 32), N of 64. All but a are
-// contiguous, on one device. use_fp32_reduce and use_atomic_add are leave to add partial sums otherwise: here they are
-// added in f32 and in one order, always. M == 0 is a no-op. Indices out of range are refused before anything is
-// written, on a GPU if checks_values() (SGL_KERNEL_CHECK=1), where they are the caller's duty otherwise. Anything else
-// is InvalidArgument. Source: Frantar et al. 2024 (Marlin).
+// contiguous, on one device; on a GPU b_q_weight, b_scales and f16 b_zeros are 16-byte aligned, int32 b_zeros and the
+// result 4-byte. use_fp32_reduce and use_atomic_add are leave to add partial sums otherwise: here they are
+// added in f32 and in one order, always, which M decides. M == 0 is a no-op. Indices out of range are refused before
+// anything is written, on a GPU if checks_values() (SGL_KERNEL_CHECK=1), where they are the caller's duty otherwise.
+// Anything else is InvalidArgument. Source: Frantar et al. 2024 (Marlin).
 Status gptq_marlin_gemm(TensorView result, TensorView workspace_bytes, TensorView a,
                         const std::optional<TensorView>& c_or_none, TensorView b_q_weight, TensorView b_scales,
                         const std::optional<TensorView>& global_scale_or_none,

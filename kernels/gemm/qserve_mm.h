@@ -1,8 +1,8 @@
 // Products of int8 rows with QServe's 4-bit weights (W4A8).
 //
 //   per channel:  out[i, j] = ascales[i] * wscales[j] * sum_l in[i, l] * q[j, l] - a_ssums[i] * w_szs[j]
-//   per group:    out[i, j] = ascales[i] * wscales[j] * sum_l in[i, l] * (q[j, l] * scale[j, l / 128] + zero[j, l /
-//   128])
+//   per group:    out[i, j] = ascales[i] * wscales[j] * sum_l in[i, l] * (q[j, l] * scale[j, g] + zero[j, g]),
+//                 g = l / 128
 //
 //   _in_feats   [M, K]      int8; rows may be strided, the last dimension is dense
 //   _kernel     [N, K / 2]  int8: the weights q, 0 to 15, in tiles of 32 x 32; N and K are multiples of 32

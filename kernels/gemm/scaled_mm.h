@@ -39,7 +39,8 @@ Status fp8_scaled_mm(TensorView output, TensorView mat_a, TensorView mat_b, Tens
 // mat_a and mat_b e4m3; one scale for 128 elements along K of a row of A, and for 128 x 128 elements of B:
 //   scales_a  [M, ceil(K / 128)]                 f32, any strides (column-major in the public package)
 //   scales_b  [ceil(K / 128), ceil(N / 128)]     f32, any strides
-// Blocks are summed in f32; within one, the sum is as in fp8_scaled_mm.
+// Blocks are summed in f32; within one, the sum is as in fp8_scaled_mm. On a GPU the product of a block's two scales is
+// an f32, too: beyond its range it is 0 or infinite.
 Status fp8_blockwise_scaled_mm(TensorView output, TensorView mat_a, TensorView mat_b, TensorView scales_a,
                                TensorView scales_b, Stream stream);
 

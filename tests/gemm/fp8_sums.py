@@ -9,7 +9,10 @@ def fp8_error(a, b):
     They add 32 products and the sum so far at a time, cut off below u = 2^-13 of the largest of them, and cut the new
     sum off in the same way. What the K products lose has their signs and is less than u each: with random signs a
     standard deviation of at most u · sqrt(K / 3), of which eight are allowed. What the sums lose makes them smaller:
-    up to u for each of K / 32. The largest is a product or a sum over a stretch of K, whichever a kernel takes."""
+    up to u for each of K / 32. The largest is a product or a sum over a stretch of K, whichever a kernel takes.
+
+    Products of one sign all lose towards zero, which can be K · u in all: more than this allows from some rows and
+    K = 4096 on (see fp8_scaled_mm's docstring)."""
     k = a.shape[1]
     total = a.new_zeros(a.shape[0], b.shape[1])
     if k == 0:

@@ -60,7 +60,7 @@ def cutlass_scaled_fp4_mm(kernels, m, n, k):
 
 
 def dsv3_router_gemm(kernels, m, n, k):
-    a, b = (torch.rand(rows, k, dtype=BF16, device="cuda") for rows in (m, n))
+    a, b = (torch.randn(rows, k, dtype=BF16, device="cuda") for rows in (m, n))
     return lambda i, j: kernels.dsv3_router_gemm(a[i], b[j])
 
 

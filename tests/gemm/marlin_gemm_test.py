@@ -281,6 +281,15 @@ test_marlin_gemm = operator_tests(MarlinGemm())
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_refuses_a_result_in_the_memory_of_zero_points(device):
+    row = case(m=4, n=128, k=256, type="uint4", dtype=F16, group=64, float_zeros=True)
+    args = MarlinGemm().make(row, Draw(device, 0))
+    args["c_or_none"] = args["b_zeros_or_none"]  # both [4, 128] in float16
+    with pytest.raises(ValueError, match="gptq_marlin_gemm: c_or_none"):
+        torch.ops.sgl_kernel.gptq_marlin_gemm(*args.values())
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_destination(device):
     """As callers write it: a ScalarType, and where the result goes."""
     import sgl_kernel
