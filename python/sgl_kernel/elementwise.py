@@ -334,8 +334,9 @@ def apply_rope_with_cos_sin_cache_inplace(
       NotImplementedError: fused_set_kv_buffer_arg has a scale.
       ValueError: a shape, dtype, stride or device is not as above.
     """
-    if fused_set_kv_buffer_arg is None and enable_pdl is not False:
-        # The same kernel, behind an operator that takes flat heads: views cost more than the rest of the call.
+    flat = positions.dim() == 1 and cos_sin_cache.dtype == torch.float32
+    if flat and fused_set_kv_buffer_arg is None and enable_pdl is not False:
+        # The same kernel, behind an operator that takes flat heads (and more): views cost more than all else.
         _rotary_embedding(positions, query, key, head_size, cos_sin_cache, is_neox)
         return
     query, key = _split_heads(query, head_size), _split_heads(key, head_size)
