@@ -44,7 +44,7 @@ def skinny(of, name, m, n):
         flops=2 * m * n * k,
         implementations=of.implementations(
             kernels=multiply and (lambda s: multiply(s.a, s.weight.t() if transposed else s.weight)),
-            torch=lambda s: torch.mm(s.a, s.weight.t()),
+            torch_bf16=lambda s: torch.mm(s.a, s.weight.t()),
         ),
     )
 

@@ -58,7 +58,7 @@ def marlin(of, type, m, n, k):
         make,
         bytes=n * k * bits // 8 + 2 * (n * k // GROUP + m * k + m * n),
         flops=2 * m * n * k,
-        implementations=of.implementations(kernels=multiply and call, torch=lambda s: torch.mm(s.a, s.wide)),
+        implementations=of.implementations(kernels=multiply and call, torch_bf16=lambda s: torch.mm(s.a, s.wide)),
     )
 
 

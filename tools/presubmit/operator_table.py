@@ -12,6 +12,7 @@ import re
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TARGETS = ["cpu", "sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a"]
 RUNS, OWN_KERNEL = "●", "◆"
+PORTABLE = {"gptq_shuffle"}  # of concepts whose other operators have kernels of their own
 BEGIN, END = "<!-- operators -->\n", "<!-- /operators -->\n"
 
 
@@ -35,7 +36,8 @@ def table() -> str:
             own = {"sm_90a"} if [*family.glob(f"{concept}*_sm90a.cu")] else set()
             header = (family / f"{concept}.h").read_text()
             for operator in re.findall(r"^Status (\w+)\(", header, re.MULTILINE):
-                marks = [OWN_KERNEL if t in own else RUNS if t in targets else "" for t in TARGETS]
+                own_here = own if operator not in PORTABLE else set()
+                marks = [OWN_KERNEL if t in own_here else RUNS if t in targets else "" for t in TARGETS]
                 rows.append(f"| `{operator}` | {' | '.join(marks)} |")
     return "\n".join(rows) + "\n"
 
