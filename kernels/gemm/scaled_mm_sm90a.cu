@@ -79,7 +79,7 @@ std::optional<SplitShape> choose_split(const ScaledMmParams& params, int num_sms
   const int64_t most_splits = std::min<int64_t>(tokens == 16 ? 2 : 3, ceil_div(params.k, kBlockK));
   return SplitShape{.tokens = tokens,
                     .splits = static_cast<int>(std::clamp<int64_t>(num_sms / tiles, 1, most_splits)),
-                    // With 64 tokens and two blocks a multiprocessor, it is faster to start after the predecessor's end.
+                    // With 64 tokens and two blocks a multiprocessor, starting after the predecessor's end is faster.
                     .pdl = tokens < 64 || tiles <= num_sms};
 }
 
