@@ -292,6 +292,14 @@ Status multiply(const char* operator_name, const typename C::Weight::Params& par
       Splits{.count = splits, .least = static_cast<int>(steps / splits), .longer = static_cast<int>(steps % splits)});
 }
 
+// The product with tiles as wide as the tokens fill, up to 32 of them.
+template <class Weight>
+Status multiply_few(const char* operator_name, const typename Weight::Params& params, Stream stream) {
+  if (params.m <= 8) return multiply<Config<Weight, 1>>(operator_name, params, stream);
+  if (params.m <= 16) return multiply<Config<Weight, 2>>(operator_name, params, stream);
+  return multiply<Config<Weight, 4>>(operator_name, params, stream);
+}
+
 // Asks for `bytes` bytes, a multiple of 16 at a multiple of 16, in the L2 cache: one instruction.
 __device__ __forceinline__ void prefetch_bulk_to_l2(const void* global, uint32_t bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");

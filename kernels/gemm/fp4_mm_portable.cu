@@ -6,7 +6,7 @@
 #include "kernels/base/launch.h"
 #include "kernels/device/copy_async.cuh"
 #include "kernels/device/fp8.cuh"
-#include "kernels/device/mma_f16.cuh"
+#include "kernels/device/mma_16bit.cuh"
 #include "kernels/device/mma_int8.cuh"
 #include "kernels/device/vec.cuh"
 #include "kernels/gemm/fp4_mm_portable.h"
@@ -118,8 +118,9 @@ __device__ __forceinline__ void multiply_step(const Stage& stage, int first_row,
       for (int column = 0; column < kColumnFragments; ++column) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          mma_f16(sums[row][column], left.a[half][0], right[column].b[half][0]);
-          mma_f16(sums[row][column], left.a[half][1], right[column].b[half][1]);
+          const auto& b = right[column].b[half];
+          mma_16x8x16<__half>(sums[row][column], left.a[half][0], b[0][0], b[0][1]);
+          mma_16x8x16<__half>(sums[row][column], left.a[half][1], b[1][0], b[1][1]);
         }
       }
     }

@@ -7,7 +7,7 @@
 //   16 tokens             30.7          25.1          8.3           83.4
 //   64 tokens             92.6          44.5          11.7          170
 #include "kernels/device/fp8.cuh"
-#include "kernels/device/mma_f16.cuh"
+#include "kernels/device/mma_16bit.cuh"
 #include "kernels/device/vec.cuh"
 #include "kernels/gemm/few_tokens_mm_sm90a.cuh"
 #include "kernels/gemm/fp4_mm_portable.h"
@@ -149,8 +149,8 @@ class Fp4Weight {
 #pragma unroll
           for (int r = 0; r < kTokenTiles; ++r) {
             const uint4& four = right[r][word];
-            mma_f16(sums[2 * half + pair][r], {above[0], below[0], above[1], below[1]}, {four.x, four.y});
-            mma_f16(sums[2 * half + pair][r], {above[2], below[2], above[3], below[3]}, {four.z, four.w});
+            mma_16x8x16<__half>(sums[2 * half + pair][r], {above[0], below[0], above[1], below[1]}, four.x, four.y);
+            mma_16x8x16<__half>(sums[2 * half + pair][r], {above[2], below[2], above[3], below[3]}, four.z, four.w);
           }
         }
       }
@@ -179,15 +179,6 @@ class Fp4Weight {
   const int stride_;
 };
 
-template <class Output>
-Status choose_tokens(const Fp4MmParams& params, Stream stream) {
-  using Weight = Fp4Weight<Output>;
-  const char* const name = params.operator_name;
-  if (params.m <= 8) return few_tokens::multiply<few_tokens::Config<Weight, 1>>(name, params, stream);
-  if (params.m <= 16) return few_tokens::multiply<few_tokens::Config<Weight, 2>>(name, params, stream);
-  return few_tokens::multiply<few_tokens::Config<Weight, 4>>(name, params, stream);
-}
-
 bool few_tokens_take(const Fp4MmParams& params) {
   constexpr uintptr_t kAlignment = 16;
   const uintptr_t bits = reinterpret_cast<uintptr_t>(params.a.values) | reinterpret_cast<uintptr_t>(params.b.values) |
@@ -199,8 +190,9 @@ bool few_tokens_take(const Fp4MmParams& params) {
 
 Status fp4_mm(const Fp4MmParams& params, Stream stream) {
   if (!few_tokens_take(params)) return fp4_mm_portable(params, stream);
-  return params.output_dtype == DType::kF16 ? choose_tokens<__half>(params, stream)
-                                            : choose_tokens<__nv_bfloat16>(params, stream);
+  const char* const name = params.operator_name;
+  return params.output_dtype == DType::kF16 ? few_tokens::multiply_few<Fp4Weight<__half>>(name, params, stream)
+                                            : few_tokens::multiply_few<Fp4Weight<__nv_bfloat16>>(name, params, stream);
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

@@ -159,15 +159,6 @@ class QserveWeight {
   const int stride_;
 };
 
-template <bool kGrouped>
-Status choose_tokens(const QserveMmParams& params, Stream stream) {
-  using Weight = QserveWeight<kGrouped>;
-  const char* const name = params.operator_name;
-  if (params.m <= 8) return few_tokens::multiply<few_tokens::Config<Weight, 1>>(name, params, stream);
-  if (params.m <= 16) return few_tokens::multiply<few_tokens::Config<Weight, 2>>(name, params, stream);
-  return few_tokens::multiply<few_tokens::Config<Weight, 4>>(name, params, stream);
-}
-
 bool few_tokens_take(const QserveMmParams& params) {
   constexpr uintptr_t kAlignment = 16, kStoreAlignment = 4;
   const uintptr_t input = reinterpret_cast<uintptr_t>(params.input) | static_cast<uintptr_t>(params.input_stride);
@@ -181,7 +172,9 @@ bool few_tokens_take(const QserveMmParams& params) {
 
 Status qserve_mm(const QserveMmParams& params, Stream stream) {
   if (!few_tokens_take(params)) return qserve_mm_portable(params, stream);
-  return params.grouped ? choose_tokens<true>(params, stream) : choose_tokens<false>(params, stream);
+  const char* const name = params.operator_name;
+  return params.grouped ? few_tokens::multiply_few<QserveWeight<true>>(name, params, stream)
+                        : few_tokens::multiply_few<QserveWeight<false>>(name, params, stream);
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

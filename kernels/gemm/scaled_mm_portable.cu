@@ -6,7 +6,7 @@
 #include "kernels/base/launch.h"
 #include "kernels/device/copy_async.cuh"
 #include "kernels/device/fp8.cuh"
-#include "kernels/device/mma_f16.cuh"
+#include "kernels/device/mma_16bit.cuh"
 #include "kernels/device/mma_int8.cuh"
 #include "kernels/device/vec.cuh"
 #include "kernels/gemm/mma_tile.cuh"
@@ -73,8 +73,8 @@ struct Fp8 {
     return {{{first.first, first.second}, {second.first, second.second}}};
   }
   static __device__ __forceinline__ void multiply(float (&d)[4], const Left& left, const Right& right) {
-    mma_f16(d, left.a[0], right.b[0]);
-    mma_f16(d, left.a[1], right.b[1]);
+    mma_16x8x16<__half>(d, left.a[0], right.b[0][0], right.b[0][1]);
+    mma_16x8x16<__half>(d, left.a[1], right.b[1][0], right.b[1][1]);
   }
 };
 

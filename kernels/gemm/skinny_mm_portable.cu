@@ -7,7 +7,7 @@
 #include <algorithm>
 
 #include "kernels/base/launch.h"
-#include "kernels/device/mma_f16.cuh"
+#include "kernels/device/mma_16bit.cuh"
 #include "kernels/device/pdl.cuh"
 #include "kernels/device/vec.cuh"
 #include "kernels/gemm/skinny_mm_portable.h"
@@ -76,8 +76,8 @@ __global__ void __launch_bounds__(kWarps * 32, 1) skinny_mm_kernel(const __grid_
 #pragma unroll
       for (int block = 0; block < kColumnBlocks; ++block) {
         const uint4 column = right[turn][block];
-        mma_bf16(sums[block], {upper.x, lower.x, upper.y, lower.y}, {column.x, column.y});
-        mma_bf16(sums[block], {upper.z, lower.z, upper.w, lower.w}, {column.z, column.w});
+        mma_16x8x16<__nv_bfloat16>(sums[block], {upper.x, lower.x, upper.y, lower.y}, column.x, column.y);
+        mma_16x8x16<__nv_bfloat16>(sums[block], {upper.z, lower.z, upper.w, lower.w}, column.z, column.w);
       }
     }
   }
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) skinny_mm_kernel(const __grid_
   const int row = threadIdx.x / (kColumns * kColumnBlocks), column = threadIdx.x % (kColumns * kColumnBlocks);
   const int64_t i = first_row + row, j = first_column + column;
   if (i >= params.m || j >= params.n) return;
-  // Where the fragment has it: see mma_f16.cuh.
+  // Where the fragment has it: see mma_16bit.cuh.
   const int element = row / 8 * 2 + column % 2, holder = row % 8 * 4 + column % kColumns / 2;
   float sum = 0.0f;
 #pragma unroll

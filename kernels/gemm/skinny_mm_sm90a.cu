@@ -6,7 +6,7 @@
 //                         3.5       4.4       4.8        6.5
 //   torch.mm              7.3       7.6       7.6        7.9
 //   peer                  3.1       3.7       7.7        8.1
-#include "kernels/device/mma_f16.cuh"
+#include "kernels/device/mma_16bit.cuh"
 #include "kernels/device/vec.cuh"
 #include "kernels/gemm/few_tokens_mm_sm90a.cuh"
 #include "kernels/gemm/skinny_mm_portable.h"
@@ -88,8 +88,8 @@ class Bf16Weight {
       for (int r = 0; r < kTokenTiles; ++r) {
         const uint4 right =
             *reinterpret_cast<const uint4*>(tokens + (8 * r + g) * pitch + u * (kTileK * kTokenBytes) + t * 16);
-        mma_bf16(sums[0][r], {upper.x, lower.x, upper.y, lower.y}, {right.x, right.y});
-        mma_bf16(sums[0][r], {upper.z, lower.z, upper.w, lower.w}, {right.z, right.w});
+        mma_16x8x16<__nv_bfloat16>(sums[0][r], {upper.x, lower.x, upper.y, lower.y}, right.x, right.y);
+        mma_16x8x16<__nv_bfloat16>(sums[0][r], {upper.z, lower.z, upper.w, lower.w}, right.z, right.w);
       }
     }
   }
