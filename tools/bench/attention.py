@@ -1,4 +1,6 @@
-"""Attention of 64 query and 4 key-value heads of 128, bfloat16: paged decode, causal prefill."""
+"""Attention of 64 query and 4 key-value heads of 128, bfloat16: paged decode, causal prefill, and what is around them:
+merged states, rows written to a cache.
+"""
 
 import importlib
 from types import SimpleNamespace as Inputs
@@ -21,6 +23,10 @@ def benchmarks(of: Libraries):
             yield decode(of, batch, length, page_size)
     for length in PREFILL:
         yield prefill(of, length)
+    for tokens in (1, 128, 1024, 8192):
+        yield merge_state(of, tokens)
+    for tokens in (1, 128, 16384, 65536):
+        yield store_kv_cache(of, tokens)
 
 
 def flash_attn(of: Libraries, name: str):
@@ -112,5 +118,44 @@ def prefill(of, length):
             ),
             torch_cudnn=by_torch(SDPBackend.CUDNN_ATTENTION) if torch.get_default_device().type == "cuda" else None,
             torch_flash=by_torch(SDPBackend.FLASH_ATTENTION),
+        ),
+    )
+
+
+def merge_state(of, tokens, heads=16):
+    def make():
+        v_a, v_b = (torch.randn(tokens, heads, HEAD_DIM, dtype=BF16) for _ in range(2))
+        s_a, s_b = (torch.randn(tokens, heads) for _ in range(2))
+        return Inputs(v_a=v_a, s_a=s_a, v_b=v_b, s_b=s_b, v=torch.empty_like(v_a), s=torch.empty_like(s_a))
+
+    merge = getattr(of.kernels, "merge_state_v2", None)
+    return Benchmark(
+        "merge_state_v2",
+        f"{tokens}x{heads}x{HEAD_DIM}",
+        make,
+        bytes=3 * tokens * heads * (2 * HEAD_DIM + 4),
+        implementations=of.implementations(kernels=merge and (lambda s: merge(s.v_a, s.s_a, s.v_b, s.s_b, s.v, s.s))),
+    )
+
+
+def store_kv_cache(of, tokens):
+    def make():
+        row = KV_HEADS * HEAD_DIM
+        return Inputs(
+            k_cache=torch.zeros(2 * tokens, row, dtype=BF16),
+            v_cache=torch.zeros(2 * tokens, row, dtype=BF16),
+            slots=torch.randperm(2 * tokens)[:tokens],
+            k=torch.randn(tokens, row, dtype=BF16),
+            v=torch.randn(tokens, row, dtype=BF16),
+        )
+
+    store = getattr(of.kernels, "store_kv_cache", None)
+    return Benchmark(
+        "store_kv_cache",
+        f"{tokens}x({KV_HEADS}+{KV_HEADS})x{HEAD_DIM}",
+        make,
+        bytes=tokens * (4 * 2 * KV_HEADS * HEAD_DIM + 8),
+        implementations=of.implementations(
+            kernels=store and (lambda s: store(s.k_cache, s.v_cache, s.slots, s.k, s.v))
         ),
     )
