@@ -144,4 +144,72 @@ __device__ __forceinline__ void multiply(Ring<C>& ring, Position<C>& at, int num
   release<C>(ring, previous);
 }
 
+// Sums of e4m3 products lose the more, the longer they get (wgmma_8bit_sm90.cuh). Those over more K blocks than this
+// are promoted: stretches of so many blocks are summed on the tensor cores, and their sums in f32.
+inline constexpr int kPromotedBlocks = 32;
+
+// Of a thread's totals of kSums sums, those that find no register beside the sums. They are parked in shared memory.
+inline constexpr int kSumRegisters = 192;  // for sums and totals
+template <int kSums>
+inline constexpr int kParkedTotals = 2 * kSums <= kSumRegisters ? 0 : 2 * kSums - kSumRegisters;
+template <int kSums>
+inline constexpr int kParkedBytes =
+    kParkedTotals<kSums> * static_cast<int>(kWarpgroup * sizeof(float));  // a warpgroup's
+
+// What the stretches so far add up to, for the kSums sums of a consumer thread.
+template <int kSums>
+struct Totals {
+  static constexpr int kParked = kParkedTotals<kSums>, kKept = kSums - kParked;
+  static_assert(kParked % 4 == 0);
+
+  float kept[kKept];
+  float4* parked;  // [kParked / 4][kWarpgroup], from this thread on
+
+  // Zeros. `shared` has kParkedBytes<kSums>, aligned to 16.
+  __device__ __forceinline__ explicit Totals(void* shared)
+      : kept{}, parked(static_cast<float4*>(shared) + threadIdx.x % kWarpgroup) {
+#pragma unroll
+    for (int i = 0; i < kParked / 4; ++i) parked[i * kWarpgroup] = {};
+  }
+
+  __device__ __forceinline__ void add(const float (&sums)[kSums]) {
+#pragma unroll
+    for (int i = 0; i < kKept; ++i) kept[i] += sums[i];
+#pragma unroll
+    for (int i = 0; i < kParked / 4; ++i) {
+      const float* more = &sums[kKept + 4 * i];
+      float4& total = parked[i * kWarpgroup];
+      total = {total.x + more[0], total.y + more[1], total.z + more[2], total.w + more[3]};
+    }
+  }
+  __device__ __forceinline__ void add_to(float (&sums)[kSums]) const {
+#pragma unroll
+    for (int i = 0; i < kKept; ++i) sums[i] += kept[i];
+#pragma unroll
+    for (int i = 0; i < kParked / 4; ++i) {
+      float* last = &sums[kKept + 4 * i];
+      const float4 total = parked[i * kWarpgroup];
+      last[0] += total.x;
+      last[1] += total.y;
+      last[2] += total.z;
+      last[3] += total.w;
+    }
+  }
+};
+
+// multiply() with promoted sums. `shared` is the warpgroup's room for parked totals.
+template <class C, class Issued>
+__device__ __forceinline__ void multiply_promoted(Ring<C>& ring, Position<C>& at, int num_blocks, int consumer,
+                                                  void* shared, Sums<C>& sums, Issued&& issued) {
+  constexpr int kSums = C::kRowBlocks * C::kCols / 2;
+  auto& flat = reinterpret_cast<float (&)[kSums]>(sums);
+  Totals<kSums> totals(shared);
+  for (; num_blocks > kPromotedBlocks; num_blocks -= kPromotedBlocks) {
+    multiply<C>(ring, at, kPromotedBlocks, consumer, sums, [] {});
+    totals.add(flat);
+  }
+  multiply<C>(ring, at, num_blocks, consumer, sums, issued);
+  totals.add_to(flat);
+}
+
 }  // namespace sgl_kernel::SGL_TARGET::matmul

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <iterator>
+#include <type_traits>
 #include <utility>
 
 #include "kernels/gemm/scaled_mm_sm90a.h"
@@ -10,16 +11,26 @@
 
 namespace sgl_kernel::SGL_TARGET {
 
+template <class Sum, const TileShape& kShape, bool kBlockwise>
+Status launch_one_shape(const ScaledMmParams& params, Stream stream) {
+  using namespace scaled_mm_tiles;
+  if constexpr (std::is_same_v<Sum, float> && !kBlockwise && kShape.promotes()) {
+    if (params.k > kPromotedBlocks * kBlockK) {
+      return launch_tiles<Config<Sum, kShape.teams, kShape.rows, kShape.columns, false, true>>(params, stream);
+    }
+  }
+  return launch_tiles<Config<Sum, kShape.teams, kShape.rows, kShape.columns, kBlockwise>>(params, stream);
+}
+
 // `shape` is an index of kShapes, a table of TileShape.
 template <class Sum, const auto& kShapes, bool kBlockwise = false>
 Status launch_tile_shape(const ScaledMmParams& params, int shape, Stream stream) {
-  using namespace scaled_mm_tiles;
   using Launch = Status(const ScaledMmParams&, Stream);
   constexpr int kCount = static_cast<int>(std::size(kShapes));
   constexpr auto kLaunches = []<int... i>(std::integer_sequence<int, i...>) {
     struct {
       Launch* at[kCount];
-    } table = {{&launch_tiles<Config<Sum, kShapes[i].teams, kShapes[i].rows, kShapes[i].columns, kBlockwise>>...}};
+    } table = {{&launch_one_shape<Sum, kShapes[i], kBlockwise>...}};
     return table;
   }(std::make_integer_sequence<int, kCount>());
   return kLaunches.at[shape](params, stream);

@@ -3,7 +3,7 @@
 #include <optional>
 
 #include "kernels/base/launch.h"
-#include "kernels/device/tma_sm90.cuh"
+#include "kernels/device/matmul_sm90.cuh"
 #include "kernels/gemm/scaled_mm_portable.h"
 #include "kernels/gemm/scaled_mm_sm90a.h"
 
@@ -87,16 +87,19 @@ std::optional<SplitShape> choose_split(const ScaledMmParams& params, int num_sms
 template <int kCount>
 int choose_tiles(const TileShape (&shapes)[kCount], const ScaledMmParams& params, int num_sms) {
   const int64_t blocks = ceil_div(params.k, kBlockK);
-  const TileShape& last = shapes[kCount - 1];
-  const bool many = ceil_div(params.m, last.rows) * ceil_div(params.n, last.columns) >= kManyWaves * num_sms;
+  const bool many = ceil_div(params.m, kManyRows) * ceil_div(params.n, kManyColumns) >= kManyWaves * num_sms;
+  const bool promotes = params.a_dtype != DType::kI8 && !params.blockwise && blocks > matmul::kPromotedBlocks;
   int best = kCount - 1;
   float best_us = 0.0f;
   for (int i = kCount - 1; i >= 0; --i) {
     const TileShape& shape = shapes[i];
-    if (many && (shape.teams != last.teams || shape.rows != last.rows)) continue;
+    if (many && shape.rows * shape.columns < kLeastArea) continue;
+    if (promotes && !shape.promotes()) continue;
     const int64_t waves = ceil_div(ceil_div(params.m, shape.rows) * ceil_div(params.n, shape.columns), num_sms);
-    const float us =
-        shape.start_us + static_cast<float>(waves) * (static_cast<float>(blocks) * shape.block_us + shape.end_us);
+    const int64_t promotions = promotes && shape.teams > 1 ? (blocks - 1) / matmul::kPromotedBlocks : 0;
+    const float tile_us = static_cast<float>(blocks) * shape.block_us + shape.end_us +
+                          static_cast<float>(promotions * shape.rows * shape.columns) * kPromotionUs;
+    const float us = shape.start_us + static_cast<float>(waves) * tile_us;
     if (best_us == 0.0f || us < best_us) {
       best = i;
       best_us = us;

@@ -13,6 +13,9 @@ namespace sgl_kernel::SGL_TARGET {
 struct TileShape {
   int teams, rows, columns;
   float start_us, block_us, end_us;
+
+  // Whether there is room for totals beside the sums: at most 128 of each of a team's 256 or 128 threads.
+  constexpr bool promotes() const { return rows * columns <= 128 * 256 / teams; }
 };
 
 inline constexpr TileShape kTileShapes[] = {
@@ -32,12 +35,15 @@ inline constexpr TileShape kTileShapes[] = {
     {2, 64, 96, 2.56f, 0.150f, 0.28f},
     {2, 64, 128, 2.43f, 0.208f, 0.28f},
     {2, 128, 96, 2.91f, 0.265f, 0.52f},
+    {2, 128, 192, 2.70f, 0.500f, 0.60f},
     {2, 128, 128, 2.70f, 0.349f, 0.50f},
 };
 inline constexpr int kNumTileShapes = sizeof(kTileShapes) / sizeof(kTileShapes[0]);
-// From so many waves of tiles of the last shape on, power is the limit rather than the last wave: then only shapes of
-// its teams and rows.
-inline constexpr int kManyWaves = 6;
+// From so many waves of tiles of kManyRows x kManyColumns on, power is the limit rather than the last wave: then only
+// shapes at least as large as kLeastArea, which move fewer bytes.
+inline constexpr int kManyWaves = 6, kManyRows = 128, kManyColumns = 128, kLeastArea = 128 * 96;
+// What an element of a tile of two teams takes longer for each stretch of K that is promoted: nobody multiplies then.
+inline constexpr float kPromotionUs = 0.8f / (128 * 128);
 
 // The same for products with a scale for each block: one team, because two sets of sums fill the registers. Fitted to
 // their times on an H200 (2026-11-23; M from 128 to 2048, the same N and K); the chosen ones are 0.1% above the least.

@@ -4,8 +4,8 @@
 // One team of both shares a tile's rows: the least traffic. Two teams take tiles in turn: one's epilogue runs while the
 // other multiplies.
 //
-// Grid: a block a multiprocessor. Tiles are taken in groups of kGroupRows rows of tiles, column by column, so that what
-// runs at a time shares its operands in the L2 cache.
+// Grid: a block a multiprocessor. Tiles are taken in groups of kGroupRows rows of tiles, column by column, forth and
+// back, so that what runs at a time shares its operands in the L2 cache.
 //
 // Bound by power and the tensor cores from some 1000 rows on, by the last wave of tiles below, by memory for few rows.
 // Measured on an H200, 2026-11-23, random operands, bf16 out, TFLOP/s; cuBLASLt (torch 2.11, the better of rowwise and
@@ -42,16 +42,19 @@ struct ColumnConstants {
 inline constexpr int kConstants = kWarpgroup;
 
 // kBlockwise: each block of kScaleBlock of K has scales, for a row and for kScaleBlock columns.
-template <class Sum_, int kTeams_, int kRows_, int kCols_, bool kBlockwise_ = false>
+// kPromoted: there are more than kPromotedBlocks of them, and sums are of e4m3 products without such scales.
+template <class Sum_, int kTeams_, int kRows_, int kCols_, bool kBlockwise_ = false, bool kPromoted_ = false>
 struct Config {
   using Sum = Sum_;
   static constexpr int kWarpgroups = 2;  // that multiply
   static constexpr int kTeams = kTeams_, kConsumers = kWarpgroups / kTeams;
   static constexpr int kRows = kRows_, kCols = kCols_, kRowBlocks = kRows / kInstructionRows / kConsumers;
-  // Tiles of a group, one below the other: with wide tiles beside them, 132 multiprocessors work at something square.
-  static constexpr int kGroupRows = kTeams == 1 ? 16 : 8;
+  // Tiles of a group, one below the other: 132 multiprocessors work at something square, and a group's rows stay in the
+  // L2 cache while its columns go by.
+  static constexpr int kGroupRows = 16;
   static constexpr int kLeftRows = kRows;
   static constexpr bool kBlockwise = kBlockwise_;
+  static constexpr bool kPromoted = kPromoted_;
   static constexpr int kScales = kBlockwise ? kRows + kScalesOfB : 0;
   // Of a thread; together no more than 65536.
   static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
@@ -60,11 +63,14 @@ struct Config {
   static constexpr int kOutputBytes = kInstructionRows * kPanel * 2;
   // Those of a warpgroup that have room at a time. Scaled sums need no constants, and all go at once.
   static constexpr int kPanels = kBlockwise ? kRowBlocks * kCols / kPanel : 2;
+  // Parked totals lie where the output is staged later.
+  static constexpr int kParkedBytes = kPromoted ? matmul::kParkedBytes<kRowBlocks * kCols / 2> : 0;
+  static constexpr int kStagedBytes = std::max(kPanels * kOutputBytes, kParkedBytes);
   // As many as there is room for beside the output and the barriers.
   static constexpr int kStageBytes =
       (kInstructionRows * kRowBlocks * kConsumers + kCols) * kBlockK + kScales * sizeof(float);
   static constexpr int kOtherBytes =
-      kWarpgroups * (kPanels * kOutputBytes + kConstants * sizeof(ColumnConstants)) + kBarrierBytes;
+      kWarpgroups * (kStagedBytes + kConstants * sizeof(ColumnConstants)) + kBarrierBytes;
   static constexpr int kStages = (kSharedBytes - kOtherBytes) / kStageBytes;
   static constexpr int kThreads = (1 + kWarpgroups) * kWarpgroup;
 };
@@ -72,8 +78,8 @@ struct Config {
 template <class C>
 struct SharedMemory {
   Ring<C> ring;
-  // Of each warpgroup: panels of the output on their way to memory, and the constants of some columns.
-  alignas(kSwizzleAtomBytes) uint8_t output[C::kWarpgroups][C::kPanels][C::kOutputBytes];
+  // Of each warpgroup: totals or panels of the output on their way to memory, and the constants of some columns.
+  alignas(kSwizzleAtomBytes) uint8_t staged[C::kWarpgroups][C::kStagedBytes];
   ColumnConstants constants[C::kWarpgroups][kConstants];
 };
 
@@ -95,8 +101,9 @@ __device__ __forceinline__ Tile find_tile(const Call& call, int index) {
   const int group = index / group_size;
   const int in_group = index - group * group_size;
   const int rows = min(C::kGroupRows, call.row_tiles - group * C::kGroupRows);
-  const int col = in_group / rows;
-  const int row = group * C::kGroupRows + in_group - col * rows;
+  const int step = in_group / rows;
+  const int row = group * C::kGroupRows + in_group - step * rows;
+  const int col = group % 2 == 0 ? step : call.col_tiles - 1 - step;
   return {row * C::kRows, col * C::kCols};
 }
 
@@ -147,7 +154,7 @@ __device__ __forceinline__ void store_tile(const Call& call, SharedMemory<C>& sh
   for (int block = 0; block < C::kRowBlocks; ++block) {
 #pragma unroll
     for (int panel = 0; panel < C::kCols / C::kPanel; ++panel) {
-      uint8_t* staged = shared.output[warpgroup][panels & 1];
+      uint8_t* staged = shared.staged[warpgroup] + (panels & 1) * C::kOutputBytes;
       if (panel * C::kPanel % kConstants == 0 && (block == 0 || C::kCols > kConstants)) {
         constants[thread] = tile_constants.columns[panel * C::kPanel / kConstants];
       }
@@ -191,7 +198,7 @@ __device__ __forceinline__ void store_scaled_tile(const Call& call, SharedMemory
                                                   int warpgroup, const Sums<C>& sums) {
   constexpr int kPairs = C::kPanel / 16;
   static_assert(C::kRowBlocks == 1);
-  auto& staged = shared.output[warpgroup];
+  uint8_t* staged = shared.staged[warpgroup];
   const bool sends = threadIdx.x % kWarpgroup == 0;
   // The last tile must have been read.
   if (sends) wait_for_store_reads<0>();
@@ -203,14 +210,14 @@ __device__ __forceinline__ void store_scaled_tile(const Call& call, SharedMemory
     for (int i = 0; i < 4; ++i) {
       words[i] = call.epilogue.round(sums[0][8 * pair + 2 * i], sums[0][8 * pair + 2 * i + 1]);
     }
-    store_matrices(staged[pair / kPairs] + offset_in_panel<C>(pair % kPairs), words);
+    store_matrices(staged + pair / kPairs * C::kOutputBytes + offset_in_panel<C>(pair % kPairs), words);
   }
   fence_shared_for_async_proxy();
   named_barrier_sync(1 + warpgroup, kWarpgroup);
   if (sends) {
 #pragma unroll
     for (int panel = 0; panel < C::kPanels; ++panel) {
-      store_matrix_box(output_map, staged[panel], first_row, first_col + panel * C::kPanel);
+      store_matrix_box(output_map, staged + panel * C::kOutputBytes, first_row, first_col + panel * C::kPanel);
     }
     commit_stores();
   }
@@ -264,27 +271,41 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     for (int index = first + team * step; index < tiles; index += C::kTeams * step) {
       const Tile tile = find_tile<C>(call, index);
       const int first_row = tile.row + consumer * C::kRowBlocks * kInstructionRows;
+      const bool is_last = index + C::kTeams * step >= tiles;
+      // A team's turn to multiply comes when the other one has taken all stages of its tile: a wait tells only the last
+      // phase of a barrier from the one before, and so must not be for a later one.
+      const auto take_turn = [&] {
+        if (C::kTeams > 1 && index != first) named_barrier_sync(turn(team), 2 * kWarpgroup);
+      };
+      const auto pass_turn = [&] {
+        if (C::kTeams > 1 && index + step < tiles) named_barrier_arrive(turn(1 - team), 2 * kWarpgroup);
+      };
       Sums<C> sums;
       if constexpr (C::kBlockwise) {
-        const auto issued = [&] {
-          if (index + step >= tiles) release_successors();
-        };
-        multiply_blocks<C>(shared.ring, at, call.k_blocks, consumer, tile.col, sums, issued);
+        take_turn();
+        multiply_blocks<C>(shared.ring, at, call.k_blocks, consumer, tile.col, sums, [&] {
+          pass_turn();
+          if (is_last) release_successors();
+        });
         store_scaled_tile<C>(call, shared, &output_map, first_row, tile.col, warpgroup, sums);
       } else {
         TileConstants<C> constants;
         constants.load(call.epilogue, tile, first_row);
-        // A team's turn to multiply comes when the other one has taken all stages of its tile: a wait tells only the
-        // last phase of a barrier from the one before, and so must not be for a later one.
-        if (C::kTeams > 1 && index != first) named_barrier_sync(turn(team), 2 * kWarpgroup);
-        const auto issued = [&] {
-          if (C::kTeams > 1 && index + step < tiles) named_barrier_arrive(turn(1 - team), 2 * kWarpgroup);
-        };
-        multiply<C>(shared.ring, at, call.k_blocks, consumer, sums, issued);
-        if (index + C::kTeams * step >= tiles) release_successors();
+        if constexpr (C::kParkedBytes > 0) {
+          // The output of the tile before must have been read.
+          if (threadIdx.x % kWarpgroup == 0) wait_for_store_reads<0>();
+          named_barrier_sync(1 + warpgroup, kWarpgroup);
+        }
+        take_turn();
+        if constexpr (C::kPromoted) {
+          multiply_promoted<C>(shared.ring, at, call.k_blocks, consumer, shared.staged[warpgroup], sums, pass_turn);
+        } else {
+          multiply<C>(shared.ring, at, call.k_blocks, consumer, sums, pass_turn);
+        }
+        if (is_last) release_successors();
         store_tile<C>(call, shared, &output_map, first_row, tile.col, warpgroup, constants, panels, sums);
-        at.skip((C::kTeams - 1) * call.k_blocks);
       }
+      at.skip((C::kTeams - 1) * call.k_blocks);
     }
     if (threadIdx.x % kWarpgroup == 0) wait_for_store_reads<0>();
   }
