@@ -56,9 +56,9 @@ inline int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) 
 // stores.
 inline int box_rows_of(int64_t rows, int tile_rows) { return rows < tile_rows ? static_cast<int>(rows) : tile_rows; }
 
-// The map of an operand [rows, k] of bytes.
+// The map of an operand [rows, k] of bytes, or of [batches, rows, k].
 inline Status encode_operand(const char* operator_name, CUtensorMap* map, const void* data, int64_t rows, int64_t k,
-                             int64_t row_bytes, int tile_rows) {
+                             int64_t row_bytes, int tile_rows, int64_t batches = 0, int64_t batch_bytes = 0) {
   return encode_matrix_map(operator_name, map,
                            {.data = const_cast<void*>(data),
                             .rows = static_cast<uint64_t>(rows),
@@ -66,21 +66,23 @@ inline Status encode_operand(const char* operator_name, CUtensorMap* map, const 
                             .row_bytes = static_cast<uint64_t>(row_bytes),
                             .box_rows = static_cast<uint32_t>(box_rows_of(rows, tile_rows)),
                             .box_columns = kBlockK,
-                            .element_bytes = 1});
+                            .element_bytes = 1,
+                            .batches = static_cast<uint64_t>(batches),
+                            .batch_bytes = static_cast<uint64_t>(batch_bytes)});
 }
 
-// The producer's loop over K blocks [begin, end) of the tile at (row, col). box_rows are those of both operands
-// together.
-template <class C>
+// The producer's loop over K blocks [begin, end) of the tile at (row, col), of a batch if its maps have batches.
+// box_rows are those of both operands together.
+template <class C, class... Batch>
 __device__ __forceinline__ void produce(Ring<C>& ring, Position<C>& at, const CUtensorMap* left_map,
                                         const CUtensorMap* right_map, int row, int col, int begin, int end,
-                                        int box_rows) {
+                                        int box_rows, Batch... batch) {
   for (int block = begin; block < end; ++block) {
     Barrier* full = &ring.full[at.index];
     ring.empty[at.index].wait(at.parity ^ 1);
     full->arrive_and_expect(box_rows * kBlockK);
-    load_matrix_box(ring.left[at.index], left_map, full, row, block * kBlockK);
-    load_matrix_box(ring.right[at.index], right_map, full, col, block * kBlockK);
+    load_matrix_box(ring.left[at.index], left_map, full, row, block * kBlockK, batch...);
+    load_matrix_box(ring.right[at.index], right_map, full, col, block * kBlockK, batch...);
     at.advance();
   }
 }

@@ -74,7 +74,7 @@ inline Status encode_tensor_map(const char* operator_name, CUtensorMap* map, con
              CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
 }
 
-// A matrix with dense rows.
+// A matrix with dense rows, or a batch of them.
 struct MatrixMapShape {
   void* data;              // 16-byte aligned
   uint64_t rows, columns;  // at least 1
@@ -82,6 +82,8 @@ struct MatrixMapShape {
   uint32_t box_rows, box_columns;
   int element_bytes;                                        // 1, 2 or 8
   CUtensorMapSwizzle swizzle = CU_TENSOR_MAP_SWIZZLE_128B;  // of rows of box_columns elements
+  // From matrix to matrix, as row_bytes; 0 batches are one matrix, whose boxes have no coordinate of a batch.
+  uint64_t batches = 0, batch_bytes = 0;
 };
 
 inline bool matrix_map_fits(const void* data, int64_t rows, int64_t columns, int64_t row_bytes) {
@@ -93,15 +95,17 @@ inline bool matrix_map_fits(const void* data, int64_t rows, int64_t columns, int
 inline Status encode_matrix_map(const char* operator_name, CUtensorMap* map, const MatrixMapShape& shape) {
   const EncodeTensorMap encode = find_encode_tensor_map();
   if (encode == nullptr) return Unsupported(std::string(operator_name) + ": the driver has no cuTensorMapEncodeTiled");
-  const cuuint64_t extents[] = {shape.columns, shape.rows}, strides[] = {shape.row_bytes};
-  const cuuint32_t box[] = {shape.box_columns, shape.box_rows}, element_strides[] = {1, 1};
-  return encode_status(operator_name,
-                       encode(map,
-                              shape.element_bytes == 1   ? CU_TENSOR_MAP_DATA_TYPE_UINT8
-                              : shape.element_bytes == 2 ? CU_TENSOR_MAP_DATA_TYPE_UINT16
-                                                         : CU_TENSOR_MAP_DATA_TYPE_UINT64,
-                              2, shape.data, extents, strides, box, element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                              shape.swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
+  const cuuint64_t extents[] = {shape.columns, shape.rows, shape.batches};
+  // The driver looks at a distance that nobody goes, too.
+  const cuuint64_t strides[] = {shape.row_bytes, shape.batches > 1 ? shape.batch_bytes : shape.row_bytes};
+  const cuuint32_t box[] = {shape.box_columns, shape.box_rows, 1}, element_strides[] = {1, 1, 1};
+  return encode_status(operator_name, encode(map,
+                                             shape.element_bytes == 1   ? CU_TENSOR_MAP_DATA_TYPE_UINT8
+                                             : shape.element_bytes == 2 ? CU_TENSOR_MAP_DATA_TYPE_UINT16
+                                                                        : CU_TENSOR_MAP_DATA_TYPE_UINT64,
+                                             shape.batches == 0 ? 2 : 3, shape.data, extents, strides, box,
+                                             element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, shape.swizzle,
+                                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
 }
 
 __device__ __forceinline__ void prefetch_tensor_map(const CUtensorMap* map) {
@@ -129,6 +133,16 @@ __device__ __forceinline__ void load_matrix_box(void* destination, const CUtenso
       : "memory");
 }
 
+// The same of a matrix of a batch.
+__device__ __forceinline__ void load_matrix_box(void* destination, const CUtensorMap* map, Barrier* barrier, int row,
+                                                int column, int batch) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], "
+      "[%2];" ::"r"(shared_address(destination)),
+      "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(row), "r"(batch)
+      : "memory");
+}
+
 // Brings the box at (row, column) of a matrix to the L2 cache.
 __device__ __forceinline__ void prefetch_matrix_box(const CUtensorMap* map, int row, int column) {
   asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map), "r"(column), "r"(row)
@@ -140,6 +154,13 @@ __device__ __forceinline__ void prefetch_matrix_box(const CUtensorMap* map, int 
 __device__ __forceinline__ void store_matrix_box(const CUtensorMap* map, const void* source, int row, int column) {
   asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
                "r"(shared_address(source)), "r"(column), "r"(row)
+               : "memory");
+}
+// The same of a matrix of a batch.
+__device__ __forceinline__ void store_matrix_box(const CUtensorMap* map, const void* source, int row, int column,
+                                                 int batch) {
+  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),
+               "r"(shared_address(source)), "r"(column), "r"(row), "r"(batch)
                : "memory");
 }
 __device__ __forceinline__ void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }

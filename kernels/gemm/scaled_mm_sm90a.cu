@@ -19,11 +19,16 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 bool copy_engine_takes(const ScaledMmParams& params) {
   constexpr int kOutputBytes = 2;
   constexpr int64_t kMostTiles = int64_t{1} << 30;
+  const auto distance_fits = [&](int64_t batch_bytes) {
+    return params.batches == 1 || (batch_bytes > 0 && batch_bytes % 16 == 0 && batch_bytes < (int64_t{1} << 40));
+  };
   return params.k > 0 && params.n % (16 / kOutputBytes) == 0 &&
          matrix_map_fits(params.a, params.m, params.k, params.a_stride) &&
          matrix_map_fits(params.b, params.n, params.k, params.b_stride) &&
          matrix_map_fits(params.output, params.m, params.n, params.output_stride * kOutputBytes) &&
-         ceil_div(params.m, kLeastTileRows) * ceil_div(params.n, kLeastTileColumns) <= kMostTiles;
+         distance_fits(params.a_batch_stride) && distance_fits(params.b_batch_stride) &&
+         distance_fits(params.output_batch_stride * kOutputBytes) && params.batches <= kMostTiles &&
+         params.batches * ceil_div(params.m, kLeastTileRows) * ceil_div(params.n, kLeastTileColumns) <= kMostTiles;
 }
 
 // The kernel for few rows of e4m3 takes up to 64 of them, and up to 128 where K is long and there are so few columns
@@ -87,7 +92,10 @@ std::optional<SplitShape> choose_split(const ScaledMmParams& params, int num_sms
 template <int kCount>
 int choose_tiles(const TileShape (&shapes)[kCount], const ScaledMmParams& params, int num_sms) {
   const int64_t blocks = ceil_div(params.k, kBlockK);
-  const bool many = ceil_div(params.m, kManyRows) * ceil_div(params.n, kManyColumns) >= kManyWaves * num_sms;
+  const auto tiles_of = [&](int rows, int columns) {
+    return params.batches * ceil_div(params.m, rows) * ceil_div(params.n, columns);
+  };
+  const bool many = tiles_of(kManyRows, kManyColumns) >= kManyWaves * num_sms;
   const bool promotes = params.a_dtype != DType::kI8 && !params.blockwise && blocks > matmul::kPromotedBlocks;
   int best = kCount - 1;
   float best_us = 0.0f;
@@ -95,7 +103,7 @@ int choose_tiles(const TileShape (&shapes)[kCount], const ScaledMmParams& params
     const TileShape& shape = shapes[i];
     if (many && shape.rows * shape.columns < kLeastArea) continue;
     if (promotes && !shape.promotes()) continue;
-    const int64_t waves = ceil_div(ceil_div(params.m, shape.rows) * ceil_div(params.n, shape.columns), num_sms);
+    const int64_t waves = ceil_div(tiles_of(shape.rows, shape.columns), num_sms);
     const int64_t promotions = promotes && shape.teams > 1 ? (blocks - 1) / matmul::kPromotedBlocks : 0;
     const float tile_us = static_cast<float>(blocks) * shape.block_us + shape.end_us +
                           static_cast<float>(promotions * shape.rows * shape.columns) * kPromotionUs;
@@ -108,14 +116,15 @@ int choose_tiles(const TileShape (&shapes)[kCount], const ScaledMmParams& params
   return best;
 }
 
-Status multiply_one(const ScaledMmParams& params, Stream stream) {
+// The kernels for few rows take a product at a time.
+Status multiply(const ScaledMmParams& params, Stream stream) {
   const int sms = num_sms();
-  const bool is_int8 = params.a_dtype == DType::kI8;
+  const bool is_int8 = params.a_dtype == DType::kI8, is_one = params.batches == 1;
   if (is_int8 || params.blockwise) {
     if (const std::optional<SplitShape> split = choose_split(params, sms)) {
       return is_int8 ? scaled_mm_split_int8(params, *split, stream) : scaled_mm_split_blockwise(params, *split, stream);
     }
-  } else if (const std::optional<FewRowsShape> few_rows = choose_few_rows(params, sms)) {
+  } else if (const std::optional<FewRowsShape> few_rows = choose_few_rows(params, sms); few_rows && is_one) {
     return scaled_mm_few_rows_e4m3(params, *few_rows, stream);
   }
   if (params.blockwise) {
@@ -125,36 +134,11 @@ Status multiply_one(const ScaledMmParams& params, Stream stream) {
   return is_int8 ? scaled_mm_tiles_int8(params, tiles, stream) : scaled_mm_tiles_e4m3(params, tiles, stream);
 }
 
-ScaledMmParams one_of_batches(const ScaledMmParams& params, int64_t batch) {
-  constexpr int64_t kOutputBytes = 2;
-  ScaledMmParams one = params;
-  one.batches = 1;
-  one.a = static_cast<const uint8_t*>(params.a) + batch * params.a_batch_stride;
-  one.b = static_cast<const uint8_t*>(params.b) + batch * params.b_batch_stride;
-  one.output = static_cast<uint8_t*>(params.output) + batch * params.output_batch_stride * kOutputBytes;
-  return one;
-}
-
-// Batches are a launch each where one of them keeps all multiprocessors busy with the largest tiles; smaller ones go
-// through the portable kernel in one launch.
-bool launches_each_batch(const ScaledMmParams& params) {
-  const TileShape& largest = kTileShapes[kNumTileShapes - 1];
-  return ceil_div(params.m, largest.rows) * ceil_div(params.n, largest.columns) >= num_sms() &&
-         copy_engine_takes(params) && copy_engine_takes(one_of_batches(params, 1));
-}
-
 }  // namespace
 
 Status scaled_mm(const ScaledMmParams& params, Stream stream) {
-  if (params.a_dtype == DType::kF8E5M2 || params.b_dtype == DType::kF8E5M2) return scaled_mm_portable(params, stream);
-  if (params.batches == 1) {
-    return copy_engine_takes(params) ? multiply_one(params, stream) : scaled_mm_portable(params, stream);
-  }
-  if (!launches_each_batch(params)) return scaled_mm_portable(params, stream);
-  for (int64_t batch = 0; batch < params.batches; ++batch) {
-    SGL_RETURN_IF_ERROR(multiply_one(one_of_batches(params, batch), stream));
-  }
-  return OkStatus();
+  const bool is_e5m2 = params.a_dtype == DType::kF8E5M2 || params.b_dtype == DType::kF8E5M2;
+  return copy_engine_takes(params) && !is_e5m2 ? multiply(params, stream) : scaled_mm_portable(params, stream);
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

@@ -1,11 +1,11 @@
-// Scaled products of many rows on Hopper: persistent blocks that walk over tiles of the output.
+// Scaled products of many rows, or of many batches, on Hopper: persistent blocks that walk over tiles of the outputs.
 //
 // left = A, right = B^T. A block has two warpgroups that multiply and a producer that runs ahead into the next tile.
 // One team of both shares a tile's rows: the least traffic. Two teams take tiles in turn: one's epilogue runs while the
 // other multiplies.
 //
-// Grid: a block a multiprocessor. Tiles are taken in groups of kGroupRows rows of tiles, column by column, forth and
-// back, so that what runs at a time shares its operands in the L2 cache.
+// Grid: a block a multiprocessor. A batch's tiles are taken in groups of kGroupRows rows of tiles, column by column,
+// forth and back, so that what runs at a time shares its operands in the L2 cache.
 //
 // Bound by power and the tensor cores from some 1000 rows on, by the last wave of tiles below, by memory for few rows.
 // Measured on an H200, 2026-11-23, random operands, bf16 out, TFLOP/s; cuBLASLt (torch 2.11, the better of rowwise and
@@ -87,24 +87,26 @@ struct Call {
   Epilogue epilogue;
   ScaleMatrix a_block_scales, b_block_scales;
   int k_blocks;
-  int row_tiles, col_tiles;
+  int batches, row_tiles, col_tiles;
   int box_rows;  // of both operands together
 };
 
 struct Tile {
-  int row, col;  // of the tile's first element
+  int batch, row, col;  // of the tile's first element
 };
 
 template <class C>
 __device__ __forceinline__ Tile find_tile(const Call& call, int index) {
-  const int group_size = C::kGroupRows * call.col_tiles;
-  const int group = index / group_size;
-  const int in_group = index - group * group_size;
+  const int batch_size = call.row_tiles * call.col_tiles, group_size = C::kGroupRows * call.col_tiles;
+  const int batch = index / batch_size;
+  const int in_batch = index - batch * batch_size;
+  const int group = in_batch / group_size;
+  const int in_group = in_batch - group * group_size;
   const int rows = min(C::kGroupRows, call.row_tiles - group * C::kGroupRows);
   const int step = in_group / rows;
   const int row = group * C::kGroupRows + in_group - step * rows;
   const int col = group % 2 == 0 ? step : call.col_tiles - 1 - step;
-  return {row * C::kRows, col * C::kCols};
+  return {batch, row * C::kRows, col * C::kCols};
 }
 
 // What a thread keeps for the epilogue while it multiplies: it hides the latency of these loads.
@@ -145,7 +147,7 @@ __device__ __forceinline__ int offset_in_panel(int n) {
 // Rounds a warpgroup's sums and sends them off, a panel at a time. `panels` counts those sent so far.
 template <class C>
 __device__ __forceinline__ void store_tile(const Call& call, SharedMemory<C>& shared, const CUtensorMap* output_map,
-                                           int first_row, int first_col, int warpgroup,
+                                           int batch, int first_row, int first_col, int warpgroup,
                                            const TileConstants<C>& tile_constants, int& panels, Sums<C>& sums) {
   static_assert(kConstants % C::kPanel == 0);
   const int thread = threadIdx.x % kWarpgroup, quad = threadIdx.x % 4;
@@ -183,7 +185,8 @@ __device__ __forceinline__ void store_tile(const Call& call, SharedMemory<C>& sh
       fence_shared_for_async_proxy();
       named_barrier_sync(1 + warpgroup, kWarpgroup);
       if (thread == 0) {
-        store_matrix_box(output_map, staged, first_row + block * kInstructionRows, first_col + panel * C::kPanel);
+        store_matrix_box(output_map, staged, first_row + block * kInstructionRows, first_col + panel * C::kPanel,
+                         batch);
         commit_stores();
       }
       ++panels;
@@ -194,8 +197,8 @@ __device__ __forceinline__ void store_tile(const Call& call, SharedMemory<C>& sh
 // The same for sums that have been scaled. There is room for the whole tile: its way to memory is not waited for.
 template <class C>
 __device__ __forceinline__ void store_scaled_tile(const Call& call, SharedMemory<C>& shared,
-                                                  const CUtensorMap* output_map, int first_row, int first_col,
-                                                  int warpgroup, const Sums<C>& sums) {
+                                                  const CUtensorMap* output_map, int batch, int first_row,
+                                                  int first_col, int warpgroup, const Sums<C>& sums) {
   constexpr int kPairs = C::kPanel / 16;
   static_assert(C::kRowBlocks == 1);
   uint8_t* staged = shared.staged[warpgroup];
@@ -217,7 +220,7 @@ __device__ __forceinline__ void store_scaled_tile(const Call& call, SharedMemory
   if (sends) {
 #pragma unroll
     for (int panel = 0; panel < C::kPanels; ++panel) {
-      store_matrix_box(output_map, staged + panel * C::kOutputBytes, first_row, first_col + panel * C::kPanel);
+      store_matrix_box(output_map, staged + panel * C::kOutputBytes, first_row, first_col + panel * C::kPanel, batch);
     }
     commit_stores();
   }
@@ -239,7 +242,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     fence_barrier_init();
   }
   __syncthreads();
-  const int tiles = call.row_tiles * call.col_tiles;
+  const int tiles = call.batches * call.row_tiles * call.col_tiles;
   const int first = blockIdx.x, step = gridDim.x;
   Position<C> at;
   if (warpgroup == C::kWarpgroups) {
@@ -248,7 +251,8 @@ __global__ void __launch_bounds__(C::kThreads, 1)
       wait_for_predecessor();
       for (int index = first; index < tiles; index += step) {
         const Tile tile = find_tile<C>(call, index);
-        produce<C>(shared.ring, at, &left_map, &right_map, tile.row, tile.col, 0, call.k_blocks, call.box_rows);
+        produce<C>(shared.ring, at, &left_map, &right_map, tile.row, tile.col, 0, call.k_blocks, call.box_rows,
+                   tile.batch);
       }
     }
     if constexpr (C::kBlockwise) {
@@ -287,7 +291,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
           pass_turn();
           if (is_last) release_successors();
         });
-        store_scaled_tile<C>(call, shared, &output_map, first_row, tile.col, warpgroup, sums);
+        store_scaled_tile<C>(call, shared, &output_map, tile.batch, first_row, tile.col, warpgroup, sums);
       } else {
         TileConstants<C> constants;
         constants.load(call.epilogue, tile, first_row);
@@ -303,7 +307,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
           multiply<C>(shared.ring, at, call.k_blocks, consumer, sums, pass_turn);
         }
         if (is_last) release_successors();
-        store_tile<C>(call, shared, &output_map, first_row, tile.col, warpgroup, constants, panels, sums);
+        store_tile<C>(call, shared, &output_map, tile.batch, first_row, tile.col, warpgroup, constants, panels, sums);
       }
       at.skip((C::kTeams - 1) * call.k_blocks);
     }
@@ -319,12 +323,15 @@ Status launch_tiles(const ScaledMmParams& params, Stream stream) {
                      .a_block_scales = params.a_block_scales,
                      .b_block_scales = params.b_block_scales,
                      .k_blocks = ceil_div(params.k, kBlockK),
+                     .batches = static_cast<int>(params.batches),
                      .row_tiles = ceil_div(params.m, C::kRows),
                      .col_tiles = ceil_div(params.n, C::kCols),
                      .box_rows = box_rows_of(params.m, C::kRows) + box_rows_of(params.n, C::kCols)};
   CUtensorMap left_map, right_map, output_map;
-  SGL_RETURN_IF_ERROR(encode_operand(name, &left_map, params.a, params.m, params.k, params.a_stride, C::kRows));
-  SGL_RETURN_IF_ERROR(encode_operand(name, &right_map, params.b, params.n, params.k, params.b_stride, C::kCols));
+  SGL_RETURN_IF_ERROR(encode_operand(name, &left_map, params.a, params.m, params.k, params.a_stride, C::kRows,
+                                     params.batches, params.a_batch_stride));
+  SGL_RETURN_IF_ERROR(encode_operand(name, &right_map, params.b, params.n, params.k, params.b_stride, C::kCols,
+                                     params.batches, params.b_batch_stride));
   SGL_RETURN_IF_ERROR(encode_matrix_map(name, &output_map,
                                         {.data = params.output,
                                          .rows = static_cast<uint64_t>(params.m),
@@ -335,9 +342,11 @@ Status launch_tiles(const ScaledMmParams& params, Stream stream) {
                                          .element_bytes = 2,
                                          .swizzle = C::kPanel == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
                                                     : C::kPanel == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
-                                                                      : CU_TENSOR_MAP_SWIZZLE_32B}));
+                                                                      : CU_TENSOR_MAP_SWIZZLE_32B,
+                                         .batches = static_cast<uint64_t>(params.batches),
+                                         .batch_bytes = static_cast<uint64_t>(params.output_batch_stride) * 2}));
   SGL_RETURN_IF_ERROR(allow_shared_memory(name, scaled_mm_tiles_kernel<C>, sizeof(SharedMemory<C>)));
-  const LaunchShape shape = {.grid = dim3(std::min(num_sms(), call.row_tiles * call.col_tiles)),
+  const LaunchShape shape = {.grid = dim3(std::min(num_sms(), call.batches * call.row_tiles * call.col_tiles)),
                              .block = dim3(C::kThreads),
                              .shared_bytes = sizeof(SharedMemory<C>),
                              .pdl = true};
