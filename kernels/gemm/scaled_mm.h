@@ -31,8 +31,8 @@ namespace sgl_kernel {
 //
 // Sums are f32 but on Hopper, whose tensor cores add 32 products and the sum so far at a time and cut off what lies
 // below about 2^-13 of the largest of them, then the same of the new sum (cuBLASLt's fast accumulation is the same). In
-// these units of the largest partial sum, a sum over K' loses up to K' / 32, and K' products up to one each, whose signs
-// are mixed: some sqrt(K' / 3). K' is 4096 at most: such stretches of K are then added in f32.
+// these units of the largest partial sum, a sum over L loses up to L / 32, and L products up to one each, whose signs
+// are mixed: some sqrt(L / 3). L is 4096 at most: such stretches of K are then added in f32.
 Status fp8_scaled_mm(TensorView output, TensorView mat_a, TensorView mat_b, TensorView scales_a, TensorView scales_b,
                      const std::optional<TensorView>& bias, Stream stream);
 

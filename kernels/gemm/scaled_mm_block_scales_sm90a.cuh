@@ -11,7 +11,8 @@
 // Timed in turns with the products without scales, tiles of 128 columns reach 91 to 94% of their rate where K is 4096
 // and more, 82 to 85% where it is 1536 and 2048. Slower were: tiles of 256 rows or columns (the sums of a block are
 // then scaled while nothing of the same warpgroup is multiplied), clusters that share A, a warpgroup that lags behind
-// the other by some blocks, and blocks of the next tile ahead of this one's end.
+// the other by some blocks, blocks of the next tile ahead of this one's end, and two teams with tiles of 64 rows (but
+// for a single wave of them).
 #pragma once
 
 #include "kernels/device/matmul_sm90.cuh"

@@ -170,7 +170,8 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocks)
     constants.load(call.epilogue, first_col + threadIdx.x % kVectors<C> * kColsAThread);
     if (threadIdx.x < C::kTokens) shared.row_scales[threadIdx.x] = call.epilogue.row_scale(first_token + threadIdx.x);
     Sums<C> sums;
-    multiply<C>(shared.ring, at, end - begin, consumer, sums, [] {});
+    static_assert(kParkedBytes<C::kCols / 2> == 0);
+    multiply_promoted<C>(shared.ring, at, end - begin, consumer, nullptr, sums, [] {});
     // The partial sums take the place of the ring.
     named_barrier_sync(kAllConsumers, C::kConsumers * kWarpgroup);
 #pragma unroll

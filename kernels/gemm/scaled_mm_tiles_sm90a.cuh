@@ -8,13 +8,17 @@
 // forth and back, so that what runs at a time shares its operands in the L2 cache.
 //
 // Bound by power and the tensor cores from some 1000 rows on, by the last wave of tiles below, by memory for few rows.
-// Measured on an H200, 2026-11-23, random operands, bf16 out, TFLOP/s; cuBLASLt (torch 2.11, the better of rowwise and
-// tensorwise scales) in the same run:
-//   M x N x K           e4m3   cuBLASLt   int8
-//   1024 x 9216 x 4096  1424   1376       1539
-//   8192 x 9216 x 4096  1506   1527       1643
-//   8192 x 24576 x 1536 1404   1408       1603
-//   8192 x 4096 x 7168  1495   1521       1663
+// At the limit of power, tiles of 128 x 192 take 1 to 13% less time than those of 128 x 128 where they divide N; pairs
+// of blocks that share their columns by multicast take the same time as without. Measured on an H200, 2026-11-23,
+// random operands, bf16 out, TFLOP/s, in turns of 45 ms with cuBLASLt (torch 2.11, one scale) and, for int8, CUTLASS as
+// sgl-kernel 0.4.2 calls it, at 690 W and 60 degrees (when cool, up to 15% more):
+//   M x N x K            e4m3   cuBLASLt      M x N x K            int8   CUTLASS
+//   1024 x 9216 x 4096   1264   1150          512 x 24576 x 1536   1153   1089
+//   4096 x 9216 x 4096   1318   1216          2048 x 9216 x 4096   1330   1281
+//   8192 x 24576 x 1536  1307   1052          2048 x 4096 x 7168   1441   1440
+//   8192 x 4096 x 8192   1219   1231          8192 x 3072 x 4096   1413   1350
+//   4096 x 7168 x 16384  1227   1263
+// The last two of e4m3 are promoted, which takes 3 to 5% longer than sums that lose twice and four times as much.
 #pragma once
 
 #include <algorithm>
@@ -275,22 +279,12 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     for (int index = first + team * step; index < tiles; index += C::kTeams * step) {
       const Tile tile = find_tile<C>(call, index);
       const int first_row = tile.row + consumer * C::kRowBlocks * kInstructionRows;
-      const bool is_last = index + C::kTeams * step >= tiles;
-      // A team's turn to multiply comes when the other one has taken all stages of its tile: a wait tells only the last
-      // phase of a barrier from the one before, and so must not be for a later one.
-      const auto take_turn = [&] {
-        if (C::kTeams > 1 && index != first) named_barrier_sync(turn(team), 2 * kWarpgroup);
-      };
-      const auto pass_turn = [&] {
-        if (C::kTeams > 1 && index + step < tiles) named_barrier_arrive(turn(1 - team), 2 * kWarpgroup);
-      };
       Sums<C> sums;
       if constexpr (C::kBlockwise) {
-        take_turn();
-        multiply_blocks<C>(shared.ring, at, call.k_blocks, consumer, tile.col, sums, [&] {
-          pass_turn();
-          if (is_last) release_successors();
-        });
+        const auto issued = [&] {
+          if (index + step >= tiles) release_successors();
+        };
+        multiply_blocks<C>(shared.ring, at, call.k_blocks, consumer, tile.col, sums, issued);
         store_scaled_tile<C>(call, shared, &output_map, tile.batch, first_row, tile.col, warpgroup, sums);
       } else {
         TileConstants<C> constants;
@@ -300,16 +294,21 @@ __global__ void __launch_bounds__(C::kThreads, 1)
           if (threadIdx.x % kWarpgroup == 0) wait_for_store_reads<0>();
           named_barrier_sync(1 + warpgroup, kWarpgroup);
         }
-        take_turn();
+        // A team's turn to multiply comes when the other one has taken all stages of its tile: a wait tells only the
+        // last phase of a barrier from the one before, and so must not be for a later one.
+        if (C::kTeams > 1 && index != first) named_barrier_sync(turn(team), 2 * kWarpgroup);
+        const auto issued = [&] {
+          if (C::kTeams > 1 && index + step < tiles) named_barrier_arrive(turn(1 - team), 2 * kWarpgroup);
+        };
         if constexpr (C::kPromoted) {
-          multiply_promoted<C>(shared.ring, at, call.k_blocks, consumer, shared.staged[warpgroup], sums, pass_turn);
+          multiply_promoted<C>(shared.ring, at, call.k_blocks, consumer, shared.staged[warpgroup], sums, issued);
         } else {
-          multiply<C>(shared.ring, at, call.k_blocks, consumer, sums, pass_turn);
+          multiply<C>(shared.ring, at, call.k_blocks, consumer, sums, issued);
         }
-        if (is_last) release_successors();
+        if (index + C::kTeams * step >= tiles) release_successors();
         store_tile<C>(call, shared, &output_map, tile.batch, first_row, tile.col, warpgroup, constants, panels, sums);
+        at.skip((C::kTeams - 1) * call.k_blocks);
       }
-      at.skip((C::kTeams - 1) * call.k_blocks);
     }
     if (threadIdx.x % kWarpgroup == 0) wait_for_store_reads<0>();
   }
