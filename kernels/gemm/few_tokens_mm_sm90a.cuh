@@ -10,10 +10,9 @@
 // that share columns take turns along K. Their sums meet in the block's shared memory; from there each block of the
 // cluster is sent the share of the tile that it adds up, in the order of the splits.
 //
-// Meant to be bound by memory; so far the warps' latency is, which issue a third of the time (Marlin's 4 bits, a token,
-// N x K = 9216 x 4096 on an H200, 2026-11-23). What the block will read is asked for in the L2 cache before the
-// kernel's turn has come (no read: the weight may be a predecessor's result), and successors start as soon as there is
-// room.
+// Meant to be bound by memory; so far the warps' latency is, which issue a third of the time. What the block will read
+// is asked for in the L2 cache before the kernel's turn has come (no read: the weight may be a predecessor's result),
+// and successors start as soon as there is room.
 #pragma once
 
 #include <algorithm>
@@ -99,6 +98,107 @@ __device__ __forceinline__ void send(const void* mine, const uint4& value, const
       : "memory");
 }
 
+// How the sums of a block's warps, and then those of a cluster's blocks, are added up: each of the splits sends each of
+// the others that one's share of the tile. C has Weight, kThreads, kColumns, kTokens, kTokenTiles, kDepthWarps and
+// kSumPitch.
+template <class C>
+class Merge {
+ public:
+  using W = typename C::Weight;
+  using Sum = typename W::Sum;
+
+  // `rows` of the tile are there.
+  __device__ __forceinline__ Merge(int splits, int rank, int rows)
+      : splits_(splits),
+        rank_(rank),
+        vectors_(rows * kVectors),
+        share_((vectors_ + splits - 1) / splits),
+        own_(max(min(share_, vectors_ - rank * share_), 0)) {}
+
+  // Before arrive().
+  __device__ __forceinline__ void start(Barrier& received) const {
+    if (splits_ == 1 || threadIdx.x != 0) return;
+    received.init(1);
+    fence_barrier_init();
+    received.arrive_and_expect(own_ * splits_ * static_cast<int>(sizeof(Four)));
+  }
+
+  // All threads, of whole warps: finish() waits for all of the cluster to have been here.
+  __device__ __forceinline__ void arrive() const {
+    if (splits_ > 1) arrive_at_cluster();
+  }
+
+  // A warp's sums go to `shared`, where nothing else is by now. A barrier of the block follows.
+  __device__ __forceinline__ void leave(char* shared, const Sum (&sums)[W::kColumnBlocks][C::kTokenTiles][4],
+                                        int column_warp, int depth_warp) const {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int block = 0; block < W::kColumnBlocks; ++block) {
+#pragma unroll
+      for (int r = 0; r < C::kTokenTiles; ++r) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int column = W::column_of(column_warp, block, e / 2, lane / 4);
+          *partial_at(shared, depth_warp, 8 * r + lane % 4 * 2 + e % 2, column) = sums[block][r][e];
+        }
+      }
+    }
+  }
+
+  // Adds them up, in the order of K. What others send arrives in `received_shared`, 16-byte aligned.
+  __device__ __forceinline__ void finish(const typename W::Params& params, char* shared, char* received_shared,
+                                         const Barrier& received, int64_t block_column, int64_t first_row) const {
+    const auto store = [&](int vector, const Four& total) {
+      const int64_t column = block_column + vector % kVectors * kVector;
+      if (column < params.n) W::store(params, first_row + vector / kVectors, column, total.of);
+    };
+    Four* const parts = reinterpret_cast<Four*>(received_shared);  // [split][share]
+    const SmallDivisor shares(share_);
+    if (splits_ > 1) wait_for_cluster();  // whose barriers are ready now
+    for (int i = threadIdx.x; i < vectors_; i += C::kThreads) {
+      Four total = {};
+#pragma unroll
+      for (int depth = 0; depth < C::kDepthWarps; ++depth) {
+        add(total, *reinterpret_cast<const Four*>(partial_at(shared, depth, i / kVectors, i % kVectors * kVector)));
+      }
+      if (splits_ == 1) {
+        store(i, total);
+      } else {
+        const int owner = shares.divide(i);
+        send(parts + rank_ * share_ + i - owner * share_, *reinterpret_cast<const uint4*>(&total), &received, owner);
+      }
+    }
+    if (splits_ == 1 || own_ == 0) return;
+    received.wait(0);
+    for (int i = threadIdx.x; i < own_; i += C::kThreads) {
+      Four total = parts[i];
+#pragma unroll
+      for (int split = 1; split < kMostSplits; ++split) {
+        if (split < splits_) add(total, parts[split * share_ + i]);
+      }
+      store(rank_ * share_ + i, total);
+    }
+  }
+
+ private:
+  // The tile in vectors of neighbouring columns, shared out over the splits.
+  static constexpr int kVector = 4, kVectors = C::kColumns / kVector;
+  struct alignas(16) Four {
+    Sum of[kVector];
+  };
+  static_assert(sizeof(Four) == 16);
+
+  static __device__ __forceinline__ Sum* partial_at(char* shared, int depth, int token, int column) {
+    return reinterpret_cast<Sum*>(shared) + (depth * C::kTokens + token) * C::kSumPitch + column;
+  }
+  static __device__ __forceinline__ void add(Four& total, const Four& part) {
+#pragma unroll
+    for (int e = 0; e < kVector; ++e) total.of[e] += part.of[e];
+  }
+
+  const int splits_, rank_, vectors_, share_, own_;
+};
+
 // Asks for the tokens of a stage as they are, rows `stride` bytes apart: those of steps [begin, end), at most
 // kStageSteps.
 template <class C>
@@ -130,7 +230,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocks)
   using Sum = typename W::Sum;
   extern __shared__ __align__(16) char shared[];
   release_successors();
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int warp = threadIdx.x / 32;
   const int column_warp = warp % C::kColumnWarps, depth_warp = warp / C::kColumnWarps;
   const int rank = blockIdx.x;
   const int64_t block_column = static_cast<int64_t>(blockIdx.y) * C::kColumns;
@@ -140,23 +240,13 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocks)
   const int end = begin + count;
 
   const int rows = static_cast<int>(min(int64_t{C::kTokens}, params.m - first_row));
-  // The tile in vectors of neighbouring columns, shared out over the splits.
-  constexpr int kVector = 4, kVectors = C::kColumns / kVector;
-  const int vectors = rows * kVectors, share = (vectors + splits.count - 1) / splits.count;
-  const int own = max(min(share, vectors - rank * share), 0);
   __shared__ Barrier received;
-  if (splits.count > 1) {
-    if (threadIdx.x == 0) {
-      received.init(1);
-      fence_barrier_init();
-      received.arrive_and_expect(own * splits.count * static_cast<int>(kVector * sizeof(Sum)));
-    }
-    __syncwarp();
-    arrive_at_cluster();
-  }
+  const Merge<C> merge(splits.count, rank, rows);
+  merge.start(received);
+  __syncwarp();
+  merge.arrive();
   W::prefetch(params, block_column, C::kColumns, begin, end);
   W weight(params, block_column, column_warp, begin + depth_warp, C::kDepthWarps);
-  const SmallDivisor shares(share);
   wait_for_predecessor();
   W::template stage_tokens<C>(params, shared, first_row, begin, end);
   commit_copies();
@@ -192,59 +282,9 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocks)
   }
 
   __syncthreads();  // no stage is in use
-  Sum* const partial = reinterpret_cast<Sum*>(shared);
-  const auto partial_at = [&](int depth, int token, int column) {
-    return partial + (depth * C::kTokens + token) * C::kSumPitch + column;
-  };
-#pragma unroll
-  for (int block = 0; block < W::kColumnBlocks; ++block) {
-#pragma unroll
-    for (int r = 0; r < C::kTokenTiles; ++r) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int column = W::column_of(column_warp, block, e / 2, lane / 4);
-        *partial_at(depth_warp, 8 * r + lane % 4 * 2 + e % 2, column) = sums[block][r][e];
-      }
-    }
-  }
+  merge.leave(shared, sums, column_warp, depth_warp);
   __syncthreads();
-  struct alignas(16) Four {
-    Sum of[kVector];
-  };
-  static_assert(sizeof(Four) == 16);
-  const auto add = [](Four& total, const Four& part) {
-#pragma unroll
-    for (int e = 0; e < kVector; ++e) total.of[e] += part.of[e];
-  };
-  const auto store = [&](int vector, const Four& total) {
-    const int64_t column = block_column + vector % kVectors * kVector;
-    if (column < params.n) W::store(params, first_row + vector / kVectors, column, total.of);
-  };
-  Four* const parts = reinterpret_cast<Four*>(shared + C::kSharedBytes - C::kReceivedBytes);  // [split][share]
-  if (splits.count > 1) wait_for_cluster();  // whose barriers are ready now
-  for (int i = threadIdx.x; i < vectors; i += C::kThreads) {
-    Four total = {};
-#pragma unroll
-    for (int depth = 0; depth < C::kDepthWarps; ++depth) {
-      add(total, *reinterpret_cast<const Four*>(partial_at(depth, i / kVectors, i % kVectors * kVector)));
-    }
-    if (splits.count == 1) {
-      store(i, total);
-    } else {
-      const int owner = shares.divide(i);
-      send(parts + rank * share + i - owner * share, *reinterpret_cast<const uint4*>(&total), &received, owner);
-    }
-  }
-  if (splits.count == 1 || own == 0) return;
-  received.wait(0);
-  for (int i = threadIdx.x; i < own; i += C::kThreads) {
-    Four total = parts[i];
-#pragma unroll
-    for (int split = 1; split < kMostSplits; ++split) {
-      if (split < splits.count) add(total, parts[split * share + i]);
-    }
-    store(rank * share + i, total);
-  }
+  merge.finish(params, shared, shared + C::kSharedBytes - C::kReceivedBytes, received, block_column, first_row);
 }
 
 // Splits of K, of which each warp has a step or more, so that the multiprocessor with the most to do has the least. The

@@ -5,9 +5,8 @@
 
 namespace sgl_kernel::SGL_TARGET {
 
-// So many tokens, and fewer, are the kernel's for few tokens; so many, and more, the one's for many. Between them the
-// portable kernel was faster (H200, 2026-11-23).
-inline constexpr int64_t kMarlinFewTokens = 8, kMarlinManyTokens = 33;
+// So many tokens, and fewer, are the kernel's for few tokens; so many, and more, the one's for many.
+inline constexpr int64_t kMarlinFewTokens = 32, kMarlinManyTokens = 33;
 
 // A tile of the kernel for many tokens (marlin_gemm_many_tokens_sm90a.cuh), and a model of its time: with t tiles on p
 // multiprocessors and s stages of 64 along K, ceil(t / p) * (s * stage_us + end_us); with K split over the blocks of a
@@ -27,10 +26,14 @@ inline constexpr TokenTile kTokenTiles[] = {
 inline constexpr float kSplitUs = 1.2f, kSplitTokenUs = 0.006f;
 inline constexpr int kNumTokenTiles = sizeof(kTokenTiles) / sizeof(kTokenTiles[0]);
 
-// Whether the kernel for few tokens can take the product: of 4-bit integers, in groups that half a step along K does
-// not cross.
+// Whether the kernel for few tokens can take the product: of integers, in groups of 32 or one of its doubles, or in
+// one.
 bool marlin_few_tokens_takes(const MarlinGemmParams& params);
 Status multiply_marlin_few_tokens(const MarlinGemmParams& params, Stream stream);
+
+// Its instantiations by format.
+Status marlin_few_tokens_int4(const MarlinGemmParams& params, Stream stream);
+Status marlin_few_tokens_int8(const MarlinGemmParams& params, Stream stream);
 
 // Whether the kernel for many tokens can take the weight.
 bool marlin_many_tokens_takes(const MarlinGemmParams& params);

@@ -1,5 +1,7 @@
 """gptq_marlin_gemm, against products in float64 with weights that tests/gemm/packing.py packs."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -348,8 +350,7 @@ def test_index_out_of_range(device, argument):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("k", [128, 1536, 4096])
-@pytest.mark.parametrize("n", [64, 576, 4096])
+@pytest.mark.parametrize("n, k", [*itertools.product([64, 576, 4096], [128, 1536, 4096]), (24640, 384)])
 @pytest.mark.parametrize("m", [1, 16, 17, 32, 100, 700])
 @pytest.mark.parametrize("type", list(TYPES))
 def test_tiles_of_all_sizes(type, m, n, k):
