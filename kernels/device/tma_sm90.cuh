@@ -143,7 +143,14 @@ __device__ __forceinline__ void load_matrix_box(void* destination, const CUtenso
       : "memory");
 }
 
-// Brings the box at (row, column) of a matrix to the L2 cache.
+// Brings a box to the L2 cache. It is no read: allowed before wait_for_predecessor(), whoever writes the tensor.
+__device__ __forceinline__ void prefetch_box(const CUtensorMap* map, int c0, int c1, int c2, int c3, int c4) {
+  asm volatile("cp.async.bulk.prefetch.tensor.5d.L2.global.tile [%0, {%1, %2, %3, %4, %5}];" ::"l"(map), "r"(c0),
+               "r"(c1), "r"(c2), "r"(c3), "r"(c4)
+               : "memory");
+}
+
+// The same for a matrix: the box at (row, column).
 __device__ __forceinline__ void prefetch_matrix_box(const CUtensorMap* map, int row, int column) {
   asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map), "r"(column), "r"(row)
                : "memory");

@@ -59,7 +59,16 @@ class GptqGemm(Operator):
     name = "gptq_gemm"
     cases = [
         case(m=5, n=96, k=256, bits=4, group=128, shuffle=True, index=False),
-        case(m=12, n=160, k=4608, bits=4, group=128, shuffle=True, index=False),
+        *(
+            case(m=m, n=n, k=k, bits=4, group=group, shuffle=True, index=False)
+            for m, n, k, group in [
+                (12, 160, 4608, 128),
+                (70, 96, 512, 128),  # more rows than a block of the GPU's takes
+                (16, 96, 24576, 256),  # more of K than its shared memory holds the rows of
+                (2, 2112, 1664, 64),
+                (33, 224, 1152, 384),
+            ]
+        ),
         *(
             case(m=m, n=n, k=k, bits=bits, group=group, shuffle=shuffle, index=index)
             for bits in BITS
@@ -77,12 +86,17 @@ class GptqGemm(Operator):
             for m, k, bits, data, scale in [
                 (3, 32768, 4, "positive", 0.001),
                 (20, 1024, 4, "outliers", 0.1),
+                (5, 1024, 4, "outliers", 0.1),
+                (8, 2048, 4, "cancelling", 0.1),
                 (2, 512, 8, "outliers", 0.1),
                 (9, 2048, 3, "cancelling", 0.1),
                 (4, 256, 2, None, 1e-6),  # subnormal scales
             ]
         ),
-        case(m=4, n=32, k=256, bits=4, group=64, shuffle=False, index=False, data="subnormal"),
+        *(
+            case(m=4, n=32, k=256, bits=4, group=64, shuffle=shuffle, index=False, data="subnormal")
+            for shuffle in (False, True)
+        ),
     ]
     empty = [
         case(m=0, n=32, k=64, bits=4, group=64, shuffle=True, index=False),
