@@ -197,6 +197,7 @@ __device__ __forceinline__ void load_shared_matrices(uint32_t (&matrices)[4], ui
                : "r"(row));
 }
 
+// A warp's products of a stage: of its columns, over its part of K.
 template <class C>
 class Consumer {
  public:
@@ -226,8 +227,8 @@ class Consumer {
   }
 
  private:
-  // Whether numbers are not made less by their zero point one by one, but their sums are. bf16 numbers q become 16 + q,
-  // f16 ones q * 2^-24.
+  // Whether not each number is made less by the zero point, but the sums are: then a number q becomes 16 + q in bf16,
+  // and q * 2^-24 in f16, by its bits alone. With more tokens the tensor core has no time for it.
   static constexpr bool kBiased = C::kFormat == Format::kInt4 && !C::kZeros && C::kTokenTiles <= 2;
   static __device__ __forceinline__ int g() { return threadIdx.x % 32 / 4; }
 
@@ -269,7 +270,7 @@ class Consumer {
     // What all columns' sums begin with: the tokens' sums times what the numbers have too much.
     float base[C::kTokenTiles][4] = {};
     if constexpr (kBiased) {
-      constexpr uint32_t kTooMuch = kIsHalf<T> ? 0x80088008 : 0xc1c0c1c0;
+      constexpr uint32_t kTooMuch = kIsHalf<T> ? 0x80088008 : 0xc1c0c1c0;  // pairs of -8 * 2^-24, of -(16 + 8)
       constexpr uint32_t kLeft[4] = {kTooMuch, kTooMuch, kTooMuch, kTooMuch};
 #pragma unroll
       for (int u = 0; u < C::kTiles; ++u) {
@@ -326,12 +327,13 @@ class Consumer {
     for (int half = 0; half < 2; ++half) {
       const int i = 2 * block + half;
       if constexpr (C::kFormat == Format::kInt8 && !kIsHalf<T>) {
-        // A byte of 128 b + l is 128 + l as bf16, less 256, or 128 where there is b; both are a matter of bits.
+        // A byte is 128 b + l. Less 128 it is 128 + l, which as bf16 is a matter of bits, less 256, or 128 where b
+        // is 1.
         uint32_t word = word_of(step.words[u][i / 4], i % 4);
 #pragma unroll
         for (int k = 0; k < 2; ++k) {
-          const uint32_t number = mask_and_set(word, 0x007f007f, 0x43004300);
-          const uint32_t less = clear_and_set(word, 0x00800080, 0x43004300);
+          const uint32_t number = mask_and_set(word, 0x007f007f, kUnitPlace<T>);
+          const uint32_t less = clear_and_set(word, 0x00800080, kUnitPlace<T>);  // b is the exponent's last bit
           left[half + 2 * k] = subtract_pairs<T>(number, less);
           if constexpr (C::kZeros) left[half + 2 * k] = subtract_pairs<T>(left[half + 2 * k], bias8_of(step, i));
           word >>= 8;
@@ -342,8 +344,9 @@ class Consumer {
           left[half] = word >> 8 * half & 0x000f000f;
           left[2 + half] = word >> (8 * half + 4) & 0x000f000f;
         } else {
-          left[half] = mask_and_set(half == 0 ? word << 3 : word >> 5, 0x00780078, 0x41804180);
-          left[2 + half] = mask_and_set(word >> (8 * half + 1), 0x00780078, 0x41804180);
+          constexpr uint32_t kSixteens = 0x41804180, kMask = 0x00780078;  // the four bits worth 1 to 8 beside 16
+          left[half] = mask_and_set(half == 0 ? word << 3 : word >> 5, kMask, kSixteens);
+          left[2 + half] = mask_and_set(word >> (8 * half + 1), kMask, kSixteens);
         }
       } else {
         const uint32_t word = word_of(step.words[u][C::kBits == 4 ? 0 : i / 4], C::kBits == 4 ? block : i % 4);
