@@ -23,10 +23,9 @@
 namespace sgl_kernel::SGL_TARGET::stream_mm {
 
 inline constexpr int kWarps = 8, kThreads = 32 * kWarps;
-
 inline constexpr int kTokenBytes = 2;
 inline constexpr int kPadBytes = 16;  // behind each token: neighbours' loads then lie in different banks
-inline constexpr int kSumPad = 4;
+inline constexpr int kSumPad = 4;     // numbers behind each token's sums, for the same reason
 
 // How the work is shared out.
 struct Plan {
@@ -56,27 +55,53 @@ inline constexpr int kStepTokenBytes = W::kStepK * kTokenBytes;
 template <class W>
 __device__ __forceinline__ void stage_tokens(const typename W::Params& params, char* tokens, int pitch,
                                              int64_t first_row, int rows, int begin, int end) {
-  constexpr int kNumbers = W::kCopyBytes / kTokenBytes;  // of a copy
-  const int copies = (end - begin) * (W::kStepK / kNumbers);
+  constexpr int kBytes = 16, kNumbers = kBytes / kTokenBytes;  // of a copy
+  constexpr int kBatch = 4;                                    // copies of a thread, on their way at once
+  const int copies = (end - begin) * (W::kStepK / kNumbers);   // of a row
   const int64_t stride = params.token_stride();
-  const char* const first = static_cast<const char*>(params.tokens()) + first_row * stride;
-  const uint32_t inverse = 0xffffffffu / copies + 1;  // 2^32 / copies, rounded up
-#pragma unroll 2
-  for (int i = threadIdx.x; i < rows * copies; i += kThreads) {
-    const int row = copies == 1 ? i : static_cast<int>(__umulhi(i, inverse)), copy = i - row * copies;
-    const int64_t k = static_cast<int64_t>(begin) * W::kStepK + copy * kNumbers;
-    const bool inside = k < params.k;  // K is a multiple of kNumbers
-    copy_async<W::kCopyBytes>(tokens + row * pitch + W::place_of(copy),
-                              first + row * stride + (inside ? k * kTokenBytes : 0), inside ? W::kCopyBytes : 0);
+  const char* const first_token = static_cast<const char*>(params.tokens()) + first_row * stride;
+  const uint32_t inverse = 0xffffffffu / copies + 1;  // 2^32 / copies, rounded up: exact as copies are a few thousand
+#pragma unroll 1
+  for (int first = threadIdx.x; first < rows * copies; first += kBatch * kThreads) {
+    uint4 numbers[kBatch];
+    char* to[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int index = first + i * kThreads;
+      if (index >= rows * copies) break;
+      const int row = static_cast<int>(__umulhi(index, inverse)), copy = index - row * copies;
+      const int64_t k = static_cast<int64_t>(begin) * W::kStepK + copy * kNumbers;
+      const bool inside = k < params.k;  // K is a multiple of kNumbers
+      const char* const from = first_token + row * stride + (inside ? k * kTokenBytes : 0);
+      to[i] = tokens + row * pitch + copy * kBytes;
+      if constexpr (W::kArranges) {
+        numbers[i] = inside ? __ldg(reinterpret_cast<const uint4*>(from)) : make_uint4(0, 0, 0, 0);
+      } else {
+        copy_async<kBytes>(to[i], from, inside ? kBytes : 0);
+      }
+    }
+    if constexpr (W::kArranges) {
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (first + i * kThreads < rows * copies) *reinterpret_cast<uint4*>(to[i]) = W::arranged(numbers[i]);
+      }
+    }
   }
   commit_copies();
 }
 
 // W: the format. It has
-//   Params, kTokenTiles, kColumns (of a warp), kStepBytes, kBlocks (of a multiprocessor)
-//   load()     one thread: asks for a step
-//   prefetch() the same, to the L2 cache
-//   W(params, first_column, steps of the warp's range), add(), finish(), sums, column_of(), store()
+//   Params                  with m, n, k and of the tokens [m, k] of 16 bits, tokens() and token_stride() in bytes
+//   kTokenTiles             the block's tokens, in eights
+//   kColumns, kStepK        a warp's step: so many columns by so many along K
+//   kStepBytes, kStages     its bytes in the warp's ring of so many steps
+//   kStepMicroseconds       what a step takes, as choose_plan() has it
+//   kBlocks                 of a multiprocessor
+//   load(), prefetch()      ask for a step, in shared memory or in the L2 cache; one thread
+//   kArranges, arranged()   whether and how eight numbers of a token are reordered
+//   token_offset()          where in a step's tokens the lane's begin
+//   W(params, first_column of the warp), start() before each run of steps, add() for each step, for_each_four(),
+//   store()
 template <class W>
 __global__ void __launch_bounds__(kThreads, W::kBlocks)
     stream_kernel(const __grid_constant__ CUtensorMap map, const __grid_constant__ typename W::Params params,
@@ -137,13 +162,18 @@ __global__ void __launch_bounds__(kThreads, W::kBlocks)
   for (int chunk = block.begin; chunk < block.end; chunk += plan.chunk_steps) {
     const int chunk_end = min(chunk + plan.chunk_steps, block.end);
     const Range mine = loads ? range_of(chunk, chunk_end - chunk, depth_warp, plan.depth_warps) : Range{0, 0};
+    // The first step, then the tokens, without which it is no use, then the others.
+    const auto load_steps = [&](int first, int last) {
 #pragma unroll 1
-    for (int step = mine.begin; step < min(mine.begin + W::kStages, mine.end); ++step) {
-      if (elect_one()) load(step);
-      asked.advance();
-    }
+      for (int step = first; step < min(last, mine.end); ++step) {
+        if (elect_one()) load(step);
+        asked.advance();
+      }
+    };
+    load_steps(mine.begin, mine.begin + 1);
     if (chunk > block.begin) __syncthreads();  // nobody reads the chunk before
     stage_tokens<W>(params, tokens, pitch, first_row, rows, chunk, chunk_end);
+    load_steps(mine.begin + 1, mine.begin + W::kStages);
     weight.start(params, mine.begin, mine.end);
     wait_for_copies<0>();
     __syncthreads();
@@ -160,14 +190,14 @@ __global__ void __launch_bounds__(kThreads, W::kBlocks)
         asked.advance();
       }
     }
-    weight.finish();
   }
 
   __syncthreads();  // the rings and the tokens are done with
   const int sum_pitch = tile_columns + kSumPad;
   float* const partial = reinterpret_cast<float*>(shared);  // [depth_warps][kTokens][sum_pitch]
-  weight.for_each_sum([&](int column, int token, float sum) {
-    partial[(depth_warp * kTokens<W> + token) * sum_pitch + column_warp * W::kColumns + column] = sum;
+  weight.for_each_four([&](int column, int token, const float4& four) {
+    float* const at = partial + (depth_warp * kTokens<W> + token) * sum_pitch + column_warp * W::kColumns + column;
+    *reinterpret_cast<float4*>(at) = four;
   });
   __syncthreads();
   const auto store = [&](int vector, const float4& total) {
@@ -219,10 +249,12 @@ int most_chunk_steps(const Plan& plan) {
   return ((kMostShared<W> - kRingBytes<W> - parts_bytes<W>(plan)) / kTokens<W> - kPadBytes) / kStepTokenBytes<W>;
 }
 
-// The plan that lets the warp with the most to do have the least. *cost: its steps, and what merging costs.
+// The plan that is expected to take the least, and that as *cost.
 template <class W>
 Plan choose_plan(int64_t m, int64_t n, int64_t k, double* cost) {
-  constexpr double kMerge = 0.02;  // what a further split costs, in steps
+  // In µs on an H200, as measured 2026-11-23: what a block takes besides its warps' steps, what a cluster and each of
+  // its splits do, and each step's tokens.
+  constexpr double kStart = 5.0, kCluster = 0.5, kMerge = 0.03, kStepTokens = 0.05 * W::kTokenTiles;
   const int steps = static_cast<int>((k + W::kStepK - 1) / W::kStepK);
   const int64_t row_tiles = (m + kTokens<W> - 1) / kTokens<W>;
   Plan best = {};
@@ -235,7 +267,9 @@ Plan choose_plan(int64_t m, int64_t n, int64_t k, double* cost) {
       const int64_t at_once = std::max(1, kClustersAtOnce[splits - 1] * W::kBlocks / 2);
       const int block_steps = (steps + splits - 1) / splits;
       const int warp_steps = (block_steps + plan.depth_warps - 1) / plan.depth_warps;
-      const double plan_cost = static_cast<double>((clusters + at_once - 1) / at_once) * warp_steps + kMerge * splits;
+      const double block_cost = kStart + W::kStepMicroseconds * warp_steps + kStepTokens * block_steps +
+                                (splits > 1 ? kCluster + kMerge * splits : 0.0);
+      const double plan_cost = static_cast<double>((clusters + at_once - 1) / at_once) * block_cost;
       if (best.splits == 0 || plan_cost < *cost) {
         best = plan;
         *cost = plan_cost;
