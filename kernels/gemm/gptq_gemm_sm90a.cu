@@ -57,9 +57,9 @@ Status multiply_gptq(const GptqGemmParams& params, Stream stream) {
     SGL_RETURN_IF_ERROR(mixed_mm::gather_columns(kName, params.gathered, params.a, params.k, params.columns, params.m,
                                                  params.k, stream));
   }
-  const gptq_stream::Params streamed = {params};
-  return params.k / params.num_groups % Least::kStepK == 0 ? choose_tokens<false>(streamed, stream)
-                                                           : choose_tokens<true>(streamed, stream);
+  const gptq_stream::Params streamed = {params, static_cast<int>(params.k / params.num_groups)};
+  return streamed.group_size % Least::kStepK == 0 ? choose_tokens<false>(streamed, stream)
+                                                  : choose_tokens<true>(streamed, stream);
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

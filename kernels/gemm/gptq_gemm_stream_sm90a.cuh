@@ -8,6 +8,8 @@
 namespace sgl_kernel::SGL_TARGET::gptq_stream {
 
 struct Params : GptqGemmParams {
+  int group_size;  // K / G, a multiple of 32
+
   __device__ __forceinline__ const void* tokens() const { return gathered != nullptr ? gathered : a; }
   __device__ __forceinline__ int64_t token_stride() const { return k * 2; }
 };
@@ -56,7 +58,7 @@ class Weight {
   }
 
   __device__ __forceinline__ Weight(const Params& params, int64_t first_column)
-      : parts_per_group_(static_cast<int>(params.k / params.num_groups / kPartK)),
+      : parts_per_group_(params.group_size / kPartK),
         n_(params.n),
         lane_column_(first_column + threadIdx.x % 32 / 4 * 4) {
     const int g = threadIdx.x % 32 / 4, row = row_of(0, threadIdx.x % 4);

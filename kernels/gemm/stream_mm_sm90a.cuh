@@ -22,26 +22,26 @@
 
 namespace sgl_kernel::SGL_TARGET::stream_mm {
 
-inline constexpr int kWarps = 8, kThreads = 32 * kWarps;
+inline constexpr int kWarpShift = 3, kWarps = 1 << kWarpShift, kThreads = 32 * kWarps;
 inline constexpr int kTokenBytes = 2;
 inline constexpr int kPadBytes = 16;  // behind each token: neighbours' loads then lie in different banks
 inline constexpr int kSumPad = 4;     // numbers behind each token's sums, for the same reason
 
 // How the work is shared out.
 struct Plan {
-  int column_warps, depth_warps;  // of a block
+  int column_warps, depth_shift;  // of a block; the others, a power of two
   int splits;                     // of K
   int steps;                      // along K
+  int least, longer;              // steps of a block; the first `longer` ones have one more
   int chunk_steps;                // of K's, whose tokens are in shared memory at a time
   int parts_at;                   // where in shared memory the splits' sums come
 };
 
-// A share of `count` things: those of `part` of `parts`, which differ by one at most.
+// The share of part `part` of things: it is `least`, or one more of the first `longer` ones.
 struct Range {
   int begin, end;
 };
-__device__ __forceinline__ Range range_of(int begin, int count, int part, int parts) {
-  const int least = count / parts, longer = count % parts;
+__device__ __forceinline__ Range range_of(int begin, int least, int longer, int part) {
   const int first = begin + part * least + min(part, longer);
   return {first, first + least + (part < longer ? 1 : 0)};
 }
@@ -111,19 +111,24 @@ __global__ void __launch_bounds__(kThreads, W::kBlocks)
   release_successors();
   // The same number in the whole warp, which the compiler then knows.
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
-  const int column_warp = warp % plan.column_warps, depth_warp = warp / plan.column_warps;
+  const int depth_warps = 1 << plan.depth_shift;
+  const int column_warp = warp & (plan.column_warps - 1), depth_warp = warp >> (kWarpShift - plan.depth_shift);
   const int tile_columns = plan.column_warps * W::kColumns;
   const int64_t block_column = static_cast<int64_t>(blockIdx.y) * tile_columns;
   const int64_t first_column = block_column + column_warp * W::kColumns;
   const int64_t first_row = static_cast<int64_t>(blockIdx.z) * kTokens<W>;
   const int rows = static_cast<int>(min(int64_t{kTokens<W>}, params.m - first_row));
-  const Range block = range_of(0, plan.steps, blockIdx.x, plan.splits);
+  const Range block = range_of(0, plan.least, plan.longer, blockIdx.x);
+  const auto warp_range = [&](int begin, int end) {
+    const int count = end - begin;
+    return range_of(begin, count >> plan.depth_shift, count & (depth_warps - 1), depth_warp);
+  };
   char* const ring = shared + warp * (W::kStages * W::kStepBytes);
   char* const tokens = shared + kWarps * W::kStages * W::kStepBytes;
   const int pitch = plan.chunk_steps * kStepTokenBytes<W> + kPadBytes;
   const bool loads = first_column < params.n;
   // The tile in vectors of neighbouring columns, shared out over the splits.
-  const int row_vectors = tile_columns / 4, vectors = rows * row_vectors;
+  const int row_vectors = tile_columns / 4, row_shift = __ffs(row_vectors) - 1, vectors = rows * row_vectors;
   const int share = (vectors + plan.splits - 1) / plan.splits;
   const int own = max(min(share, vectors - static_cast<int>(blockIdx.x) * share), 0);
   float4* const parts = reinterpret_cast<float4*>(shared + plan.parts_at);  // [splits][share]
@@ -142,8 +147,7 @@ __global__ void __launch_bounds__(kThreads, W::kBlocks)
     for (int stage = 0; stage < W::kStages; ++stage) full[warp][stage].init(1);
     fence_barrier_init();
     if (loads) {
-      const int chunk_end = min(block.begin + plan.chunk_steps, block.end);
-      const Range mine = range_of(block.begin, chunk_end - block.begin, depth_warp, plan.depth_warps);
+      const Range mine = warp_range(block.begin, min(block.begin + plan.chunk_steps, block.end));
 #pragma unroll 1
       for (int step = mine.begin; step < min(mine.begin + W::kStages, mine.end); ++step)
         W::prefetch(&map, first_column, step);
@@ -161,7 +165,7 @@ __global__ void __launch_bounds__(kThreads, W::kBlocks)
   };
   for (int chunk = block.begin; chunk < block.end; chunk += plan.chunk_steps) {
     const int chunk_end = min(chunk + plan.chunk_steps, block.end);
-    const Range mine = loads ? range_of(chunk, chunk_end - chunk, depth_warp, plan.depth_warps) : Range{0, 0};
+    const Range mine = loads ? warp_range(chunk, chunk_end) : Range{0, 0};
     // The first step, then the tokens, without which it is no use, then the others.
     const auto load_steps = [&](int first, int last) {
 #pragma unroll 1
@@ -201,20 +205,21 @@ __global__ void __launch_bounds__(kThreads, W::kBlocks)
   });
   __syncthreads();
   const auto store = [&](int vector, const float4& total) {
-    const int64_t column = block_column + vector % row_vectors * 4;
-    if (column < params.n) W::store(params, first_row + vector / row_vectors, column, total);
+    const int64_t column = block_column + (vector & (row_vectors - 1)) * 4;
+    if (column < params.n) W::store(params, first_row + (vector >> row_shift), column, total);
   };
-  if (plan.splits > 1) wait_for_cluster();  // whose barriers are ready now
+  if (plan.splits > 1) wait_for_cluster();                 // whose barriers are ready now
+  const uint32_t inverse_share = 0xffffffffu / share + 1;  // 2^32 / share, rounded up; of 1 it is 0
 #pragma unroll 1
   for (int i = threadIdx.x; i < vectors; i += kThreads) {
     const float4* const at =
-        reinterpret_cast<const float4*>(partial + i / row_vectors * sum_pitch + i % row_vectors * 4);
+        reinterpret_cast<const float4*>(partial + (i >> row_shift) * sum_pitch + (i & (row_vectors - 1)) * 4);
     float4 total = *at;
-    for (int depth = 1; depth < plan.depth_warps; ++depth) add_to(total, at[depth * kTokens<W> * sum_pitch / 4]);
+    for (int depth = 1; depth < depth_warps; ++depth) add_to(total, at[depth * kTokens<W> * sum_pitch / 4]);
     if (plan.splits == 1) {
       store(i, total);
     } else {
-      const int owner = i / share;
+      const int owner = inverse_share == 0 ? i : static_cast<int>(__umulhi(i, inverse_share));
       send_to_block(owner, parts + blockIdx.x * share + i - owner * share, total, &received);
     }
   }
@@ -259,14 +264,19 @@ Plan choose_plan(int64_t m, int64_t n, int64_t k, double* cost) {
   const int64_t row_tiles = (m + kTokens<W> - 1) / kTokens<W>;
   Plan best = {};
   for (int splits = 1; splits <= std::min(steps, kMostClusterBlocks); ++splits) {
-    for (int column_warps = kWarps; column_warps >= 1; column_warps /= 2) {
-      const Plan plan = {
-          .column_warps = column_warps, .depth_warps = kWarps / column_warps, .splits = splits, .steps = steps};
+    for (int depth_shift = 0; depth_shift <= kWarpShift; ++depth_shift) {
+      const Plan plan = {.column_warps = kWarps >> depth_shift,
+                         .depth_shift = depth_shift,
+                         .splits = splits,
+                         .steps = steps,
+                         .least = steps / splits,
+                         .longer = steps % splits};
       if (most_chunk_steps<W>(plan) < 1) continue;
-      const int64_t clusters = row_tiles * ((n + column_warps * W::kColumns - 1) / (column_warps * W::kColumns));
+      const int64_t columns = plan.column_warps * W::kColumns;
+      const int64_t clusters = row_tiles * ((n + columns - 1) / columns);
       const int64_t at_once = std::max(1, kClustersAtOnce[splits - 1] * W::kBlocks / 2);
-      const int block_steps = (steps + splits - 1) / splits;
-      const int warp_steps = (block_steps + plan.depth_warps - 1) / plan.depth_warps;
+      const int block_steps = plan.least + (plan.longer > 0 ? 1 : 0);
+      const int warp_steps = (block_steps + (1 << depth_shift) - 1) >> depth_shift;
       const double block_cost = kStart + W::kStepMicroseconds * warp_steps + kStepTokens * block_steps +
                                 (splits > 1 ? kCluster + kMerge * splits : 0.0);
       const double plan_cost = static_cast<double>((clusters + at_once - 1) / at_once) * block_cost;
@@ -290,9 +300,9 @@ template <class W>
 Status multiply(const char* operator_name, const CUtensorMap& map, const typename W::Params& params, Plan plan,
                 Stream stream) {
   const int tile_columns = plan.column_warps * W::kColumns;
-  plan.chunk_steps = std::min((plan.steps + plan.splits - 1) / plan.splits, most_chunk_steps<W>(plan));
+  plan.chunk_steps = std::min(plan.least + (plan.longer > 0 ? 1 : 0), most_chunk_steps<W>(plan));
   const int tokens_bytes = kTokens<W> * (plan.chunk_steps * kStepTokenBytes<W> + kPadBytes);
-  const int sum_bytes = plan.depth_warps * kTokens<W> * (tile_columns + kSumPad) * 4;
+  const int sum_bytes = (kTokens<W> * (tile_columns + kSumPad) * 4) << plan.depth_shift;
   plan.parts_at = std::max(kRingBytes<W> + tokens_bytes, sum_bytes);
   const int shared_bytes = plan.parts_at + parts_bytes<W>(plan);
   const auto kernel = stream_kernel<W>;
