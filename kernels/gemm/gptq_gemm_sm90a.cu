@@ -30,14 +30,12 @@ Status choose_tokens(const gptq_stream::Params& params, Stream stream) {
   if (params.m <= 8) {
     using Wide = Weight<1, 2, 2, 2, kNarrow>;
     using Slim = Weight<1, 1, 4, 2, kNarrow>;
-    constexpr double kSlimStep = 0.62;  // of a wide step's time
     double wide_cost, slim_cost;
     const stream_mm::Plan wide = stream_mm::choose_plan<Wide>(params.m, params.n, params.k, &wide_cost);
     const stream_mm::Plan slim = stream_mm::choose_plan<Slim>(params.m, params.n, params.k, &slim_cost);
-    return slim_cost * kSlimStep < wide_cost ? multiply<Slim>(params, slim, stream)
-                                             : multiply<Wide>(params, wide, stream);
+    return slim_cost < wide_cost ? multiply<Slim>(params, slim, stream) : multiply<Wide>(params, wide, stream);
   }
-  if (params.m <= 16) return multiply<Weight<2, 1, 4, 2, kNarrow>>(params, stream);
+  if (params.m <= 16) return multiply<Weight<2, 1, 3, 2, kNarrow>>(params, stream);
   if (params.m <= 32) return multiply<Weight<4, 1, 4, 1, kNarrow>>(params, stream);
   return multiply<Weight<8, 1, 4, 1, kNarrow>>(params, stream);
 }
@@ -59,9 +57,9 @@ Status multiply_gptq(const GptqGemmParams& params, Stream stream) {
     SGL_RETURN_IF_ERROR(mixed_mm::gather_columns(kName, params.gathered, params.a, params.k, params.columns, params.m,
                                                  params.k, stream));
   }
-  const gptq_stream::Params streamed = {params};
-  return params.k / params.num_groups % Least::kStepK == 0 ? choose_tokens<false>(streamed, stream)
-                                                           : choose_tokens<true>(streamed, stream);
+  const gptq_stream::Params streamed = {params, static_cast<int>(params.k / params.num_groups)};
+  return streamed.group_size % Least::kStepK == 0 ? choose_tokens<false>(streamed, stream)
+                                                  : choose_tokens<true>(streamed, stream);
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

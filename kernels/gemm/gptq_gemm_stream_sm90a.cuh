@@ -8,6 +8,8 @@
 namespace sgl_kernel::SGL_TARGET::gptq_stream {
 
 struct Params : GptqGemmParams {
+  int group_size;  // K / G, a multiple of 32
+
   __device__ __forceinline__ const void* tokens() const { return gathered != nullptr ? gathered : a; }
   __device__ __forceinline__ int64_t token_stride() const { return k * 2; }
 };
@@ -30,6 +32,10 @@ class Weight {
   static constexpr int kStepK = 128, kTiles = kStepK / 32;
   static constexpr int kStepRows = kStepK / kRowNumbers, kHalfBytes = kStepRows * kSwizzleBytes;
   static constexpr int kStepBytes = kHalves * kHalfBytes;
+  static constexpr double kStepMicroseconds = kTokenTiles == 1   ? (kHalves == 1 ? 1.0 : 1.85)
+                                              : kTokenTiles == 2 ? 1.4
+                                              : kTokenTiles == 4 ? 1.2
+                                                                 : 2.4;
 
   static Status encode_map(const char* operator_name, CUtensorMap* map, const Params& params) {
     constexpr int kHalfWords = 2;  // elements of the map are 16 bits wide
@@ -52,18 +58,17 @@ class Weight {
   }
 
   __device__ __forceinline__ Weight(const Params& params, int64_t first_column)
-      : parts_per_group_(static_cast<int>(params.k / params.num_groups / kPartK)),
+      : parts_per_group_(params.group_size / kPartK),
         n_(params.n),
         lane_column_(first_column + threadIdx.x % 32 / 4 * 4) {
     const int g = threadIdx.x % 32 / 4, row = row_of(0, threadIdx.x % 4);
     word_at_ = row * kSwizzleBytes + (g ^ row) * 16;
   }
 
-  // Numbers of a token are copied to shared memory so many bytes at a time, and lie there so far from its beginning: of
-  // eight, those that go with low numbers come first if folded.
-  static constexpr int kCopyBytes = kFolds ? 4 : 16;
-  static __device__ __forceinline__ int place_of(int copy) {
-    return kFolds ? (copy & ~3) * 4 + (copy & 1) * 8 + (copy & 2) * 2 : copy * kCopyBytes;
+  // Of eight numbers of a token, those that go with low ones of a word come first if folded.
+  static constexpr bool kArranges = kFolds;
+  static __device__ __forceinline__ uint4 arranged(const uint4& eight) {
+    return make_uint4(eight.x, eight.z, eight.y, eight.w);
   }
 
   // Where this lane's runs of tokens begin in a step's.
@@ -131,19 +136,21 @@ class Weight {
     }
   }
 
-  __device__ __forceinline__ void finish() {}
-
+  // Calls f(column, token, sums of four columns) for each four that this lane has.
   template <class F>
-  __device__ __forceinline__ void for_each_sum(F&& f) const {
+  __device__ __forceinline__ void for_each_four(F&& f) const {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    constexpr float kUnit = kFolds ? kOneOverSubnormal : 1.0f;
 #pragma unroll
-    for (int b = 0; b < 2 * kHalves; ++b) {
+    for (int half = 0; half < kHalves; ++half) {
 #pragma unroll
       for (int r = 0; r < kTokenTiles; ++r) {
 #pragma unroll
-        for (int e = 0; e < 4; ++e)
-          f(kBlock * (b / 2) + 4 * g + 2 * (b % 2) + e / 2, 8 * r + 2 * t + e % 2,
-            sums_[b][r][e] * (kFolds ? kOneOverSubnormal : 1.0f));
+        for (int e = 0; e < 2; ++e) {
+          const float (&first)[4] = sums_[2 * half][r], (&second)[4] = sums_[2 * half + 1][r];
+          f(kBlock * half + 4 * g, 8 * r + 2 * t + e,
+            make_float4(first[e] * kUnit, first[2 + e] * kUnit, second[e] * kUnit, second[2 + e] * kUnit));
+        }
       }
     }
   }
