@@ -17,11 +17,12 @@
 #include "kernels/gemm/few_tokens_mm_sm90a.cuh"
 #include "kernels/gemm/qserve_mm_portable.h"
 #include "kernels/gemm/qserve_mm_scale.cuh"
+#include "kernels/gemm/qserve_mm_sm90a.h"
 
 namespace sgl_kernel::SGL_TARGET {
 namespace {
 
-constexpr int64_t kFewTokens = 64;
+constexpr int64_t kFewTokens = 16;
 
 // The 16 bytes that a lane has of a tile are its operand B of four n8 tiles, so the operand A of two blocks of 16.
 template <bool kGrouped>
@@ -115,11 +116,13 @@ class QserveWeight {
         uint32_t left[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          left[i] = words[i] >> block % 2 * 4 & 0x0f0f0f0f;
+          left[i] = words[i] >> block % 2 * 4;
           if constexpr (kGrouped) {
             const int shift = 8 * (block % 2 * 2 + i % 2);
             left[i] = scale_qserve_weights(left[i], step.scales[block / 2] >> shift & 0xff,
                                            step.zeros[block / 2] >> shift & 0xff);
+          } else {
+            left[i] &= 0x0f0f0f0f;
           }
         }
 #pragma unroll
@@ -171,8 +174,11 @@ bool few_tokens_take(const QserveMmParams& params) {
 }  // namespace
 
 Status qserve_mm(const QserveMmParams& params, Stream stream) {
-  if (!few_tokens_take(params)) return qserve_mm_portable(params, stream);
   const char* const name = params.operator_name;
+  if (!few_tokens_take(params)) {
+    return qserve_many_tokens_takes(params) ? multiply_qserve_many_tokens(params, stream)
+                                            : qserve_mm_portable(params, stream);
+  }
   return params.grouped ? few_tokens::multiply_few<QserveWeight<true>>(name, params, stream)
                         : few_tokens::multiply_few<QserveWeight<false>>(name, params, stream);
 }
