@@ -40,9 +40,10 @@ inline constexpr int kBoxAlignment = 128;        // of boxes that are not swizzl
 //   kFullArrivals             of the producers, at each stage
 //   kStagesTogether           what splits of K are multiples of
 //   Call, Maps                what its kernel is given; a Call is a TileCall
-//   Stage, Extra              what a stage has in shared memory beside the tokens; what else there is, with its init()
+//   Packed, kPackedStages     what else is in shared memory for a stage or some, and how often
+//   Barriers                  besides the ring's own, with their init()
 //   produce()                 what the warpgroup of the producers does
-//   Packed, Decoder           what a lane reads of a stage; load() reads it and decode() makes operand A of it
+//   Words, Decoder            what a lane reads of a stage; load() reads it and decode() makes operand A of it
 //   Epilogue, TokenConstant   from two tokens' sums to a pair of results; what it needs of each token
 struct TileCall {
   int n;
@@ -70,11 +71,11 @@ using Sums = typename P::Sum[P::kTokens / 2];
 template <class P>
 struct SharedMemory {
   alignas(kSwizzleAtomBytes) uint8_t tokens[P::kStages][P::kTokens * kSwizzleBytes];
-  alignas(kSwizzleAtomBytes) typename P::Stage stages[P::kStages];
+  alignas(kSwizzleAtomBytes) typename P::Packed packed[P::kPackedStages];
   alignas(kSwizzleAtomBytes) uint8_t panels[kWarpgroups][2][panel_bytes(P::kTokens)];
   typename P::TokenConstant constants[kWarpgroups][P::kTokens];
   Barrier full[P::kStages], empty[P::kStages];
-  typename P::Extra extra;
+  typename P::Barriers barriers;
 };
 
 struct Tile {
@@ -247,10 +248,10 @@ class Consumer {
     decode(even);
     int left = end - begin;
     for (bool fresh = true; left > 1; left -= 2, fresh = false) {
-      step(sums, even, odd, fresh, true);
-      step(sums, odd, even, false, left > 2);
+      step(sums, even, odd, 1, fresh, true);
+      step(sums, odd, even, 0, false, left > 2);
     }
-    if (left == 1) step(sums, even, odd, end - begin == 1, false);
+    if (P::kStagesTogether % 2 != 0 && left == 1) step(sums, even, odd, 1, end - begin == 1, false);
     wait_wgmma<0>();
     pin_registers(sums);
     pin_weights(even);
@@ -262,14 +263,15 @@ class Consumer {
  private:
   // The first stage.
   __device__ __forceinline__ void decode(Weights& weights) {
-    typename P::Packed packed;
+    typename P::Words words;
     shared_.full[at_.index].wait(at_.parity);
-    decoder_.load(at_.index, packed);
-    decoder_.decode(packed, weights);
+    decoder_.load(at_.index, 0, words);
+    decoder_.decode(words, weights);
   }
 
-  // Multiplies a stage, and decodes the next one if there is `more`.
-  __device__ __forceinline__ void step(Sums<P>& sums, Weights& weights, Weights& next, bool fresh, bool more) {
+  // Multiplies a stage, and decodes the next one if there is `more`. `next_odd` is 1 if that one's number is odd.
+  __device__ __forceinline__ void step(Sums<P>& sums, Weights& weights, Weights& next, int next_odd, bool fresh,
+                                       bool more) {
     pin_registers(sums);
     pin_weights(weights);
     open_wgmma();
@@ -283,10 +285,10 @@ class Consumer {
     pin_registers(sums);
     const int multiplied = at_.index;
     at_.advance();
-    typename P::Packed packed;
+    typename P::Words words;
     if (more) {
       shared_.full[at_.index].wait(at_.parity);
-      decoder_.load(at_.index, packed);
+      decoder_.load(at_.index, next_odd, words);
     }
     if (previous_ >= 0) {
       wait_wgmma<1>();
@@ -294,7 +296,7 @@ class Consumer {
       release(previous_);
     }
     previous_ = multiplied;
-    if (more) decoder_.decode(packed, next);
+    if (more) decoder_.decode(words, next);
   }
 
   // Every thread says that it has read the stage.
@@ -320,7 +322,7 @@ __global__ void __launch_bounds__(kThreads, 1) many_tokens_mm_kernel(const __gri
       shared.full[stage].init(P::kFullArrivals);
       shared.empty[stage].init(kWarpgroups * kWarpgroup);
     }
-    shared.extra.init();
+    shared.barriers.init();
     fence_barrier_init();
   }
   __syncthreads();
