@@ -6,26 +6,18 @@
 //   1 token               23.4          17.7          5.5           57.8
 //   16 tokens             30.7          25.1          8.3           83.4
 //   64 tokens             92.6          44.5          11.7          170
-#include "kernels/device/fp8.cuh"
 #include "kernels/device/mma_16bit.cuh"
 #include "kernels/device/vec.cuh"
 #include "kernels/gemm/few_tokens_mm_sm90a.cuh"
 #include "kernels/gemm/fp4_mm_portable.h"
+#include "kernels/gemm/fp4_mm_sm90a.h"
 #include "kernels/gemm/fp4_mm_widen.cuh"
 
 namespace sgl_kernel::SGL_TARGET {
 namespace {
 
-constexpr int64_t kFewTokens = 64;
+constexpr int64_t kFewTokens = 16;
 constexpr int kBlockBytes = kFp4Block / 2;
-
-// The scale that is byte `i` of four as a pair of f16, times kScaleFactor.
-__device__ __forceinline__ uint32_t scale_pair(const HalfPairs& four, int i) {
-  const __half2 factor = __float2half2_rn(kScaleFactor);
-  const uint32_t two = i < 2 ? four.first : four.second;
-  return multiply_halves(__byte_perm(two, 0, i % 2 == 0 ? 0x1010 : 0x3232),
-                         *reinterpret_cast<const uint32_t*>(&factor));
-}
 
 // A step is a tile of scales wide, so that a lane has a block of 16 values along K: the one at t, of the columns
 // 32 q + 16 * column warp + 8 h + g of the tile's 128. A tile of scales has those of the four q side by side.
@@ -189,7 +181,9 @@ bool few_tokens_take(const Fp4MmParams& params) {
 }  // namespace
 
 Status fp4_mm(const Fp4MmParams& params, Stream stream) {
-  if (!few_tokens_take(params)) return fp4_mm_portable(params, stream);
+  if (!few_tokens_take(params)) {
+    return fp4_many_tokens_takes(params) ? multiply_fp4_many_tokens(params, stream) : fp4_mm_portable(params, stream);
+  }
   const char* const name = params.operator_name;
   return params.output_dtype == DType::kF16 ? few_tokens::multiply_few<Fp4Weight<__half>>(name, params, stream)
                                             : few_tokens::multiply_few<Fp4Weight<__nv_bfloat16>>(name, params, stream);

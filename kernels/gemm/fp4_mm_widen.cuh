@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "kernels/device/fp8.cuh"
+
 namespace sgl_kernel::SGL_TARGET {
 
 // A value's bits, moved to where f16 has sign, exponent and mantissa, are 2^-14 of it. Times the scale that is 2^-7 of
@@ -15,6 +17,14 @@ inline constexpr float kProductFactor = 16384.0f;  // 2^14
 __device__ __forceinline__ uint32_t multiply_halves(uint32_t a, uint32_t b) {
   const __half2 product = __hmul2(*reinterpret_cast<const __half2*>(&a), *reinterpret_cast<const __half2*>(&b));
   return *reinterpret_cast<const uint32_t*>(&product);
+}
+
+// The scale that is byte `i` of four as a pair of f16, times kScaleFactor.
+__device__ __forceinline__ uint32_t scale_pair(const HalfPairs& four, int i) {
+  const __half2 factor = __float2half2_rn(kScaleFactor);
+  const uint32_t two = i < 2 ? four.first : four.second;
+  return multiply_halves(__byte_perm(two, 0, i % 2 == 0 ? 0x1010 : 0x3232),
+                         *reinterpret_cast<const uint32_t*>(&factor));
 }
 
 // Eight values as pairs of f16 (scaled, see above): values 0 and 4, 1 and 5, 2 and 6, 3 and 7. Both operands have the

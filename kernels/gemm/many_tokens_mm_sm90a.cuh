@@ -29,14 +29,15 @@ inline constexpr int kColumns = kWarpgroups * kWarpgroupColumns;
 inline constexpr int kStepBytes = 32;                      // of a token, in an instruction
 inline constexpr int kSteps = kSwizzleBytes / kStepBytes;  // of a stage
 inline constexpr int kThreads = (1 + kWarpgroups) * kWarpgroup;
-inline constexpr int kSharedBytes = 227 * 1024;  // what a block can have
-inline constexpr int kOtherBytes = 2048;         // room for barriers and alignment
-inline constexpr int kBoxAlignment = 128;        // of boxes that are not swizzled
+inline constexpr int kStartRegisters = 65536 / kThreads / 8 * 8;  // of a thread, at the launch
+inline constexpr int kSharedBytes = 227 * 1024;                   // what a block can have
+inline constexpr int kOtherBytes = 2048;                          // room for barriers and alignment
+inline constexpr int kBoxAlignment = 128;                         // of boxes that are not swizzled
 
 // Product: the format. It has
 //   Operand, Sum              int8_t and int32_t, or __half and float
 //   kTokens, kStages          of a tile; of the ring
-//   kProducerRegisters, kConsumerRegisters    of a thread: at most 512 of a producer's and two consumers'
+//   kProducerRegisters, kConsumerRegisters    of a thread, from its start on
 //   kFullArrivals             of the producers, at each stage
 //   kStagesTogether           what splits of K are multiples of
 //   Call, Maps                what its kernel is given; a Call is a TileCall
@@ -438,6 +439,8 @@ template <class P>
 Status launch_product(const char* operator_name, const typename P::Call& call, const typename P::Maps& maps,
                       Stream stream) {
   static_assert(sizeof(SharedMemory<P>) <= kSharedBytes);
+  // The block's pool is what it was launched with.
+  static_assert(P::kProducerRegisters + kWarpgroups * P::kConsumerRegisters <= (1 + kWarpgroups) * kStartRegisters);
   const int tiles = call.token_tiles * call.column_tiles;
   SGL_RETURN_IF_ERROR(allow_shared_memory(operator_name, many_tokens_mm_kernel<P>, sizeof(SharedMemory<P>)));
   return launch(operator_name, many_tokens_mm_kernel<P>,
