@@ -16,7 +16,6 @@
 namespace sgl_kernel::SGL_TARGET {
 namespace {
 
-constexpr int64_t kFewTokens = 16;
 constexpr int kBlockBytes = kFp4Block / 2;
 
 // A step is a tile of scales wide, so that a lane has a block of 16 values along K: the one at t, of the columns
@@ -175,7 +174,7 @@ bool few_tokens_take(const Fp4MmParams& params) {
   constexpr uintptr_t kAlignment = 16;
   const uintptr_t bits = reinterpret_cast<uintptr_t>(params.a.values) | reinterpret_cast<uintptr_t>(params.b.values) |
                          static_cast<uintptr_t>(params.a.stride) | static_cast<uintptr_t>(params.b.stride);
-  return params.m <= kFewTokens && params.n <= few_tokens::kMostColumns && params.k > 0 && bits % kAlignment == 0;
+  return params.m <= kFp4FewTokens && params.n <= few_tokens::kMostColumns && params.k > 0 && bits % kAlignment == 0;
 }
 
 }  // namespace

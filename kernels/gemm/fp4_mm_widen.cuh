@@ -27,17 +27,19 @@ __device__ __forceinline__ uint32_t scale_pair(const HalfPairs& four, int i) {
                          *reinterpret_cast<const uint32_t*>(&factor));
 }
 
-// Eight values as pairs of f16 (scaled, see above): values 0 and 4, 1 and 5, 2 and 6, 3 and 7. Both operands have the
-// same order along K.
+// Values i and i + 4 of a word's eight as a pair of f16 (scaled, see above).
+__device__ __forceinline__ uint32_t widen_pair(uint32_t word, int i, uint32_t scale) {
+  const uint32_t top = word << (12 - 4 * i);
+  // (top & 0x80008000) | … in one instruction, which the compiler makes two of.
+  uint32_t bits;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(bits) : "r"(top), "r"(0x80008000), "r"((top & 0x70007000) >> 3));
+  return multiply_halves(bits, scale);
+}
+
+// All four pairs. Both operands have the same order along K.
 __device__ __forceinline__ void widen(uint32_t word, uint32_t scale, uint32_t (&pairs)[4]) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const uint32_t top = word << (12 - 4 * i);
-    // (top & 0x80008000) | … in one instruction, which the compiler makes two of.
-    uint32_t bits;
-    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(bits) : "r"(top), "r"(0x80008000), "r"((top & 0x70007000) >> 3));
-    pairs[i] = multiply_halves(bits, scale);
-  }
+  for (int i = 0; i < 4; ++i) pairs[i] = widen_pair(word, i, scale);
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

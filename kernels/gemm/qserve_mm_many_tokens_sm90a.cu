@@ -28,14 +28,6 @@ constexpr int kTilesAlong = kStageK / kQserveTile;    // "
 constexpr int kWeightElement = 8;                     // bytes: a box has 256 elements across at most
 static_assert(kTilesAlong == kSteps && kStageK == kQserveGroup);
 
-// A stage takes the time of one of gptq_marlin_gemm's, whose figures these are. Of these tiles' times, the ones that
-// the model chooses are 1% above the least on average, 16% at most (H200, 2026-11-23).
-constexpr TokenTile kTokenTiles[] = {
-    {32, 0.25f, 1.3f},  {64, 0.292f, 1.4f},  {96, 0.333f, 1.62f},  {128, 0.385f, 1.55f},
-    {160, 0.43f, 1.8f}, {192, 0.49f, 2.52f}, {224, 0.566f, 2.42f}, {256, 0.638f, 2.2f},
-};
-constexpr int kNumTokenTiles = std::size(kTokenTiles);
-
 template <bool kGrouped>
 struct QserveStage {
   alignas(kBoxAlignment) uint8_t weights[kTilesAcross][kTilesAlong][kQserveTileBytes];
@@ -291,7 +283,7 @@ bool qserve_many_tokens_takes(const QserveMmParams& params) {
 }
 
 Status multiply_qserve_many_tokens(const QserveMmParams& params, Stream stream) {
-  const TokenTileChoice choice = choose_tile(kTokenTiles, params.m, params.n, ceil_div(params.k, kStageK), 1);
+  const TokenTileChoice choice = choose_tile(params.m, params.n, ceil_div(params.k, kStageK), 1);
   return params.grouped ? launch_choice<true>(params, choice, stream) : launch_choice<false>(params, choice, stream);
 }
 
