@@ -23,8 +23,9 @@
 namespace sgl_kernel::SGL_TARGET {
 namespace {
 
-// Up to so many tokens, and weights of the matrix, the kernel for few tokens was faster (H200, 2026-11-23).
-constexpr int64_t kFewTokens = 16, kFewWeights = int64_t{1} << 24;
+// Up to so many tokens, and weights of the matrix, the kernel for few tokens was faster (H200, 2026-11-23); up to
+// kMostTokens it is at least faster than the portable one.
+constexpr int64_t kFewTokens = 16, kFewWeights = int64_t{1} << 24, kMostTokens = 64;
 
 // The 16 bytes that a lane has of a tile are its operand B of four n8 tiles, so the operand A of two blocks of 16.
 template <bool kGrouped>
@@ -169,21 +170,19 @@ bool few_tokens_take(const QserveMmParams& params) {
   const uintptr_t input = reinterpret_cast<uintptr_t>(params.input) | static_cast<uintptr_t>(params.input_stride);
   const uintptr_t output =
       reinterpret_cast<uintptr_t>(params.output) | static_cast<uintptr_t>(params.output_stride) * 2;
-  return params.n <= few_tokens::kMostColumns && params.k > 0 && input % kAlignment == 0 &&
+  return params.m <= kMostTokens && params.n <= few_tokens::kMostColumns && params.k > 0 && input % kAlignment == 0 &&
          output % kStoreAlignment == 0;
 }
 
 }  // namespace
 
 Status qserve_mm(const QserveMmParams& params, Stream stream) {
-  const bool many_take = qserve_many_tokens_takes(params);
-  const bool few = params.m <= kFewTokens && (params.n * params.k <= kFewWeights || !many_take);
+  const bool few = params.m <= kFewTokens && params.n * params.k <= kFewWeights;
+  if (!few && qserve_many_tokens_takes(params)) return multiply_qserve_many_tokens(params, stream);
+  if (!few_tokens_take(params)) return qserve_mm_portable(params, stream);
   const char* const name = params.operator_name;
-  if (few && few_tokens_take(params)) {
-    return params.grouped ? few_tokens::multiply_few<QserveWeight<true>>(name, params, stream)
-                          : few_tokens::multiply_few<QserveWeight<false>>(name, params, stream);
-  }
-  return many_take ? multiply_qserve_many_tokens(params, stream) : qserve_mm_portable(params, stream);
+  return params.grouped ? few_tokens::multiply_few<QserveWeight<true>>(name, params, stream)
+                        : few_tokens::multiply_few<QserveWeight<false>>(name, params, stream);
 }
 
 }  // namespace sgl_kernel::SGL_TARGET
