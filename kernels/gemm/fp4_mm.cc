@@ -13,14 +13,18 @@ namespace {
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // As the copies to shared memory want it; tiles of scales are multiples of it.
-bool is_aligned(const TensorView& scales) {
+bool is_aligned(const TensorView& tensor) {
   constexpr uintptr_t kAlignment = 16;
-  return reinterpret_cast<uintptr_t>(scales.data()) % kAlignment == 0;
+  return reinterpret_cast<uintptr_t>(tensor.data()) % kAlignment == 0;
 }
 
 }  // namespace
 
-Status cutlass_scaled_fp4_mm(TensorView out, TensorView a, TensorView b, TensorView block_scale_a,
+int64_t cutlass_scaled_fp4_mm_workspace_size(int64_t m, int64_t k, Device::Kind device) {
+  return device == Device::Kind::kCpu || m <= kFp4FewTokens ? 0 : m * fp4_wide_columns(k) * size_of(DType::kF16);
+}
+
+Status cutlass_scaled_fp4_mm(TensorView workspace, TensorView out, TensorView a, TensorView b, TensorView block_scale_a,
                              TensorView block_scale_b, TensorView alpha, Stream stream) {
   constexpr char kName[] = "cutlass_scaled_fp4_mm";
   Check check(kName);
@@ -56,12 +60,19 @@ Status cutlass_scaled_fp4_mm(TensorView out, TensorView a, TensorView b, TensorV
                                         {"out", out},
                                         {"block_scale_a", block_scale_a},
                                         {"block_scale_b", block_scale_b},
-                                        {"alpha", alpha}})
+                                        {"alpha", alpha},
+                                        {"workspace", workspace}})
                           .no_overlap("out", out, "a", a)
                           .no_overlap("out", out, "b", b)
                           .no_overlap("out", out, "block_scale_a", block_scale_a)
                           .no_overlap("out", out, "block_scale_b", block_scale_b)
                           .no_overlap("out", out, "alpha", alpha)
+                          .that(workspace.num_elements() * size_of(workspace.dtype()) >=
+                                    cutlass_scaled_fp4_mm_workspace_size(m, k, a.device().kind),
+                                "workspace", workspace.num_elements(), "cutlass_scaled_fp4_mm_workspace_size() bytes")
+                          .contiguous("workspace", workspace)
+                          .that(is_aligned(workspace), "workspace", "misaligned", "a multiple of 16 bytes")
+                          .no_overlap("out", out, "workspace", workspace)
                           .status());
   if (m == 0 || n == 0) return OkStatus();
   const Fp4MmParams params = {
@@ -72,6 +83,7 @@ Status cutlass_scaled_fp4_mm(TensorView out, TensorView a, TensorView b, TensorV
       .padded_blocks = padded_blocks,
       .a = {.values = a.data<uint8_t>(), .stride = a.stride(0), .scales = block_scale_a.data<uint8_t>()},
       .b = {.values = b.data<uint8_t>(), .stride = b.stride(0), .scales = block_scale_b.data<uint8_t>()},
+      .workspace = workspace.data(),
       .output = out.data(),
       .output_stride = out.stride(0),
       .output_dtype = out.dtype(),

@@ -3,6 +3,7 @@
 //
 //   out[i, j] = alpha * sum_l (a[i, l] * scale_a[i, l / 16]) * (b[j, l] * scale_b[j, l / 16])
 //
+//   workspace      uint8, cutlass_scaled_fp4_mm_workspace_size() bytes, 16-byte aligned
 //   out            [M, N]      f16 | bf16; rows may be strided, the last dimension is dense
 //   a              [M, K / 2]  uint8: two values a byte, the first in the low bits; K is a multiple of 16; rows may be
 //                              strided, the last dimension is dense
@@ -25,7 +26,10 @@
 
 namespace sgl_kernel {
 
-Status cutlass_scaled_fp4_mm(TensorView out, TensorView a, TensorView b, TensorView block_scale_a,
+Status cutlass_scaled_fp4_mm(TensorView workspace, TensorView out, TensorView a, TensorView b, TensorView block_scale_a,
                              TensorView block_scale_b, TensorView alpha, Stream stream);
+
+// The bytes of its workspace.
+int64_t cutlass_scaled_fp4_mm_workspace_size(int64_t m, int64_t k, Device::Kind device);
 
 }  // namespace sgl_kernel

@@ -1,31 +1,24 @@
-// NVFP4 products on Hopper: few tokens go through few_tokens_mm_sm90a.cuh (which says grid and bound), widened to f16,
-// others and those that its loads do not take through the portable kernel.
+// NVFP4 products on Hopper: few tokens go through few_tokens_mm_sm90a.cuh, others through fp4_mm_many_tokens_sm90a.cu
+// (both say grid and bound). Both widen to f16. What their loads do not take goes through the portable kernel.
 //
-// Measured on an H200, 2026-11-23, in µs; bound by the widening and by latency, not yet by memory:
+// Measured on an H200, 2026-11-23, in µs:
 //   N x K                 9216 x 4096   4096 x 8192   4096 x 1536   7168 x 16384
-//   1 token               23.4          17.7          5.5           57.8
-//   16 tokens             30.7          25.1          8.3           83.4
-//   64 tokens             92.6          44.5          11.7          170
-#include "kernels/device/fp8.cuh"
+//   1 token               22.2          17.7          5.4           59.5
+//   16 tokens             21.6          22.7          8.0           41.7
+//   64 tokens             22.5          24.0          8.9           44.2
+//   1024 tokens           113           88.5          21.1          320
 #include "kernels/device/mma_16bit.cuh"
 #include "kernels/device/vec.cuh"
 #include "kernels/gemm/few_tokens_mm_sm90a.cuh"
 #include "kernels/gemm/fp4_mm_portable.h"
+#include "kernels/gemm/fp4_mm_sm90a.h"
 #include "kernels/gemm/fp4_mm_widen.cuh"
 
 namespace sgl_kernel::SGL_TARGET {
 namespace {
 
-constexpr int64_t kFewTokens = 64;
+constexpr int64_t kMostTokens = 64;  // what the kernel for few is made for
 constexpr int kBlockBytes = kFp4Block / 2;
-
-// The scale that is byte `i` of four as a pair of f16, times kScaleFactor.
-__device__ __forceinline__ uint32_t scale_pair(const HalfPairs& four, int i) {
-  const __half2 factor = __float2half2_rn(kScaleFactor);
-  const uint32_t two = i < 2 ? four.first : four.second;
-  return multiply_halves(__byte_perm(two, 0, i % 2 == 0 ? 0x1010 : 0x3232),
-                         *reinterpret_cast<const uint32_t*>(&factor));
-}
 
 // A step is a tile of scales wide, so that a lane has a block of 16 values along K: the one at t, of the columns
 // 32 q + 16 * column warp + 8 h + g of the tile's 128. A tile of scales has those of the four q side by side.
@@ -183,12 +176,13 @@ bool few_tokens_take(const Fp4MmParams& params) {
   constexpr uintptr_t kAlignment = 16;
   const uintptr_t bits = reinterpret_cast<uintptr_t>(params.a.values) | reinterpret_cast<uintptr_t>(params.b.values) |
                          static_cast<uintptr_t>(params.a.stride) | static_cast<uintptr_t>(params.b.stride);
-  return params.m <= kFewTokens && params.n <= few_tokens::kMostColumns && params.k > 0 && bits % kAlignment == 0;
+  return params.m <= kMostTokens && params.n <= few_tokens::kMostColumns && params.k > 0 && bits % kAlignment == 0;
 }
 
 }  // namespace
 
 Status fp4_mm(const Fp4MmParams& params, Stream stream) {
+  if (fp4_many_tokens_takes(params)) return multiply_fp4_many_tokens(params, stream);
   if (!few_tokens_take(params)) return fp4_mm_portable(params, stream);
   const char* const name = params.operator_name;
   return params.output_dtype == DType::kF16 ? few_tokens::multiply_few<Fp4Weight<__half>>(name, params, stream)

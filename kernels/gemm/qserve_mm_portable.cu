@@ -73,9 +73,11 @@ __device__ __forceinline__ void multiply_step(const Stage& stage, int first_row,
     for (int column = 0; column < kColumnFragments; ++column) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        uint32_t weights = words[half][column % 2] >> (column / 2 * 4) & 0x0f0f0f0f;
+        uint32_t weights = words[half][column % 2] >> (column / 2 * 4);
         if constexpr (kGrouped) {
           weights = scale_qserve_weights(weights, scales >> (8 * column) & 0xff, zeros >> (8 * column) & 0xff);
+        } else {
+          weights &= 0x0f0f0f0f;
         }
         right[column][half] = weights;
       }

@@ -5,11 +5,12 @@
 
 namespace sgl_kernel::SGL_TARGET {
 
-// Four weights times a scale plus a zero, each modulo 256.
+// Four weights, the low bits of each byte, times a scale plus a zero, each modulo 256. A product of 4 and 8 bits and
+// the zero fit in 12 bits, so that two of them, 16 bits apart, do not meet.
 __device__ __forceinline__ uint32_t scale_qserve_weights(uint32_t weights, uint32_t scale, uint32_t zero) {
-  constexpr uint32_t kEven = 0x00ff00ff;  // two products of 4 and 8 bits fit in 16 bits each
-  const uint32_t even = (weights & kEven) * scale, odd = (weights >> 8 & kEven) * scale;
-  return __vadd4((even & kEven) | (odd & kEven) << 8, zero * 0x01010101u);
+  const uint32_t even = (weights & 0x000f000f) * scale + zero * 0x00010001;
+  const uint32_t odd = (weights & 0x0f000f00) * scale + zero * 0x01000100;
+  return __byte_perm(even, odd, 0x7250);
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

@@ -1,27 +1,31 @@
-// QServe's products on Hopper: few tokens go through few_tokens_mm_sm90a.cuh (which says grid and bound), others and
-// those that its copies do not take through the portable kernel.
+// QServe's products on Hopper: few tokens times a small matrix go through few_tokens_mm_sm90a.cuh, others through
+// qserve_mm_many_tokens_sm90a.cu (both say grid and bound), and those that their copies do not take through the
+// portable kernel.
 //
 // Measured on an H200, 2026-11-23, in µs; the best peer's (sgl-kernel 0.4.2) in the same day's:
 //   N x K                       9216 x 4096   4096 x 8192   4096 x 1536   7168 x 16384
-//   by channel, 1 token         12.3          9.4           3.7           25.4
-//                  peer         16.9          26.4          8.0           49.6
-//               64 tokens       42.8          15.5          5.7           49.3
-//                  peer         21.9          27.9          8.8           56.2
-//   by group,   1 token         17.2          20.1          5.1           60.4
-//                  peer         20.0          28.7          8.2           54.9
-//               64 tokens       56.2          25.1          7.4           86.8
-//                  peer         29.5          29.4          8.4           68.6
+//   by channel, 1 token         9.1           9.8           3.4           19.3
+//                  peer         17.1          25.6          7.9           48.2
+//               64 tokens       11.3          10.7          5.0           21.7
+//                  peer         21.8          27.6          8.8           54.6
+//   by group,   1 token         12.5          13.4          3.9           24.2
+//                  peer         20.6          27.7          8.1           53.8
+//               64 tokens       14.7          13.9          6.3           28.0
+//                  peer         29.6          29.0          8.4           66.4
 #include <cuda_fp16.h>
 
 #include "kernels/device/mma_int8.cuh"
 #include "kernels/gemm/few_tokens_mm_sm90a.cuh"
 #include "kernels/gemm/qserve_mm_portable.h"
 #include "kernels/gemm/qserve_mm_scale.cuh"
+#include "kernels/gemm/qserve_mm_sm90a.h"
 
 namespace sgl_kernel::SGL_TARGET {
 namespace {
 
-constexpr int64_t kFewTokens = 64;
+// Up to so many tokens, and weights of the matrix, the kernel for few tokens was faster (H200, 2026-11-23); up to
+// kMostTokens it is at least faster than the portable one.
+constexpr int64_t kFewTokens = 16, kFewWeights = int64_t{1} << 24, kMostTokens = 64;
 
 // The 16 bytes that a lane has of a tile are its operand B of four n8 tiles, so the operand A of two blocks of 16.
 template <bool kGrouped>
@@ -115,11 +119,13 @@ class QserveWeight {
         uint32_t left[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          left[i] = words[i] >> block % 2 * 4 & 0x0f0f0f0f;
+          left[i] = words[i] >> block % 2 * 4;
           if constexpr (kGrouped) {
             const int shift = 8 * (block % 2 * 2 + i % 2);
             left[i] = scale_qserve_weights(left[i], step.scales[block / 2] >> shift & 0xff,
                                            step.zeros[block / 2] >> shift & 0xff);
+          } else {
+            left[i] &= 0x0f0f0f0f;
           }
         }
 #pragma unroll
@@ -164,13 +170,15 @@ bool few_tokens_take(const QserveMmParams& params) {
   const uintptr_t input = reinterpret_cast<uintptr_t>(params.input) | static_cast<uintptr_t>(params.input_stride);
   const uintptr_t output =
       reinterpret_cast<uintptr_t>(params.output) | static_cast<uintptr_t>(params.output_stride) * 2;
-  return params.m <= kFewTokens && params.n <= few_tokens::kMostColumns && params.k > 0 && input % kAlignment == 0 &&
+  return params.m <= kMostTokens && params.n <= few_tokens::kMostColumns && params.k > 0 && input % kAlignment == 0 &&
          output % kStoreAlignment == 0;
 }
 
 }  // namespace
 
 Status qserve_mm(const QserveMmParams& params, Stream stream) {
+  const bool few = params.m <= kFewTokens && params.n * params.k <= kFewWeights;
+  if (!few && qserve_many_tokens_takes(params)) return multiply_qserve_many_tokens(params, stream);
   if (!few_tokens_take(params)) return qserve_mm_portable(params, stream);
   const char* const name = params.operator_name;
   return params.grouped ? few_tokens::multiply_few<QserveWeight<true>>(name, params, stream)

@@ -56,6 +56,9 @@ PYBIND11_MODULE(_gemm, module) {
   module.def("gptq_marlin_gemm_workspace_size", [kind](int64_t m, int64_t n, int64_t k, bool gathers, bool on_cuda) {
     return gptq_marlin_gemm_workspace_size(m, n, k, gathers, kind(on_cuda));
   });
+  module.def("cutlass_scaled_fp4_mm_workspace_size", [kind](int64_t m, int64_t k, bool on_cuda) {
+    return cutlass_scaled_fp4_mm_workspace_size(m, k, kind(on_cuda));
+  });
   module.def("gptq_gemm_workspace_size", [kind](int64_t m, int64_t n, int64_t k, bool gathers, bool on_cuda) {
     return gptq_gemm_workspace_size(m, n, k, gathers, kind(on_cuda));
   });

@@ -246,7 +246,13 @@ def dsv3_router_gemm(
     return output
 
 
-_fp4_operator = eager_or_traced("cutlass_scaled_fp4_mm", _native.cutlass_scaled_fp4_mm)
+@implements("cutlass_scaled_fp4_mm")
+def _cutlass_scaled_fp4_mm(out, a, b, block_scale_a, block_scale_b, alpha):
+    scratch = _scratch(a, _native.cutlass_scaled_fp4_mm_workspace_size(_extent(a, 0), 2 * _extent(a, 1), a.is_cuda))
+    _native.cutlass_scaled_fp4_mm(scratch, out, a, b, block_scale_a, block_scale_b, alpha)
+
+
+_fp4_operator = eager_or_traced("cutlass_scaled_fp4_mm", _cutlass_scaled_fp4_mm)
 
 
 def cutlass_scaled_fp4_mm(
