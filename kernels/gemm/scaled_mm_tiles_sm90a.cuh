@@ -289,11 +289,6 @@ __global__ void __launch_bounds__(C::kThreads, 1)
       } else {
         TileConstants<C> constants;
         constants.load(call.epilogue, tile, first_row);
-        if constexpr (C::kParkedBytes > 0) {
-          // The output of the tile before must have been read.
-          if (threadIdx.x % kWarpgroup == 0) wait_for_store_reads<0>();
-          named_barrier_sync(1 + warpgroup, kWarpgroup);
-        }
         // A team's turn to multiply comes when the other one has taken all stages of its tile: a wait tells only the
         // last phase of a barrier from the one before, and so must not be for a later one.
         if (C::kTeams > 1 && index != first) named_barrier_sync(turn(team), 2 * kWarpgroup);
@@ -301,6 +296,11 @@ __global__ void __launch_bounds__(C::kThreads, 1)
           if (C::kTeams > 1 && index + step < tiles) named_barrier_arrive(turn(1 - team), 2 * kWarpgroup);
         };
         if constexpr (C::kPromoted) {
+          // The output of the tile before must have been read.
+          if (C::kParkedBytes > 0) {
+            if (threadIdx.x % kWarpgroup == 0) wait_for_store_reads<0>();
+            named_barrier_sync(1 + warpgroup, kWarpgroup);
+          }
           multiply_promoted<C>(shared.ring, at, call.k_blocks, consumer, shared.staged[warpgroup], sums, issued);
         } else {
           multiply<C>(shared.ring, at, call.k_blocks, consumer, sums, issued);
