@@ -256,6 +256,17 @@ def test_the_largest_int8_sums(m, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("operator", SCALED, ids=str)
+def test_one_row_may_have_any_stride(operator, device):
+    import sgl_kernel
+
+    args = operator.make(case(m=1, n=64, k=1024, out=BF16), Draw(device, 0))
+    function = getattr(sgl_kernel, operator.name)
+    other = args | {"mat_a": args["mat_a"].as_strided((1, 1024), (1, 1))}
+    assert_same_bits("a row with stride 1", function(*other.values()), function(*args.values()))
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", ["fp8_scaled_mm", "int8_scaled_mm"])
 def test_k_of_zero_gives_the_bias(name, device):
     import sgl_kernel
