@@ -10,11 +10,7 @@ SGL_DECLARE_TARGETS(qserve_mm);
 
 namespace {
 
-// As the copies to shared memory want it.
-bool is_aligned(const TensorView& tensor) {
-  constexpr uintptr_t kAlignment = 16;
-  return reinterpret_cast<uintptr_t>(tensor.data()) % kAlignment == 0;
-}
+constexpr int64_t kAlignment = 16;  // in bytes, as the copies to shared memory want it
 
 // An input that is f16, contiguous and has `count` elements.
 void check_vector(Check& check, const char* name, const TensorView& tensor, int64_t count, const char* expected,
@@ -45,7 +41,7 @@ Status describe(const char* name, const TensorView& in_feats, const TensorView& 
       .shape("_kernel", kernel, {n, k / 2}, "N, _in_feats.shape[1] / 2")
       .that(n % kQserveTile == 0, "_kernel.shape[0]", n, "a multiple of 32")
       .contiguous("_kernel", kernel)
-      .that(is_aligned(kernel), "_kernel", "misaligned", "a multiple of 16 bytes")
+      .aligned("_kernel", kernel, kAlignment)
       .dtype("_out_feats", out_feats, {DType::kF16})
       .shape("_out_feats", out_feats, {m, n}, "_in_feats.shape[0], _kernel.shape[0]")
       .dense_last_dim("_out_feats", out_feats)
@@ -105,7 +101,7 @@ Status qserve_w4a8_per_group_gemm(TensorView _in_feats, TensorView _kernel, Tens
     check.dtype(name, tensor, {DType::kI8})
         .shape(name, tensor, {params.k / kQserveGroup, params.n}, "_in_feats.shape[1] / 128, _kernel.shape[0]")
         .contiguous(name, tensor)
-        .that(is_aligned(tensor), name, "misaligned", "a multiple of 16 bytes")
+        .aligned(name, tensor, kAlignment)
         .same_device({{"_out_feats", _out_feats}, {name, tensor}})
         .no_overlap("_out_feats", _out_feats, name, tensor);
   }

@@ -106,10 +106,10 @@ def _events_us(run, calls: int) -> float:
     return start.elapsed_time(end) * 1e3 / calls
 
 
-def _host_timing(function, inputs, calls=2000) -> Timing:
+def _host_timing(function, inputs, calls=1000) -> Timing:
     """The caller's time for a call, the GPU keeping up."""
     times = []
-    for _ in range(9):
+    for _ in range(25):
         torch.cuda.synchronize()
         begin = time.perf_counter()
         for _ in range(calls):
