@@ -319,5 +319,6 @@ def test_tiles_of_all_sizes(name, m, n, k):
 @pytest.mark.cuda
 @pytest.mark.parametrize("n, k", [(3072, 4096), (7168, 4096), (9216, 256), (24576, 384)])
 @pytest.mark.parametrize("m", [3, 40])
-def test_few_rows_in_tiles_of_all_widths(m, n, k):
-    test_tiles_of_all_sizes("fp8_scaled_mm", m, n, k)
+@pytest.mark.parametrize("name", ["fp8_scaled_mm", "int8_scaled_mm", "fp8_blockwise_scaled_mm"])
+def test_few_rows_in_tiles_of_all_widths(name, m, n, k):
+    test_tiles_of_all_sizes(name, m, n, k)
