@@ -133,6 +133,18 @@ __device__ __forceinline__ void load_matrix_box(void* destination, const CUtenso
       : "memory");
 }
 
+// The same of a matrix that nobody reads again soon: it is the first to leave the L2 cache.
+__device__ __forceinline__ void load_matrix_box_once(void* destination, const CUtensorMap* map, Barrier* barrier,
+                                                     int row, int column) {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, "
+      "%4}], [%2], %5;" ::"r"(shared_address(destination)),
+      "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(row), "l"(policy)
+      : "memory");
+}
+
 // The same of a matrix of a batch.
 __device__ __forceinline__ void load_matrix_box(void* destination, const CUtensorMap* map, Barrier* barrier, int row,
                                                 int column, int batch) {

@@ -20,8 +20,10 @@ namespace sgl_kernel::SGL_TARGET {
                    "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define SGL_F_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define SGL_NAMES_16 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define SGL_NAMES_24 SGL_NAMES_16 ", %8, %9, %10, %11"
 #define SGL_NAMES_32 SGL_NAMES_16 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define SGL_NAMES_48 SGL_NAMES_32 ", %16, %17, %18, %19, %20, %21, %22, %23"
+#define SGL_NAMES_56 SGL_NAMES_48 ", %24, %25, %26, %27"
 #define SGL_NAMES_64 SGL_NAMES_48 ", %24, %25, %26, %27, %28, %29, %30, %31"
 #define SGL_NAMES_72 SGL_NAMES_64 ", %32, %33, %34, %35"
 #define SGL_NAMES_80 SGL_NAMES_64 ", %32, %33, %34, %35, %36, %37, %38, %39"
@@ -37,8 +39,10 @@ namespace sgl_kernel::SGL_TARGET {
 #define SGL_NAMES_240 SGL_NAMES_224 ", %112, %113, %114, %115, %116, %117, %118, %119"
 #define SGL_NAMES_256 SGL_NAMES_240 ", %120, %121, %122, %123, %124, %125, %126, %127"
 #define SGL_F_16 SGL_F_8(0)
+#define SGL_F_24 SGL_F_16, SGL_F_4(8)
 #define SGL_F_32 SGL_F_16, SGL_F_8(8)
 #define SGL_F_48 SGL_F_32, SGL_F_8(16)
+#define SGL_F_56 SGL_F_48, SGL_F_4(24)
 #define SGL_F_64 SGL_F_48, SGL_F_8(24)
 #define SGL_F_72 SGL_F_64, SGL_F_4(32)
 #define SGL_F_80 SGL_F_64, SGL_F_8(32)
@@ -102,11 +106,13 @@ namespace sgl_kernel::SGL_TARGET {
   SGL_WGMMA(kind, 256, 128, 129, 130)
 // clang-format on
 
-// D = A B^T (+ D if accumulate), e4m3. kN is a multiple of 16, at most 256, or 72.
+// D = A B^T (+ D if accumulate), e4m3. kN is a multiple of 16, at most 256, or 24, 56 or 72.
 template <int kN>
 __device__ __forceinline__ void wgmma_8bit(float (&d)[kN / 2], uint64_t a_descriptor, uint64_t b_descriptor,
                                            int accumulate) {
-  static_assert((kN % 16 == 0 && kN <= 256) || kN == 72);
+  static_assert((kN % 16 == 0 && kN <= 256) || kN == 24 || kN == 56 || kN == 72);
+  SGL_WGMMA(F, 24, 12, 13, 14)
+  SGL_WGMMA(F, 56, 28, 29, 30)
   SGL_WGMMA(F, 72, 36, 37, 38)
   SGL_WGMMA_WIDTHS(F)
 }

@@ -53,8 +53,14 @@ Status describe(const char* name, DType operand, const TensorView& output, const
   return check.status();
 }
 
-Status run(const ScaledMmParams& params, Device device, Stream stream) {
+Status run(ScaledMmParams params, Device device, Stream stream) {
   if (params.m == 0 || params.n == 0) return OkStatus();
+  // A tensor of one row may give it any stride, such as 1, which the kernels for aligned rows would refuse.
+  if (params.m == 1) {
+    params.a_stride = params.k;
+    params.output_stride = params.n;
+  }
+  if (params.n == 1) params.b_stride = params.k;
   return SGL_DISPATCH(scaled_mm, device, params, stream);
 }
 

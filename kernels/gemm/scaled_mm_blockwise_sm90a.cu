@@ -7,8 +7,8 @@ Status scaled_mm_tiles_blockwise(const ScaledMmParams& params, int shape, Stream
   return launch_tile_shape<float, kBlockwiseShapes, true>(params, shape, stream);
 }
 
-Status scaled_mm_split_blockwise(const ScaledMmParams& params, const SplitShape& shape, Stream stream) {
-  return launch_split_shape<float, true>(params, shape, stream);
+Status scaled_mm_few_rows_blockwise(const ScaledMmParams& params, const FewRowsShape& shape, Stream stream) {
+  return launch_few_rows_shape<float, true>(params, shape, stream);
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

@@ -1,22 +1,37 @@
-// Scaled products of few rows of e4m3 on Hopper: the weights are read once, as fast as memory gives them.
+// Scaled products of few rows on Hopper: the weights are read once, as fast as memory gives them.
 //
 // left = A (the tokens; the tensor core's 64 rows are not filled, which costs nothing here), right = B^T (the weights).
-// A tile is as wide as gives each multiprocessor the same. K is split over the blocks of a cluster; each leaves its
-// partial sums in its shared memory, and all of them then add up their share of the tile from there, in the order of K.
+// K is split over the blocks of a cluster; each leaves its partial sums in its shared memory, and all of them then add
+// up their share of the tile from there, in the order of K. Sums of e4m3 products over more than kPromotedBlocks are
+// promoted: stretches of K as long are added in f32.
 //
-// Grid: a cluster a tile of kTokens by kCols. Bound by memory, and for small weights by what comes before and after it:
-// the next kernel's blocks find room beside those that run, and bring their first weights to the L2 cache while they
-// wait.
+// Grid: a cluster a tile of kTokens by kCols. Two blocks fit a multiprocessor: two of this kernel, or one of it and one
+// of the next kernel, which waits and meanwhile brings its first weights to the L2 cache. In the second case it matters
+// where blocks are: once some multiprocessors have two blocks of a kernel and others none, it is the other way round
+// for the next kernel and so on, and each takes a third longer. So there is a block for each multiprocessor, even if
+// the last ones only repeat the last tile, and the next kernel may start long before the first block ends.
 //
-// Measured on an H200, 2026-11-23, 16 rows:
-//   N x K   9216 x 4096   4096 x 8192   3072 x 4096   4096 x 1536   2112 x 7168   7168 x 16384   7168 x 2048
-//   µs      10.9          10.5          5.5           3.6           6.2           30.4           5.3
-//   GB/s    3483          3211          2309          1801          2459          3876           2809
+// Bound by memory, and for small weights by what comes before and after it. Weights leave the L2 cache first, because
+// else those that the next kernel has asked for leave it before they are read: 3% of 64 x 7168 x 16384.
+//
+// Measured on an H200, 2026-11-23, µs:
+//                        N x K   9216 x 4096   4096 x 8192   3072 x 4096   4096 x 1536   2112 x 7168   7168 x 16384
+//   16 rows, e4m3                11.3          10.7          5.6           3.5           6.1           30.9
+//   64 rows, e4m3                12.4          10.8          6.0           3.9           7.1           31.5
+//   16 rows, int8                11.9          10.7          5.5           3.4           6.2           30.9
+//   16 rows, blockwise           11.8          10.9          5.5           3.3           6.4           32.4
+//   16 rows, e4m3, GB/s          3375          3166          2293          1853          2516          3815
+// Not faster: one block a multiprocessor with all of its shared memory, more than four splits, more weights asked for
+// in advance (they are evicted again), and blocks that begin at different K.
 #pragma once
+
+#include <algorithm>
+#include <type_traits>
 
 #include "kernels/base/launch.h"
 #include "kernels/device/matmul_sm90.cuh"
 #include "kernels/device/pdl.cuh"
+#include "kernels/gemm/scaled_mm_block_scales_sm90a.cuh"
 #include "kernels/gemm/scaled_mm_epilogue_sm90a.cuh"
 #include "kernels/gemm/scaled_mm_params.h"
 
@@ -27,16 +42,23 @@ using namespace matmul;
 // Of the 227 KiB of a multiprocessor; a little of a block's share is the system's.
 inline constexpr int kSharedBytes = 113 * 1024;
 
-// kTokens is 16 or a multiple of 64.
-template <int kTokens_, int kCols_>
+// kTokens is 16 or a multiple of 64. kBlockwise: each block of kScaleBlock of K has scales, for a token and for
+// kScaleBlock columns.
+template <class Sum_, int kTokens_, int kCols_, bool kBlockwise_ = false>
 struct Config {
-  using Sum = float;
+  using Sum = Sum_;
   static constexpr int kTokens = kTokens_, kCols = kCols_, kLeftRows = kTokens;
-  static constexpr int kRowBlocks = 1, kConsumers = (kTokens + kInstructionRows - 1) / kInstructionRows, kScales = 0;
+  static constexpr int kRowBlocks = 1, kConsumers = (kTokens + kInstructionRows - 1) / kInstructionRows;
+  static constexpr bool kBlockwise = kBlockwise_;
+  static constexpr int kScales = kBlockwise ? kTokens + kScalesOfB : 0;
+  // With more warpgroups there is no room for totals beside the sums: then K is split as often as it takes.
+  static constexpr bool kPromotes = std::is_same_v<Sum, float> && !kBlockwise && kConsumers == 1;
   static constexpr int kOtherBytes = 2048;  // room for barriers and the scales of tokens, each padded
-  static constexpr int kStages = (kSharedBytes - kOtherBytes) / ((kLeftRows + kCols) * kBlockK);
-  static constexpr int kThreads = kConsumers * kWarpgroup + 32;
-  static constexpr int kBlocks = 2;  // of a multiprocessor, at least
+  static constexpr int kStageBytes = (kLeftRows + kCols) * kBlockK + kScales * sizeof(float);
+  static constexpr int kStages = (kSharedBytes - kOtherBytes) / kStageBytes;
+  static constexpr int kThreads = kConsumers * kWarpgroup + (kBlockwise ? 64 : 32);
+  static constexpr int kBlocks = 2;      // of a multiprocessor
+  static constexpr int kMostSums = 120;  // registers of a thread for sums and totals
 };
 
 template <class C>
@@ -45,7 +67,7 @@ struct SharedMemory {
   static constexpr int kPitch = C::kCols + (C::kCols % 16 == 0 ? 8 : 0);
   union {
     Ring<C> ring;
-    alignas(16) float partial[C::kTokens][kPitch];
+    alignas(16) typename C::Sum partial[C::kTokens][kPitch];
   };
   float row_scales[C::kTokens];
   __device__ SharedMemory() {}
@@ -53,24 +75,26 @@ struct SharedMemory {
 
 struct Call {
   Epilogue epilogue;
+  ScaleMatrix a_block_scales, b_block_scales;
   uint16_t* output;
   int64_t output_stride;
   int k_blocks, splits;
-  int prefetched;  // K blocks of the weights
-  int col_tiles;
+  int released;    // K blocks that a block copies before the next kernel may start
+  int prefetched;  // K blocks of the weights that it asks for in the L2 cache before the preceding kernel has ended
+  int tiles, col_tiles;
   int box_rows;  // of both operands together
 };
 
 // Four neighbours in the shared memory of a block of the cluster.
-__device__ __forceinline__ float4 load_from_rank(const void* mine, uint32_t rank) {
-  float4 value;
+__device__ __forceinline__ int4 load_from_rank(const void* mine, uint32_t rank) {
+  int4 value;
   asm volatile(
       "{\n"
       ".reg .b32 remote;\n"
       "mapa.shared::cluster.u32 remote, %4, %5;\n"
-      "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [remote];\n"
+      "ld.shared::cluster.v4.b32 {%0, %1, %2, %3}, [remote];\n"
       "}\n"
-      : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+      : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
       : "r"(shared_address(mine)), "r"(rank)
       : "memory");
   return value;
@@ -94,10 +118,40 @@ struct ColumnConstants {
   }
 };
 
+// The producer's loop over K blocks [begin, end) of the tile at (token, col).
+template <class C>
+__device__ __forceinline__ void produce_once(const Call& call, Ring<C>& ring, Position<C>& at,
+                                             const CUtensorMap* left_map, const CUtensorMap* right_map, int token,
+                                             int col, int begin, int end) {
+  for (int block = begin; block < end; ++block) {
+    if (block == begin + call.released) release_successors();
+    Barrier* full = &ring.full[at.index];
+    ring.empty[at.index].wait(at.parity ^ 1);
+    full->arrive_and_expect(call.box_rows * kBlockK);
+    load_matrix_box(ring.left[at.index], left_map, full, token, block * kBlockK);
+    load_matrix_box_once(ring.right[at.index], right_map, full, col, block * kBlockK);
+    at.advance();
+  }
+}
+
+// The consumers' loop over num_blocks K blocks, at least one.
+template <class C>
+__device__ __forceinline__ void multiply_promoted(Ring<C>& ring, Position<C>& at, int num_blocks, int consumer,
+                                                  Sums<C>& sums) {
+  multiply<C>(ring, at, min(num_blocks, kPromotedBlocks), consumer, sums, [] {});
+  while ((num_blocks -= kPromotedBlocks) > 0) {
+    Sums<C> more;
+    multiply<C>(ring, at, min(num_blocks, kPromotedBlocks), consumer, more, [] {});
+#pragma unroll
+    for (int i = 0; i < C::kCols / 2; ++i) sums[0][i] += more[0][i];
+  }
+}
+
 // This rank's share of the tile at (output column, token): sums over the ranks, scales, stores.
 template <class C>
 __device__ __forceinline__ void store_share(const Call& call, SharedMemory<C>& shared, int first_col, int first_token,
                                             uint32_t rank, const ColumnConstants& constants) {
+  using Sum = typename C::Sum;
   constexpr int kTokensAStep = C::kConsumers * kWarpgroup / kVectors<C>;
   const Epilogue& epilogue = call.epilogue;
   const int tokens = min(C::kTokens, epilogue.rows - first_token);
@@ -105,16 +159,15 @@ __device__ __forceinline__ void store_share(const Call& call, SharedMemory<C>& s
   if (threadIdx.x >= kTokensAStep * kVectors<C> || first_col + offset >= epilogue.columns) return;
   for (int token = rank * kTokensAStep + threadIdx.x / kVectors<C>; token < tokens;
        token += call.splits * kTokensAStep) {
-    const float* mine = &shared.partial[token][offset];
-    float total[kColsAThread] = {};
-    const auto add = [&](const float4& part) {
-      total[0] += part.x;
-      total[1] += part.y;
-      total[2] += part.z;
-      total[3] += part.w;
+    const Sum* mine = &shared.partial[token][offset];
+    Sum total[kColsAThread] = {};
+    const auto add = [&](const int4& loaded) {
+      const Sum* part = reinterpret_cast<const Sum*>(&loaded);
+#pragma unroll
+      for (int e = 0; e < kColsAThread; ++e) total[e] += part[e];
     };
     if (call.splits == 1) {
-      add(*reinterpret_cast<const float4*>(mine));
+      add(*reinterpret_cast<const int4*>(mine));
     } else {
       for (int split = 0; split < call.splits; ++split) add(load_from_rank(mine, split));
     }
@@ -122,7 +175,7 @@ __device__ __forceinline__ void store_share(const Call& call, SharedMemory<C>& s
     float value[kColsAThread];
 #pragma unroll
     for (int e = 0; e < kColsAThread; ++e) {
-      value[e] = total[e] * row_scale * constants.scale[e] + constants.bias[e];
+      value[e] = static_cast<float>(total[e]) * row_scale * constants.scale[e] + constants.bias[e];
     }
     // The output's rows are aligned and divide by kColsAThread.
     *reinterpret_cast<uint2*>(call.output + (first_token + token) * call.output_stride + first_col + offset) =
@@ -145,7 +198,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocks)
     fence_barrier_init();
   }
   __syncthreads();
-  const int tile = blockIdx.x / call.splits;
+  const int place = blockIdx.x / call.splits, tile = min(place, call.tiles - 1);
   const int token_tile = tile / call.col_tiles;
   const int first_col = (tile - token_tile * call.col_tiles) * C::kCols, first_token = token_tile * C::kTokens;
   const int begin = call.k_blocks * rank / call.splits, end = call.k_blocks * (rank + 1) / call.splits;
@@ -153,15 +206,20 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocks)
   const bool is_consumer = warp < C::kConsumers * kWarpgroup / 32;
   ColumnConstants constants = {};
   Position<C> at;
-  if (!is_consumer) {
+  if (C::kBlockwise && warp == C::kThreads / 32 - 1) {
+    if constexpr (C::kBlockwise) {
+      wait_for_predecessor();
+      produce_scales<C>(shared.ring, at, call.a_block_scales, first_token, call.epilogue.rows - 1, call.b_block_scales,
+                        first_col, call.epilogue.columns - 1, begin, end);
+    }
+  } else if (!is_consumer) {
     if (elect_one()) {
       // Before the predecessor has ended: the cache is coherent, so what it still writes is seen all the same.
       for (int block = begin; block < min(begin + call.prefetched, end); ++block) {
         prefetch_matrix_box(&right_map, first_col, block * kBlockK);
       }
       wait_for_predecessor();
-      produce<C>(shared.ring, at, &left_map, &right_map, first_token, first_col, begin, end, call.box_rows);
-      release_successors();
+      produce_once<C>(call, shared.ring, at, &left_map, &right_map, first_token, first_col, begin, end);
     }
     __syncwarp();
   } else {
@@ -170,16 +228,22 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocks)
     constants.load(call.epilogue, first_col + threadIdx.x % kVectors<C> * kColsAThread);
     if (threadIdx.x < C::kTokens) shared.row_scales[threadIdx.x] = call.epilogue.row_scale(first_token + threadIdx.x);
     Sums<C> sums;
-    static_assert(kParkedBytes<C::kCols / 2> == 0);
-    multiply_promoted<C>(shared.ring, at, end - begin, consumer, nullptr, sums, [] {});
+    if constexpr (C::kBlockwise) {
+      multiply_blocks<C>(shared.ring, at, end - begin, consumer, first_col, sums, [] {});
+    } else if constexpr (C::kPromotes) {
+      multiply_promoted<C>(shared.ring, at, end - begin, consumer, sums);
+    } else {
+      multiply<C>(shared.ring, at, end - begin, consumer, sums, [] {});
+    }
     // The partial sums take the place of the ring.
     named_barrier_sync(kAllConsumers, C::kConsumers * kWarpgroup);
+    using Pair = std::conditional_t<std::is_same_v<typename C::Sum, float>, float2, int2>;
 #pragma unroll
     for (int i = 0; i < C::kCols / 2; i += 2) {
       const int row = warp * 16 + lane / 4 + 8 * (i / 2 % 2);
       if (row >= C::kTokens) continue;
-      float* pair = &shared.partial[row][8 * (i / 4) + 2 * (lane % 4)];
-      *reinterpret_cast<float2*>(pair) = {sums[0][i], sums[0][i + 1]};
+      auto* pair = &shared.partial[row][8 * (i / 4) + 2 * (lane % 4)];
+      *reinterpret_cast<Pair*>(pair) = {sums[0][i], sums[0][i + 1]};
     }
   }
   if (call.splits > 1) {
@@ -187,28 +251,44 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocks)
   } else if (is_consumer) {
     named_barrier_sync(kAllConsumers, C::kConsumers * kWarpgroup);
   }
-  if (is_consumer) store_share<C>(call, shared, first_col, first_token, rank, constants);
+  if (is_consumer && place == tile) store_share<C>(call, shared, first_col, first_token, rank, constants);
   // Others may still read what this block has left for them.
   if (call.splits > 1) cluster_sync_relaxed();
 }
 
 template <class C>
-Status launch_few_rows(const ScaledMmParams& params, int splits, int prefetched, Stream stream) {
+Status launch_few_rows(const ScaledMmParams& params, int splits, Stream stream) {
   static_assert(sizeof(SharedMemory<C>) <= kSharedBytes);
+  // What finds the memory idle between two kernels, of a multiprocessor; more would be evicted again.
+  constexpr int kPrefetchedBytes = 24 * 1024;
+  // The next kernel may start with this one: it then asks for its weights while memory is idle in between. With so few
+  // K blocks a little later is faster, and blocks do not yet differ in how far they are.
+  constexpr int kShort = 16;
+  // Larger clusters do not fill all of the chip's groups of multiprocessors.
+  constexpr int kMostSplitsEverywhere = 2;
   const char* name = params.operator_name;
+  const int col_tiles = ceil_div(params.n, C::kCols), tiles = col_tiles * ceil_div(params.m, C::kTokens);
+  const int k_blocks = ceil_div(params.k, kBlockK), k_blocks_each = ceil_div(k_blocks, splits);
+  const int sms = num_sms(), blocks = tiles * splits;
+  const int tile_bytes = C::kCols * kBlockK * (blocks <= sms ? 1 : C::kBlocks);
   const Call call = {.epilogue = epilogue_of(params),
+                     .a_block_scales = params.a_block_scales,
+                     .b_block_scales = params.b_block_scales,
                      .output = static_cast<uint16_t*>(params.output),
                      .output_stride = params.output_stride,
-                     .k_blocks = ceil_div(params.k, kBlockK),
+                     .k_blocks = k_blocks,
                      .splits = splits,
-                     .prefetched = prefetched,
-                     .col_tiles = ceil_div(params.n, C::kCols),
+                     .released = k_blocks_each < kShort ? k_blocks_each / 2 : 0,
+                     .prefetched = std::max(1, kPrefetchedBytes / tile_bytes),
+                     .tiles = tiles,
+                     .col_tiles = col_tiles,
                      .box_rows = box_rows_of(params.m, C::kTokens) + box_rows_of(params.n, C::kCols)};
   CUtensorMap left_map, right_map;
   SGL_RETURN_IF_ERROR(encode_operand(name, &left_map, params.a, params.m, params.k, params.a_stride, C::kTokens));
   SGL_RETURN_IF_ERROR(encode_operand(name, &right_map, params.b, params.n, params.k, params.b_stride, C::kCols));
   SGL_RETURN_IF_ERROR(allow_shared_memory(name, scaled_mm_few_rows_kernel<C>, sizeof(SharedMemory<C>)));
-  const LaunchShape shape = {.grid = dim3(call.col_tiles * ceil_div(params.m, C::kTokens) * splits),
+  const int everywhere = splits <= kMostSplitsEverywhere && blocks > sms / 2 ? sms / splits * splits : 0;
+  const LaunchShape shape = {.grid = dim3(std::max(blocks, everywhere)),
                              .block = dim3(C::kThreads),
                              .shared_bytes = sizeof(SharedMemory<C>),
                              .pdl = true,

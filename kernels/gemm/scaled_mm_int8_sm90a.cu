@@ -7,8 +7,8 @@ Status scaled_mm_tiles_int8(const ScaledMmParams& params, int shape, Stream stre
   return launch_tile_shape<int32_t, kTileShapes>(params, shape, stream);
 }
 
-Status scaled_mm_split_int8(const ScaledMmParams& params, const SplitShape& shape, Stream stream) {
-  return launch_split_shape<int32_t>(params, shape, stream);
+Status scaled_mm_few_rows_int8(const ScaledMmParams& params, const FewRowsShape& shape, Stream stream) {
+  return launch_few_rows_shape<int32_t>(params, shape, stream);
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

@@ -1,12 +1,13 @@
 // From a shape chosen at run time to its instantiation.
 #pragma once
 
+#include <cstdint>
 #include <iterator>
 #include <type_traits>
 #include <utility>
 
+#include "kernels/gemm/scaled_mm_few_rows_sm90a.cuh"
 #include "kernels/gemm/scaled_mm_sm90a.h"
-#include "kernels/gemm/scaled_mm_split_sm90a.cuh"
 #include "kernels/gemm/scaled_mm_tiles_sm90a.cuh"
 
 namespace sgl_kernel::SGL_TARGET {
@@ -36,17 +37,31 @@ Status launch_tile_shape(const ScaledMmParams& params, int shape, Stream stream)
   return kLaunches.at[shape](params, stream);
 }
 
+template <class Sum, bool kBlockwise, int kTokens>
+Status launch_few_rows_columns(const ScaledMmParams& params, const FewRowsShape& shape, Stream stream) {
+  using namespace scaled_mm_few_rows;
+  using Launch = Status(const ScaledMmParams&, int, Stream);
+  constexpr bool kIsInt8 = std::is_same_v<Sum, int32_t>;
+  constexpr auto kLaunches = []<int... i>(std::integer_sequence<int, i...>) {
+    struct {
+      Launch* at[kNumFewRowsColumns];
+    } table = {{&launch_few_rows<Config<Sum, kTokens, few_rows_columns(kFewRowsColumns[i], kIsInt8), kBlockwise>>...}};
+    return table;
+  }(std::make_integer_sequence<int, kNumFewRowsColumns>());
+  return kLaunches.at[shape.columns](params, shape.splits, stream);
+}
+
 template <class Sum, bool kBlockwise = false>
-Status launch_split_shape(const ScaledMmParams& params, const SplitShape& shape, Stream stream) {
-  using namespace scaled_mm_split;
-  switch (shape.tokens) {
-    case 16:
-      return launch_split<Config<Sum, 16, kBlockwise>>(params, shape.splits, shape.pdl, stream);
-    case 32:
-      return launch_split<Config<Sum, 32, kBlockwise>>(params, shape.splits, shape.pdl, stream);
-    default:
-      return launch_split<Config<Sum, 64, kBlockwise>>(params, shape.splits, shape.pdl, stream);
+Status launch_few_rows_shape(const ScaledMmParams& params, const FewRowsShape& shape, Stream stream) {
+  if (shape.tokens == 16) return launch_few_rows_columns<Sum, kBlockwise, 16>(params, shape, stream);
+  if constexpr (!kBlockwise) {
+    if (shape.tokens == 128) {
+      using namespace scaled_mm_few_rows;
+      constexpr int kColumns = few_rows_columns(kLongColumns, std::is_same_v<Sum, int32_t>);
+      return launch_few_rows<Config<Sum, 128, kColumns>>(params, shape.splits, stream);
+    }
   }
+  return launch_few_rows_columns<Sum, kBlockwise, 64>(params, shape, stream);
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

@@ -11,7 +11,7 @@ namespace sgl_kernel::SGL_TARGET {
 namespace {
 
 constexpr int kLeastTileRows = 64, kLeastTileColumns = 32;  // of the persistent kernel
-constexpr int kBlockK = 128, kSplitColumns = 64;
+constexpr int kBlockK = 128;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -31,61 +31,49 @@ bool copy_engine_takes(const ScaledMmParams& params) {
          params.batches * ceil_div(params.m, kLeastTileRows) * ceil_div(params.n, kLeastTileColumns) <= kMostTiles;
 }
 
-// The kernel for few rows of e4m3 takes up to 64 of them, and up to 128 where K is long and there are so few columns
-// that K can be split four times even so. Of its shapes the one whose blocks have the least to do, by a model fitted to
-// times on an H200 (2026-11-23; the N and K of kTileShapes): those of its choices are 1% above the least.
+// The kernel for few rows takes up to 64 of them, and up to 128 where K is long and there are so few columns that K can
+// be split four times even so. Of its shapes the one that takes the least time, by a model fitted to
+// times on an H200 (2026-11-23; the N and K of kTileShapes): those of its choices are 0.4% above the least on average,
+// 10% at most.
 std::optional<FewRowsShape> choose_few_rows(const ScaledMmParams& params, int num_sms) {
-  constexpr float kColumnUs = 0.0033f, kBlockUs = 0.04f;      // of a block of K: a column of it, and itself
-  constexpr float kExchangeUs = 0.7f, kSplitUs = 0.05f;       // of splitting at all, and of each further split
-  constexpr int64_t kFew = 64, kMostSplits = 8, kLongK = 32;  // kLongK in blocks
-  constexpr int kLeastLongSplits = 4, kPrefetched = 3;
+  constexpr int64_t kFew = 64, kMostSplits = 4, kLongK = 32;  // kLongK in blocks
+  constexpr int kStagesBytes = 111 * 1024;                    // of a block, of which a multiprocessor has two
+  constexpr float kLatencyUs = 1.35f;                         // until a stage is full
   const int64_t k_blocks = ceil_div(params.k, kBlockK);
   const bool is_long = params.m > kFew;
   if (params.m > 2 * kFew || (is_long && k_blocks < kLongK)) return std::nullopt;
-  const int tokens = params.m <= 16 ? 16 : is_long ? 128 : 64;
+  const int tokens = params.m <= 16 ? 16 : is_long && !params.blockwise ? 128 : 64;
+  struct {
+    float column_us, block_us;    // of a block of K: a column of it, and itself
+    float exchange_us, split_us;  // of splitting at all, and of each further split
+    float pair_us;                // what two blocks hide of each other
+  } constexpr kFewTokens = {0.0035f, 0.067f, 0.95f, 0.05f, 0.25f}, kManyTokens = {0.0025f, 0.0045f, 1.9f, 0.1f, 0.5f};
+  const auto& cost = tokens == 16 ? kFewTokens : kManyTokens;
   std::optional<FewRowsShape> best;
   float best_us = 0.0f;
   for (int i = 0; i < kNumFewRowsColumns; ++i) {
-    const int columns = kFewRowsColumns[i];
-    if (is_long && columns != kLongColumns) continue;
-    const int64_t tiles = ceil_div(params.n, columns);
-    for (int splits = is_long ? kLeastLongSplits : 1; splits <= std::min(kMostSplits, k_blocks); ++splits) {
-      const int64_t blocks = tiles * splits;
+    if (is_long && kFewRowsColumns[i] != kLongColumns) continue;
+    const int columns = few_rows_columns(kFewRowsColumns[i], params.a_dtype == DType::kI8);
+    const float stages = static_cast<float>(kStagesBytes / ((tokens + columns) * kBlockK));
+    for (int splits = is_long ? kMostSplits : 1; splits <= std::min(kMostSplits, k_blocks); ++splits) {
+      const int64_t tiles = ceil_div(params.n, columns) * ceil_div(params.m, tokens);
+      const int64_t blocks = tiles * splits, k_blocks_each = ceil_div(k_blocks, splits);
       // Clusters of more than two do not fill all of the chip's groups of multiprocessors.
-      const bool one_each = blocks <= (splits > 2 ? num_sms * 10 / 11 : num_sms);
-      // Two blocks a multiprocessor at a time, with 16 tokens: with more, the other kernel takes less time.
-      if (!one_each && (tokens > 16 || splits > 1 || blocks > 2 * num_sms)) continue;
-      const float us = static_cast<float>((one_each ? 1 : 2) * ceil_div(k_blocks, splits)) *
-                           (static_cast<float>(columns) * kColumnUs + kBlockUs) +
-                       (splits > 1 ? kExchangeUs + static_cast<float>(splits - 1) * kSplitUs : 0.0f);
+      const int64_t room = splits > 2 ? num_sms * 10 / 11 : num_sms;
+      // Each multiprocessor has one, or most of them have two.
+      const bool is_pair = blocks > room;
+      if (is_pair && (tokens == 128 || blocks > 2 * room || 3 * blocks < 5 * room)) continue;
+      if (is_long && k_blocks_each > kLongK) continue;
+      const float each_us = (is_pair ? 2.0f : 1.0f) * (static_cast<float>(columns) * cost.column_us + cost.block_us);
+      const float us = static_cast<float>(k_blocks_each) * std::max(each_us, kLatencyUs / stages) +
+                       (splits > 1 ? cost.exchange_us + static_cast<float>(splits - 1) * cost.split_us : 0.0f) -
+                       (is_pair ? cost.pair_us : 0.0f);
       if (best.has_value() && us >= best_us) continue;
-      // The next kernel's blocks only wait beside this one's where there is room for them.
-      best = {.tokens = tokens, .columns = i, .splits = splits, .prefetched = one_each ? kPrefetched : 0};
+      best = {.tokens = tokens, .columns = i, .splits = splits};
       best_us = us;
     }
   }
   return best;
-}
-
-// The kernel for few rows of other products takes up to 64 of them, or 32 blockwise, because there tiles leave more
-// time for the scales; and up to 128 where K is long and there are so few columns that K can be split even so.
-std::optional<SplitShape> choose_split(const ScaledMmParams& params, int num_sms) {
-  constexpr int64_t kMostTokens = 64;  // of a tile; 128 were slower than the other kernel
-  constexpr int64_t kLongK = 32;       // blocks
-  const int64_t few = params.blockwise ? kMostTokens / 2 : kMostTokens;
-  const int64_t tiles = ceil_div(params.n, kSplitColumns) * ceil_div(params.m, kMostTokens);
-  if (params.m > 2 * kMostTokens) return std::nullopt;
-  if (params.m > few && (2 * tiles > num_sms || params.k < kLongK * kBlockK)) return std::nullopt;
-  // More than two blocks a multiprocessor would be a second wave.
-  if (tiles > 2 * num_sms) return std::nullopt;
-  const int tokens = params.m <= 16 ? 16 : params.m <= 32 ? 32 : 64;
-  // A block a multiprocessor is enough; more ranks wait for each other longer than they gain, the sooner the less each
-  // has to do.
-  const int64_t most_splits = std::min<int64_t>(tokens == 16 ? 2 : 3, ceil_div(params.k, kBlockK));
-  return SplitShape{.tokens = tokens,
-                    .splits = static_cast<int>(std::clamp<int64_t>(num_sms / tiles, 1, most_splits)),
-                    // With 64 tokens and two blocks a multiprocessor, starting after the predecessor's end is faster.
-                    .pdl = tokens < 64 || tiles <= num_sms};
 }
 
 // The index of the shape that takes the least time.
@@ -120,12 +108,10 @@ int choose_tiles(const TileShape (&shapes)[kCount], const ScaledMmParams& params
 Status multiply(const ScaledMmParams& params, Stream stream) {
   const int sms = num_sms();
   const bool is_int8 = params.a_dtype == DType::kI8, is_one = params.batches == 1;
-  if (is_int8 || params.blockwise) {
-    if (const std::optional<SplitShape> split = choose_split(params, sms)) {
-      return is_int8 ? scaled_mm_split_int8(params, *split, stream) : scaled_mm_split_blockwise(params, *split, stream);
-    }
-  } else if (const std::optional<FewRowsShape> few_rows = choose_few_rows(params, sms); few_rows && is_one) {
-    return scaled_mm_few_rows_e4m3(params, *few_rows, stream);
+  if (const std::optional<FewRowsShape> few_rows = choose_few_rows(params, sms); few_rows && is_one) {
+    if (params.blockwise) return scaled_mm_few_rows_blockwise(params, *few_rows, stream);
+    return is_int8 ? scaled_mm_few_rows_int8(params, *few_rows, stream)
+                   : scaled_mm_few_rows_e4m3(params, *few_rows, stream);
   }
   if (params.blockwise) {
     return scaled_mm_tiles_blockwise(params, choose_tiles(kBlockwiseShapes, params, sms), stream);

@@ -53,32 +53,27 @@ inline constexpr TileShape kBlockwiseShapes[] = {
     {1, 128, 192, 0.0f, 0.564f, 2.65f},
 };
 
-// Tiles of the kernel for few rows of e4m3 (scaled_mm_few_rows_sm90a.cuh): columns of those of 16 and of 64 tokens, and
-// of those of 128.
-inline constexpr int kFewRowsColumns[] = {32, 48, 64, 72, 96, 112};
+// The kernel for few rows (scaled_mm_few_rows_sm90a.cuh): columns of its tiles of 16 and of 64 tokens, and of those of
+// 128.
+inline constexpr int kFewRowsColumns[] = {24, 32, 48, 56, 64, 72, 96, 112};
 inline constexpr int kNumFewRowsColumns = sizeof(kFewRowsColumns) / sizeof(kFewRowsColumns[0]);
 inline constexpr int kLongColumns = 72;
 
-struct FewRowsShape {
-  int tokens;      // of a tile: 16, 64 or 128
-  int columns;     // an index of kFewRowsColumns
-  int splits;      // of K
-  int prefetched;  // blocks of K of the weights that are asked for before the preceding kernel has ended
-};
+// The instruction for int8 takes multiples of 16.
+constexpr int few_rows_columns(int columns, bool is_int8) { return is_int8 ? (columns + 15) / 16 * 16 : columns; }
 
-// How the kernel for few rows of int8 and of blockwise products (scaled_mm_split_sm90a.cuh) is set up.
-struct SplitShape {
-  int tokens;  // of a tile: 16, 32 or 64
-  int splits;  // of K
-  bool pdl;
+struct FewRowsShape {
+  int tokens;   // of a tile: 16 or 64, or 128 unless blockwise
+  int columns;  // an index of kFewRowsColumns; with 128 tokens nothing
+  int splits;   // of K
 };
 
 // Instantiations by operand.
 Status scaled_mm_tiles_e4m3(const ScaledMmParams& params, int shape, Stream stream);
-Status scaled_mm_few_rows_e4m3(const ScaledMmParams& params, const FewRowsShape& shape, Stream stream);
 Status scaled_mm_tiles_int8(const ScaledMmParams& params, int shape, Stream stream);
 Status scaled_mm_tiles_blockwise(const ScaledMmParams& params, int shape, Stream stream);
-Status scaled_mm_split_blockwise(const ScaledMmParams& params, const SplitShape& shape, Stream stream);
-Status scaled_mm_split_int8(const ScaledMmParams& params, const SplitShape& shape, Stream stream);
+Status scaled_mm_few_rows_e4m3(const ScaledMmParams& params, const FewRowsShape& shape, Stream stream);
+Status scaled_mm_few_rows_int8(const ScaledMmParams& params, const FewRowsShape& shape, Stream stream);
+Status scaled_mm_few_rows_blockwise(const ScaledMmParams& params, const FewRowsShape& shape, Stream stream);
 
 }  // namespace sgl_kernel::SGL_TARGET

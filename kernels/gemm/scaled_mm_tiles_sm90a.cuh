@@ -61,7 +61,7 @@ struct Config {
   static constexpr bool kPromoted = kPromoted_;
   static constexpr int kScales = kBlockwise ? kRows + kScalesOfB : 0;
   // Of a thread; together no more than 65536.
-  static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
+  static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232, kMostSums = 192;
   // Columns of a box of the output: as wide a swizzle as divides the tile.
   static constexpr int kPanel = kCols % 64 == 0 ? 64 : kCols % 32 == 0 ? 32 : 16;
   static constexpr int kOutputBytes = kInstructionRows * kPanel * 2;

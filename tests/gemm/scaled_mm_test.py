@@ -255,6 +255,17 @@ def test_the_largest_int8_sums(m, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("operator", SCALED, ids=str)
+def test_one_row_may_have_any_stride(operator, device):
+    import sgl_kernel
+
+    args = operator.make(case(m=1, n=64, k=1024, out=BF16), Draw(device, 0))
+    function = getattr(sgl_kernel, operator.name)
+    other = args | {"mat_a": args["mat_a"].as_strided((1, 1024), (1, 1))}
+    assert_same_bits("a row with stride 1", function(*other.values()), function(*args.values()))
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", ["fp8_scaled_mm", "int8_scaled_mm"])
 def test_k_of_zero_gives_the_bias(name, device):
     import sgl_kernel
@@ -308,5 +319,6 @@ def test_tiles_of_all_sizes(name, m, n, k):
 @pytest.mark.cuda
 @pytest.mark.parametrize("n, k", [(3072, 4096), (7168, 4096), (9216, 256), (24576, 384)])
 @pytest.mark.parametrize("m", [3, 40])
-def test_few_rows_in_tiles_of_all_widths(m, n, k):
-    test_tiles_of_all_sizes("fp8_scaled_mm", m, n, k)
+@pytest.mark.parametrize("name", ["fp8_scaled_mm", "int8_scaled_mm", "fp8_blockwise_scaled_mm"])
+def test_few_rows_in_tiles_of_all_widths(name, m, n, k):
+    test_tiles_of_all_sizes(name, m, n, k)
