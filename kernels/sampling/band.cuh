@@ -13,73 +13,80 @@ namespace sgl_kernel::SGL_TARGET {
 
 inline constexpr float kSigmas = 3.5f;       // reckoned: one normal error in 2000 is larger
 inline constexpr float kFewSampled = 16.0f;  // the fewest from whose values a mass is estimated
-inline constexpr float kMostListed = 0.6f;   // of the list: its parts are not equally full
+inline constexpr float kMostListed = 0.8f;   // of the list: its parts are not equally full
 inline constexpr float kMostSent = 1.0f / 16;
+inline constexpr float kFew = 1.0f / 64;  // of the row: most sectors of its output hold none of them
 
 template <class Group, class Key>
 __device__ Range Row<Group, Key>::estimate_band(uint32_t count, float top_p, float sum) {
-  if (vocab_ <= kMostListed * list_size_) return {Key::kFirst, Key::kEnd};
+  if (lists_all_) return {Key::kFirst, Key::kEnd};
   // Thread t has the bin `top` - (kThreads - 1) + t: 32 (logits: 64) powers of two from the sampled peak down.
   const int lowest_bin = static_cast<int>(Key::key(sampled_peak_) >> kSampleShift) - (kThreads - 1);
   const int bin = lowest_bin + thread();
-  float sampled = 0.0f;
+  uint32_t sampled = 0;
   uint32_t counts[Group::kMaxSize];
 #pragma unroll
   for (int rank = 0; rank < Group::kMaxSize; ++rank) {  // all on their way at once
     counts[rank] = bin >= 0 && rank < group_.size() ? group_.remote(histogram_, rank)[bin / 2] : 0;
   }
 #pragma unroll
-  for (uint32_t count_pair : counts) sampled += static_cast<float>(count_pair >> bin % 2 * 16 & 0xffff);
-  float value = 0.0f;  // of the bin's middle, as a multiple of the sampled peak
-  if (Key::kHasMass && bin >= 0) value = Key::value((2u * bin + 1) << (kSampleShift - 1)) / sampled_peak_;
+  for (uint32_t count_pair : counts) sampled += count_pair >> bin % 2 * 16 & 0xffff;
+  // Values count as multiples of the sampled peak's power of 2: of the bin's middle, and of the share below the prefix.
+  float value = 0.0f, goal = 0.0f;
+  if (Key::kHasMass) {
+    const float per_peak = float_of_bits(max(1, 2 * 127 - static_cast<int>(bits_of_float(sampled_peak_) >> 23)) << 23);
+    if (bin >= 0) value = Key::value((2u * bin + 1) << (kSampleShift - 1)) * per_peak;
+    goal = (1.0f - top_p) * sum * per_peak;
+  }
 
   // Of the bins below this one: how many values, their sum, the sum of their squares.
-  constexpr int kSums = 3;
-  float below[kSums] = {sampled, sampled * value, sampled * value * value};
-  if (thread() == 0) shared_.lo_bin = -1, shared_.hi_bin = kThreads;
-  float mine[kSums], all_sampled = 0.0f;
+  const float its_sum = static_cast<float>(sampled) * value, its_squares = its_sum * value;
+  uint32_t below = sampled;
+  float sum_below = its_sum, squares_below = its_squares;
 #pragma unroll
-  for (int i = 0; i < kSums; ++i) {
-    mine[i] = below[i];
-    for (int offset = 1; offset < kWarpSize; offset *= 2) {
-      const float other = __shfl_up_sync(kAllLanes, below[i], offset);
-      if (lane() >= offset) below[i] += other;
-    }
-    if (lane() == kWarpSize - 1) shared_.warp_floats[i][warp()] = below[i];
+  for (int offset = 1; offset < kWarpSize; offset *= 2) {
+    const uint32_t other = __shfl_up_sync(kAllLanes, below, offset);
+    const float other_sum = __shfl_up_sync(kAllLanes, sum_below, offset);
+    const float other_squares = __shfl_up_sync(kAllLanes, squares_below, offset);
+    if (lane() >= offset) below += other, sum_below += other_sum, squares_below += other_squares;
   }
+  if (lane() == kWarpSize - 1) {
+    shared_.warp_counts[warp()] = below;
+    shared_.warp_floats[0][warp()] = sum_below;
+    shared_.warp_floats[1][warp()] = squares_below;
+  }
+  if (thread() == 0) shared_.lo_bin = -1, shared_.hi_bin = kThreads, shared_.sampled_from_lo = ~0u;
   __syncthreads();
-#pragma unroll
-  for (int i = 0; i < kSums; ++i) {
-    const float of_warp = of_warps(shared_.warp_floats[i]);
-    if (i == 0) all_sampled = warp_reduce<Sum>(of_warp);
-    below[i] += warp_reduce<Sum>(lane() < warp() ? of_warp : 0.0f) - mine[i];
-  }
+  const uint32_t of_warp = of_warps(shared_.warp_counts), all_sampled = __reduce_add_sync(kAllLanes, of_warp);
+  below += __reduce_add_sync(kAllLanes, lane() < warp() ? of_warp : 0) - sampled;
+  const float sum_of_warp = of_warps(shared_.warp_floats[0]), squares_of_warp = of_warps(shared_.warp_floats[1]);
+  sum_below += warp_reduce<Sum>(lane() < warp() ? sum_of_warp : 0.0f) - its_sum;
+  squares_below += warp_reduce<Sum>(lane() < warp() ? squares_of_warp : 0.0f) - its_squares;
 
-  // What would be known if the band began, or ended, at the lower edge of this bin.
-  const float fraction = 1.0f / static_cast<float>(sample_every_);
-  const float from = all_sampled - below[0];
+  // What would be known if the band began, or ended, at the lower edge of this bin. An error is compared as its square.
+  constexpr float kVariances = kSigmas * kSigmas;
+  const float every = static_cast<float>(sample_every_);
+  const float from = static_cast<float>(all_sampled - below);
   bool reached = false, missed = true;
   if (count != Goal::kNoCount) {
-    const float expected = static_cast<float>(count) * fraction;
-    // `least` is the solution of least - kSigmas * sqrt(least) = expected, or more.
-    const float least = expected + kSigmas * sqrtf(expected + kSigmas) + 0.6f * kSigmas * kSigmas;
-    reached = from >= least;
-    missed = from <= expected - kSigmas * sqrtf(expected);
+    const float expected = static_cast<float>(count) / every;
+    // Reached from the solution of least - kSigmas * sqrt(least) = expected, or more.
+    const float over = from - expected - 0.6f * kVariances, under = expected - from;
+    reached = over >= 0.0f && over * over >= kVariances * (expected + kSigmas);
+    missed = under >= 0.0f && under * under >= kVariances * expected;
   }
   if (Key::kHasMass && top_p < 1.0f) {
-    const float goal = (1.0f - top_p) * sum / sampled_peak_;
-    const float mass = below[1] / fraction, error = kSigmas * sqrtf(fmaxf(below[2], 0.0f)) / fraction;
-    reached = reached || (from >= kFewSampled && mass + error <= (1.0f - kSumError) * goal);
-    missed = missed && mass - error > (1.0f + kSumError) * goal;
+    const float mass = sum_below * every, variance = kVariances * every * every * fmaxf(squares_below, 0.0f);
+    const float under = (1.0f - kSumError) * goal - mass, over = mass - (1.0f + kSumError) * goal;
+    reached = reached || (from >= kFewSampled && under >= 0.0f && under * under >= variance);
+    missed = missed && over > 0.0f && over * over > variance;
   }
-  const int lo_bin = __reduce_max_sync(kAllLanes, reached ? thread() : -1);
-  const int hi_bin = __reduce_min_sync(kAllLanes, missed ? thread() : kThreads);
-  if (lane() == 0) {
-    atomicMax(&shared_.lo_bin, lo_bin);
-    atomicMin(&shared_.hi_bin, hi_bin);
+  const uint32_t reached_lanes = __ballot_sync(kAllLanes, reached), missed_lanes = __ballot_sync(kAllLanes, missed);
+  if (reached_lanes >> lane() == 1) {  // the highest that reached
+    atomicMax(&shared_.lo_bin, thread());
+    atomicMin(&shared_.sampled_from_lo, all_sampled - below);  // less at higher bins
   }
-  __syncthreads();
-  if (thread() == max(shared_.lo_bin, 0)) shared_.sampled_from_lo = shared_.lo_bin < 0 ? all_sampled : from;
+  if (missed && (missed_lanes & ((1u << lane()) - 1)) == 0) atomicMin(&shared_.hi_bin, thread());
   __syncthreads();
 
   const auto lower_edge = [&](int thread) {
@@ -88,9 +95,13 @@ __device__ Range Row<Group, Key>::estimate_band(uint32_t count, float top_p, flo
   // Where the list surely holds all from `lo` up, it had better: no value lies above the band then. But ranks send each
   // other what they list.
   const float most_listed = group_.size() == 1 ? kMostListed : kMostSent;
-  const bool whole = shared_.sampled_from_lo <= most_listed * list_size_ * fraction;
-  split_ = shared_.hi_bin == kThreads ? Key::kEnd : lower_edge(shared_.hi_bin);
-  return {shared_.lo_bin < 0 ? Key::kFirst : lower_edge(shared_.lo_bin), whole ? Key::kEnd : split_};
+  const uint32_t sampled_from_lo = min(shared_.sampled_from_lo, all_sampled);
+  const float values_from_lo = static_cast<float>(sampled_from_lo) * every;
+  const bool whole = values_from_lo <= most_listed * list_size_;
+  few_ = values_from_lo <= kFew * static_cast<float>(vocab_);
+  const uint32_t lo = shared_.lo_bin < 0 ? Key::kFirst : lower_edge(shared_.lo_bin);
+  split_ = shared_.hi_bin == kThreads ? Key::kEnd : max(lo, lower_edge(shared_.hi_bin));
+  return {lo, whole ? Key::kEnd : split_};
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

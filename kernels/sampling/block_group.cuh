@@ -7,8 +7,8 @@ namespace sgl_kernel::SGL_TARGET {
 
 class BlockGroup {
  public:
-  static constexpr int kMaxSize = 1;
-  static constexpr int kCopies = 3;  // pairs of strides that are on their way at once: GPUs with 99 KB have a list, too
+  static constexpr int kMaxSize = 1, kMaxRankBits = 0;
+  static constexpr int kCopies = 2;  // pairs of strides that are on their way at once: GPUs with 99 KB have a list, too
 
   __device__ unsigned rank() const { return 0; }
   __device__ unsigned size() const { return 1; }

@@ -9,7 +9,7 @@ namespace sgl_kernel::SGL_TARGET {
 
 class ClusterGroup {
  public:
-  static constexpr int kMaxSize = kMaxRanks;
+  static constexpr int kMaxSize = kMaxRanks, kMaxRankBits = 3;
   static constexpr int kCopies = 5;  // pairs of strides that are on their way at once: 80 KB
 
   __device__ ClusterGroup()
@@ -19,7 +19,7 @@ class ClusterGroup {
   __device__ unsigned rank() const { return rank_; }
   __device__ unsigned size() const { return size_; }
   // arrive() … wait() says that all ranks have started, sync() is both: what was written before is visible after.
-  __device__ void arrive() { cooperative_groups::this_cluster().barrier_arrive(); }
+  __device__ void arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;"); }  // nothing was written
   __device__ void wait() { cooperative_groups::this_cluster().barrier_wait(); }
   __device__ void sync() { cooperative_groups::this_cluster().sync(); }
   template <class T>

@@ -131,6 +131,7 @@ struct Cut {
 
   // How many of the equals are in the prefix.
   SGL_HOST_DEVICE uint32_t kept_equals(const Goal& goal) const {
+    if (equal.count == 1) return 1;  // without divisions
     uint64_t kept = equal.count;
     if (goal.count != Goal::kNoCount && goal.count - above.count < kept) kept = goal.count - above.count;
     if (goal.mass != Goal::kNoMass && equal.mass > 0) {
@@ -140,7 +141,9 @@ struct Cut {
     return static_cast<uint32_t>(kept);
   }
   SGL_HOST_DEVICE uint64_t prefix_mass(const Goal& goal) const {
-    return found ? above.mass + (equal.mass > 0 ? equal.mass / equal.count * kept_equals(goal) : 0) : above.mass;
+    if (!found) return above.mass;
+    const uint32_t kept = kept_equals(goal);
+    return above.mass + (kept == equal.count ? equal.mass : equal.mass / equal.count * kept);
   }
 };
 

@@ -4,10 +4,12 @@
 // Each rank of the group (one block, or the blocks of a Hopper cluster) has a contiguous slice of the row, and walks
 // over it in strides of 2048 values, four a thread, which pass through a ring of shared memory.
 //
-// sample() makes a histogram of one value in sixteen. That says between which two keys the prefix most likely ends
-// (band.cuh). gather() then reads the row: it adds up what lies above that band and lists the values in it. Each rank
-// gets the whole list, so that search() and draw() need no barrier of the group. Where the band was wrong, or too full
-// (many equal values), search() makes its histograms of the row itself: at most four passes.
+// sample() makes a histogram of one value in 32, of more in small batches. That says between which two keys the prefix
+// most likely ends (band.cuh). gather() then reads the row: it adds up what lies above that band and lists the values
+// in it. What limits it is the number of instructions, so a warp puts the vectors that reach the band in a queue, and
+// looks at 32 of them at once. Each rank gets the whole list, so that search() and draw() need no barrier of the group.
+// Where the band was wrong, or too full (many equal values), search() makes its histograms of the row itself: at most
+// four passes.
 //
 // All sums are of integers (mass.h), so that their order does not matter.
 #pragma once
@@ -48,21 +50,20 @@ class Row {
     const bool aligned = reinterpret_cast<uintptr_t>(row) % sizeof(Values) == 0;
     full_strides_ = aligned ? static_cast<int>(min(left / kStride, int64_t{shape.strides})) : 0;
     list_size_ = shape.list_size;
-    // Lanes read the parts of all ranks at once: those are not to begin in the same bank.
-    part_size_ = shape.list_size / (shape.ranks * kClasses) - (shape.ranks > 1 ? 4 : 0);
+    part_size_ = shape.part_size;
     histogram_ = reinterpret_cast<uint32_t*>(dynamic + sizeof(RowShared));
     list_ = reinterpret_cast<Entry*>(dynamic + sizeof(RowShared) + kHistogramBytes);
     ring_ = reinterpret_cast<float*>(list_ + list_size_) + 4 * thread();
-    rank_lanes_shift_ = __ffs(kWarpSize / shape.ranks) - 1;
+    rank_lanes_shift_ = kWarpBits - shape.rank_bits;
     if (Key::kHasMass) scale_ = mass_scale(kUsualPeak, vocab);
-    sample_every_ = max(kSampleEvery / shape.ranks, kSampleEvery / 4);
-    while (shape.strides / sample_every_ > kLargestSample / kStride) sample_every_ *= 2;
+    lists_all_ = shape.lists_all;
+    sample_every_ = shape.sample_every;
   }
 
-  // To be called before sample() or gather_all(): the first copies are on their way.
+  // To be called before gather_all(): the first copies are on their way.
   __device__ void start() { start_copies(/*step=*/1); }
 
-  // Reads the sample. Afterwards sampled_peak() is known.
+  // Reads the sample, and starts. Afterwards sampled_peak() is known.
   __device__ void sample();
 
   // At most the row's peak.
@@ -76,9 +77,9 @@ class Row {
   __device__ Range estimate_band(uint32_t count, float top_p, float sum);
 
   // After sample(): counts the row and lists the values of the keys band(sum), where `sum` is assumed to be the row's.
-  // By body(stride, pair, lists) the caller sees all values of that stride and the next, which may lie beyond the row,
-  // and whether any of a stride's are of those keys. Where the sum was assumed wrongly, all is done anew: the scale of
-  // an unusual row, and its sum if the band `needs_sum`.
+  // By body(stride, lists) the caller sees, of each two strides, the lanes that have values of those keys or above.
+  // Where the sum was assumed wrongly, all is done anew: the scale of an unusual row, and its sum if the band
+  // `needs_sum`.
   template <class Band, class Body>
   __device__ void gather(bool needs_sum, Band band, Body body) {
     float sum = 1.0f;
@@ -87,27 +88,33 @@ class Row {
       if (!Key::kHasMass || peak_ < kLowestPeak) return;
       const float assumed = scale_;
       scale_ = mass_scale(peak_, vocab_);
-      if (!needs_sum && (scale_ == assumed || lists_peak())) return;  // only listed values count, not yet
+      if (!needs_sum && (scale_ == assumed || lists_peak())) {
+        if (scale_ != assumed) split_ = Key::kEnd, above_ = Tally();  // all that counts is listed
+        return;
+      }
       if (scale_ == assumed) {
         const float found = static_cast<float>(total_mass_) / scale_;
-        if (!(fabsf(found - sum) > kSumError * sum)) return;  // infinite sums are all equal
+        if (band_.hi == 0 || !(fabsf(found - sum) > kSumError * sum)) return;  // infinite sums are all equal
         sum = found;
       }
-      group_.sync();  // all have read what was gathered
+      if (peak_ >= kHighestFloat) full_strides_ = 0;  // may be infinite: not all of gather_once() looks for that
+      group_.sync();                                  // all have read what was gathered
       start_copies(/*step=*/1);
     }
   }
 
   // Without a sample: the whole row lies above.
   __device__ void gather_all() {
-    gather(false, [](float) { return Range{0, 0}; }, [](int, const Pair&, const auto&) {});
-    total_mass_ = above_.mass;
+    split_ = Key::kFirst;
+    gather(true, [](float) { return Range{0, 0}; }, [](int, const auto&) {});
   }
 
   // Of the whole row, after gather() that needed the sum or gather_all().
   __device__ uint64_t total_mass() const { return total_mass_; }
   // Whether no value lies above the band.
   __device__ bool lists_peak() const { return band_.hi >= Key::kEnd; }
+  // Whether that is so, and the values in the band are expected to be few.
+  __device__ bool lists_few() const { return lists_peak() && few_; }
   // Whether the list holds all values from that key up.
   __device__ bool lists_from(uint32_t key) const { return fits_ && key >= band_.lo && lists_peak(); }
 
@@ -115,24 +122,15 @@ class Row {
   __device__ Cut search(const Goal& goal, uint32_t lowest = Key::kFirst) {
     Range range = {Key::kFirst, Key::key(peak_) + 1};
     Tally above = above_;
-    bool listed = false;
+    bool listed = fits_;
     if (goal.reached(above_)) {
-      range.lo = band_.hi;
+      range.lo = split_;
       above = Tally();
+      listed = fits_ && lists_peak();
     } else if (fits_) {
-      range = {max(band_.lo, lowest), min(band_.hi, range.hi)};
-      listed = true;
-      if (split_ > range.lo && split_ < range.hi) {  // most likely surely above: no histogram of those
-        const Tally high = tally_listed_from(split_);
-        if (goal.reached(above_ + high)) {
-          range.lo = split_;
-        } else {
-          range.hi = split_;
-          above = above_ + high;
-        }
-      }
+      range = {max(band_.lo, lowest), min(split_, range.hi)};
     } else {
-      range.hi = min(band_.hi, range.hi);
+      range.hi = min(split_, range.hi);
     }
     while (true) {
       const Cut cut = select(listed, range, above, goal, SearchKey());
@@ -161,13 +159,13 @@ class Row {
     if (known) {
       // What lies above the band is all kept.
       const int rank = rank_of_lane();
-      const Entry* const part = part_of(rank, warp());
       uint64_t mine = 0;
-      for (uint32_t i = lane_in_rank(); i < shared_.gathered[rank][warp()].listed; i += rank_lanes()) {
-        if (kept.has(part[i].key, part[i].place)) mine += mass_of(Key::value(part[i].key));
-      }
+      for_each_entry([&](const Entry& entry) {
+        if (kept.has(entry.key, entry.place)) mine += mass_of(Key::value(entry.key));
+      });
       for (int offset = rank_lanes() / 2; offset > 0; offset /= 2) mine += __shfl_xor_sync(kAllLanes, mine, offset);
-      if (lane_in_rank() == 0) shared_.class_masses[rank][warp()] = mine + shared_.gathered[rank][warp()].above.mass;
+      if (lane_in_rank() == 0)
+        shared_.class_masses[rank][warp()] = mine + (lists_peak() ? 0 : shared_.gathered[rank][warp()].above.mass);
       __syncthreads();
     } else {
       uint64_t mine = 0;
@@ -192,7 +190,7 @@ class Row {
       const uint64_t part = shared_.class_masses[rank][the_class];
       if (position < part) {
         if (rank != group_.rank()) return;
-        if (known && shared_.gathered[rank][the_class].above.count == 0) {
+        if (known && (lists_peak() || shared_.gathered[rank][the_class].above.count == 0)) {
           if (warp() == the_class) find_in_list(kept, position, found);
         } else {
           find_in_class(kept, the_class, position, found);
@@ -203,66 +201,17 @@ class Row {
     }
   }
 
-  // Writes transform(key, value) to `to`, the row of the output.
+  // write.cuh. Writes transform(key, value) to `to`, the row of the output.
   template <class Transform>
-  __device__ void write(float* to, Transform transform) {
-    // Backwards: the last strides are still in the L2.
-    constexpr int kBackwards = -1;
-    for_each(
-        [&](int stride, const Pair& pair) {
-#pragma unroll
-          for (int u = 0; u < 2; ++u) {
-            Values values;
-#pragma unroll
-            for (int j = 0; j < 4; ++j) values[j] = transform(Key::key(pair.values[u][j]), pair.values[u][j]);
-            store(to, stride + u, values);
-          }
-        },
-        kBackwards);
-  }
-
-  // Writes to the place of `values` in the row of the output.
-  __device__ void store(float* to, int stride, const Values& values) const {
-    if (stride < strides_) store_at(to, place(stride, 0), values);
-  }
-  __device__ void store_at(float* to, uint32_t first, const Values& values) const {
-    float* const pointer = to + first;
-    if (first + 4 <= vocab_ && reinterpret_cast<uintptr_t>(to) % sizeof(Values) == 0) {
-      __stcs(reinterpret_cast<float4*>(pointer), make_float4(values[0], values[1], values[2], values[3]));
-      return;
-    }
-    for (int j = 0; j < 4 && first + j < vocab_; ++j) pointer[j] = values[j];
-  }
-
+  __device__ void write(float* to, Transform transform);
   // In gather()'s body, by whole warps: writes the lowest to the sectors of the output in which no value is listed.
-  // write_listed() writes the others, whole: what is written in parts is read by the memory, too.
-  __device__ void write_unlisted(float* to, int stride, bool lists) const {
-    const bool other_lists = __shfl_xor_sync(kAllLanes, lists, 1);  // the other half of the sector
-    if (!lists && !other_lists) store(to, stride, {Key::kLowest, Key::kLowest, Key::kLowest, Key::kLowest});
-  }
-
-  // Writes transform(value) for the listed values of that key and above.
+  __device__ void write_unlisted(float* to, int stride, uint32_t lists) const;
+  // The other sectors: transform(value) for the listed values of that key and above.
   template <class Transform>
-  __device__ void write_listed(float* to, uint32_t lowest, Transform transform) {
-    constexpr uint32_t kSector = 8;  // floats: 32 bytes
-    const Entry* const part = part_of(group_.rank(), warp());
-    const uint32_t listed = shared_.gathered[group_.rank()][warp()].listed;
-    for (uint32_t i = lane(); i < listed; i += kWarpSize) {
-      const uint32_t sector = part[i].place / kSector;
-      if (i > 0 && part[i - 1].place / kSector == sector) continue;
-      float values[kSector];
-#pragma unroll
-      for (float& value : values) value = Key::kLowest;
-      for (uint32_t of_sector = i; of_sector < listed && part[of_sector].place / kSector == sector; ++of_sector) {
-        const Entry& entry = part[of_sector];
-        const float value = entry.key >= lowest ? transform(Key::value(entry.key)) : Key::kLowest;
-#pragma unroll
-        for (int j = 0; j < kSector; ++j) values[j] = entry.place % kSector == j ? value : values[j];
-      }
-      store_at(to, kSector * sector, {values[0], values[1], values[2], values[3]});
-      store_at(to, kSector * sector + 4, {values[4], values[5], values[6], values[7]});
-    }
-  }
+  __device__ void write_listed(float* to, uint32_t lowest, Transform transform) const;
+  // Both at once.
+  template <class Transform>
+  __device__ void write_from_list(float* to, uint32_t lowest, Transform transform) const;
 
   // To be called before the end.
   __device__ void finish() { wait_for_group(); }
@@ -270,6 +219,7 @@ class Row {
  private:
   static constexpr uint32_t kNoKey = ~0u;
   static constexpr int kSampleShift = Key::kBits - kSampleBits;
+  static constexpr int kWarpBits = 5;
 
   static __device__ int thread() { return threadIdx.x; }
   static __device__ int lane() { return threadIdx.x % kWarpSize; }
@@ -318,7 +268,7 @@ class Row {
     }
   };
 
-  // This thread's values of a stride, from memory; beyond the row, the lowest. Clean.
+  // This thread's values of a stride, from memory; beyond the row, the lowest.
   __device__ Values load(int stride) const {
     Values values;
     if (stride < full_strides_) {
@@ -331,7 +281,7 @@ class Row {
             stride < strides_ && place(stride, j) < vocab_ ? __ldcg(values_ + offset(stride) + j) : Key::kLowest;
       }
     }
-    return clean(values);
+    return values;
   }
 
   static __device__ Values clean(const Values& values) {
@@ -339,6 +289,10 @@ class Row {
   }
 
   __device__ int pairs() const { return (strides_ + 1) / 2; }
+
+  // Writes this thread's values of a stride, or the vector at a place, to the row of the output.
+  __device__ void store(float* to, int stride, const Values& values) const;
+  __device__ void store_at(float* to, uint32_t first, const Values& values) const;
 
   // Each thread copies, and reads, its own values.
   __device__ void start_copy(int pair, int slot) const {
@@ -349,7 +303,7 @@ class Row {
       copy_async_16(to + kStride, from + kStride);
     } else if (static_cast<unsigned>(pair) < pairs()) {
 #pragma unroll 1
-      for (int u = 0; u < 2; ++u) load(2 * pair + u).store(to + u * kStride);
+      for (int u = 0; u < 2; ++u) clean(load(2 * pair + u)).store(to + u * kStride);
     }
     commit_copies();
   }
@@ -362,7 +316,7 @@ class Row {
   }
 
   // By whole warps, after start_copies(step): body(stride, pair) for all strides by twos, upwards (`step` 1) or
-  // downwards (-1). What lies beyond the row is the lowest.
+  // downwards (-1). What lies beyond the row is the lowest. The values are not clean.
   template <class Body>
   __device__ void for_each_started(int step, Body body) const {
     int slot = 0;
@@ -370,16 +324,19 @@ class Row {
     for (int at = step > 0 ? 0 : pairs() - 1; static_cast<unsigned>(at) < pairs(); at += step) {
       wait_for_copies<Group::kCopies - 1>();
       const float* const from = ring_ + 2 * kStride * slot;
-      const Pair pair = {{clean(Values::load(from)), clean(Values::load(from + kStride))}};
+      const Pair pair = {{Values::load(from), Values::load(from + kStride)}};
       start_copy(at + Group::kCopies * step, slot);
       slot = slot == Group::kCopies - 1 ? 0 : slot + 1;
       body(2 * at, pair);
     }
   }
+  // The same from the start, and the values are clean.
   template <class Body>
   __device__ void for_each(Body body, int step = 1) const {
     start_copies(step);
-    for_each_started(step, body);
+    for_each_started(step, [&](int stride, const Pair& pair) {
+      body(stride, Pair{{clean(pair.values[0]), clean(pair.values[1])}});
+    });
   }
 
   __device__ uint64_t kept_mass(const Kept& kept, int stride, const Values& values) const {
@@ -437,8 +394,7 @@ class Row {
     for (int i = 0; i < 3; ++i) histogram_[i * kBins + thread()] = 0;
   }
 
-  __device__ Tally tally_of(int bin, int rank) {
-    const uint32_t* histogram = group_.remote(histogram_, rank);
+  static __device__ Tally tally_of(const uint32_t* histogram, int bin) {
     return {histogram[bin], histogram[kBins + bin] | static_cast<uint64_t>(histogram[2 * kBins + bin]) << 32};
   }
 
@@ -446,31 +402,31 @@ class Row {
   // histograms of the range, then of the bin that was found, until that is one key. `listed`: of the list, which every
   // rank has; else of the row, and the ranks' histograms are parts of one.
   __device__ Cut select(bool listed, Range range, Tally above, const Goal& goal, const SearchKey& search_key);
+  // The same, where `cut` is what is known of a range with a few listed values.
+  __device__ Cut select_candidate(const Range& range, const Cut& cut, const Goal& goal, const SearchKey& search_key);
 
-  // body(key, mass) for what is listed, as what is searched for.
+  // body(entry) for what is listed.
   template <class Body>
-  __device__ void for_each_listed(const SearchKey& search_key, Body body) {
-    const int rank = rank_of_lane();
+  __device__ void for_each_entry(Body body) {
+    constexpr int kLoads = 4;  // entries that a thread loads before it uses the first
+    const int rank = rank_of_lane(), step = rank_lanes();
     const Entry* const part = part_of(rank, warp());
-    for (uint32_t i = lane_in_rank(); i < shared_.gathered[rank][warp()].listed; i += rank_lanes()) {
-      body(search_key.of(part[i].key, part[i].place), mass_of(Key::value(part[i].key)));
+    const uint32_t listed = shared_.gathered[rank][warp()].listed;
+    for (uint32_t first = lane_in_rank(); first < listed; first += kLoads * step) {
+      Entry entries[kLoads];
+#pragma unroll
+      for (int u = 0; u < kLoads; ++u) entries[u] = part[min(first + u * step, listed - 1)];
+#pragma unroll
+      for (int u = 0; u < kLoads; ++u) {
+        if (first + u * step < listed) body(entries[u]);
+      }
     }
   }
 
-  __device__ Tally tally_listed_from(uint32_t lowest) {
-    Tally mine;
-    for_each_listed(SearchKey(), [&](uint32_t key, uint64_t mass) {
-      if (key >= lowest) mine = mine + Tally{1, mass};
-    });
-    mine = warp_sum(mine);
-    if (lane() == 0) shared_.warp_tallies[warp()] = mine;
-    __syncthreads();
-    return warp_sum(of_warps(shared_.warp_tallies));
-  }
-
   __device__ void add_list(const Range& range, int shift, const SearchKey& search_key) {
-    for_each_listed(search_key, [&](uint32_t key, uint64_t mass) {
-      if (key - range.lo < range.hi - range.lo) add((key - range.lo) >> shift, {1, mass});
+    for_each_entry([&](const Entry& entry) {
+      const uint32_t key = search_key.of(entry.key, entry.place);
+      if (key >= range.lo && key < range.hi) add((key - range.lo) >> shift, {1, mass_of(Key::value(entry.key))});
     });
   }
 
@@ -548,6 +504,7 @@ class Row {
   uint32_t vocab_, begin_;  // the first place of this rank
   const float* values_;
   int strides_, full_strides_;
+  bool lists_all_;
   int sample_every_;  // a power of 2, in strides
   uint32_t* histogram_;
   Entry* list_;
@@ -556,9 +513,9 @@ class Row {
   float* ring_;  // this thread's first place
   float sampled_peak_ = 0.0f, peak_ = 0.0f, scale_ = 0.0f;
   Range band_ = {0, 0};
-  uint32_t split_ = Key::kEnd;  // of a band that reaches to the peak: where it would have ended
-  bool fits_ = false;
-  Tally above_;  // the band
+  uint32_t split_ = Key::kEnd;  // the band's end, or where that would be if it did not reach to the peak
+  bool few_ = false, fits_ = false;
+  Tally above_;  // from the split up
   uint64_t total_mass_ = 0;
 };
 
@@ -567,3 +524,4 @@ class Row {
 #include "kernels/sampling/band.cuh"
 #include "kernels/sampling/gather.cuh"
 #include "kernels/sampling/select.cuh"
+#include "kernels/sampling/write.cuh"

@@ -16,11 +16,13 @@ namespace sgl_kernel::SGL_TARGET {
 inline constexpr int kThreads = kClasses * kWarpSize;
 inline constexpr int kStride = kThreads * kVecSize<float>;  // values that a block takes at once
 static_assert(kStride == kClasses * kRun, "a warp holds one class");
-inline constexpr int kSampleEvery = 16;  // one value of so many, more of few rows
+inline constexpr int kSampleEvery = 32;  // one value of so many, more of few rows
 inline constexpr int kSampleLoads = 5;   // vectors that a thread loads before it uses the first
 inline constexpr int kMaxRanks = 8;      // the largest cluster that every Hopper GPU can place
 
-inline constexpr int kListSize = 16384;                    // where it fits: an equal part for each rank and class
+inline constexpr int kListSize = 14336;                    // where it fits: an equal part for each rank and class
+inline constexpr size_t kLineBytes = 128;                  // what the ring is aligned to: copies are whole lines
+inline constexpr int kQueueSize = 2 * kWarpSize;           // vectors
 inline constexpr int kBinBits = 9, kBins = 1 << kBinBits;  // of a search's histogram
 inline constexpr int kSampleBits = 12;                     // leading bits of a key, by which the sample is counted
 inline constexpr int kLargestSample = 1 << 15;             // values: their counts have 16 bits
@@ -29,9 +31,11 @@ static_assert(kBins == kThreads, "a thread for each bin");
 
 // How a row is laid out over a group.
 struct RowShape {
-  int ranks;
-  int strides;  // of each rank's slice
-  int list_size;
+  int ranks, rank_bits;      // 2^rank_bits ranks
+  int strides;               // of each rank's slice
+  int list_size, part_size;  // of a rank and class
+  bool lists_all;            // the list holds the whole row
+  int sample_every;          // a power of 2, in strides
 };
 
 struct Entry {
@@ -40,24 +44,37 @@ struct Entry {
 
 // What a warp, which has one class of a rank's values, found in gather().
 struct Gathered {
-  Tally above;      // the band
+  Tally above;      // from the split up
   uint64_t total;   // mass
   uint32_t listed;  // values in the list, if it was large enough
   uint32_t peak;    // key
 };
 
-struct alignas(16) RowShared {
+// Vectors of a warp's values, some of which are to be listed or counted.
+struct alignas(16) Queue {
+  float values[kQueueSize][4];
+  uint32_t places[kQueueSize];
+};
+
+struct alignas(kLineBytes) RowShared {
+  Queue queues[kClasses];
   Gathered gathered[kMaxRanks][kClasses];
   uint64_t class_masses[kMaxRanks][kClasses];
   uint32_t sampled_peaks[kMaxRanks];  // keys
   uint32_t sampled_peak;              // of this rank
   Tally warp_tallies[kClasses];
-  float warp_floats[3][kClasses];
+  Tally above;  // what was gathered by all
+  uint64_t total;
+  uint32_t peak;
+  bool fits;
   uint64_t warp_masses[kClasses];
   Cut cut;
-  uint32_t only_key;
-  int lo_bin, hi_bin;     // band.cuh
-  float sampled_from_lo;  // "
+  uint32_t num_candidates, candidates[kWarpSize];  // select.cuh
+  // band.cuh
+  uint32_t warp_counts[kClasses];
+  float warp_floats[2][kClasses];
+  int lo_bin, hi_bin;
+  uint32_t sampled_from_lo;
 };
 
 // Dynamic shared memory: RowShared, histograms (the sample's is the larger, and done with when the others start), list,
@@ -77,10 +94,20 @@ RowShape row_shape(int64_t rows, int64_t vocab) {
   const int64_t strides = (vocab + kStride - 1) / kStride;
   // A large cluster lies in one group of multiprocessors, of which it may leave some unused.
   const int64_t all = num_sms(), usable = all * 3 / 4;
-  int ranks = Group::kMaxSize;
-  while (ranks > 1 && (rows * ranks > (ranks > 2 ? usable : all) || strides < ranks)) ranks /= 2;
-  RowShape shape = {ranks, static_cast<int>((strides + ranks - 1) / ranks), kListSize};
+  int rank_bits = Group::kMaxRankBits;
+  const auto needs_fewer = [&](int ranks) { return rows * ranks > (ranks > 2 ? usable : all) || strides < ranks; };
+  while (rank_bits > 0 && needs_fewer(1 << rank_bits)) --rank_bits;
+  const int ranks = 1 << rank_bits;
+  RowShape shape = {.ranks = ranks,
+                    .rank_bits = rank_bits,
+                    .strides = static_cast<int>((strides + ranks - 1) / ranks),
+                    .list_size = kListSize,
+                    .sample_every = std::max(kSampleEvery / ranks, kSampleEvery / 8)};
   while (dynamic_bytes<Group>(shape) > static_cast<size_t>(max_shared_memory())) shape.list_size /= 2;
+  // Lanes read the parts of all ranks at once: those are not to begin in the same bank.
+  shape.part_size = shape.list_size / (ranks * kClasses) - (ranks > 1 ? 4 : 0);
+  shape.lists_all = shape.strides * kRun <= shape.part_size;
+  while (shape.strides / shape.sample_every > kLargestSample / kStride) shape.sample_every *= 2;
   return shape;
 }
 

@@ -17,8 +17,7 @@ __device__ Kept apply_filters(Row<Group, ProbKey>& row, const Filters& filters) 
   const float top_p = share_of_top_k ? 1.0f : filters.top_p;
   row.sample();
   row.gather(
-      top_p < 1.0f, [&](float sum) { return row.estimate_band(goal.count, top_p, sum); },
-      [](int, const auto&, const auto&) {});
+      top_p < 1.0f, [&](float sum) { return row.estimate_band(goal.count, top_p, sum); }, [](int, const auto&) {});
   if (row.peak() < kLowestPeak) return {};
   if (by_mass && !share_of_top_k) goal.mass = mass_share(filters.top_p, row.total_mass());
   uint32_t lowest = ProbKey::kFirst;
@@ -35,9 +34,10 @@ template <class Group>
 __device__ Kept apply_min_p(Row<Group, ProbKey>& row, const SampleParams& params, int64_t sample) {
   if (params.lowest_kept(sample, kUsualPeak) > 0.0f) {
     row.sample();
-    const uint32_t lowest = ProbKey::key(params.lowest_kept(sample, row.sampled_peak()));
-    row.gather(false, [&](float) { return Range{lowest, ProbKey::kEnd}; }, [](int, const auto&, const auto&) {});
+    const uint32_t lowest = max(ProbKey::key(params.lowest_kept(sample, row.sampled_peak())), ProbKey::kFirst);
+    row.gather(false, [&](float) { return Range{lowest, ProbKey::kEnd}; }, [](int, const auto&) {});
   } else {
+    row.start();
     row.gather_all();
   }
   return {ProbKey::key(params.lowest_kept(sample, row.peak()))};
@@ -46,18 +46,17 @@ __device__ Kept apply_min_p(Row<Group, ProbKey>& row, const SampleParams& params
 template <class Group>
 __global__ void __launch_bounds__(kThreads, 1)
     sample_kernel(const __grid_constant__ SampleParams params, const RowShape shape) {
-  extern __shared__ __align__(16) unsigned char dynamic[];
+  extern __shared__ __align__(kLineBytes) unsigned char dynamic[];
   wait_for_predecessor();
-  const int64_t sample = blockIdx.x / shape.ranks;
+  const int64_t sample = blockIdx.x >> shape.rank_bits;
   int32_t* output = params.output + sample * params.output_stride;
-  const bool writes = blockIdx.x % shape.ranks == 0 && threadIdx.x == 0;
+  const bool writes = (blockIdx.x & (shape.ranks - 1)) == 0 && threadIdx.x == 0;
   const int64_t index = params.row(sample);
   if (index < 0 || index >= params.num_rows) {
     if (writes) *output = -1;
     return;
   }
   Row<Group, ProbKey> row(params.probs + index * params.row_stride, params.vocab, shape, dynamic);
-  row.start();
   const Seed seed = params.load_seed();
   const Filters filters = params.filters(sample);
   const bool filtered = filters.top_k > 0 || filters.top_p < 1.0f;

@@ -11,23 +11,25 @@ namespace sgl_kernel::SGL_TARGET {
 namespace {
 
 // Cuts a row and writes transform(value) of what is kept, with transform = make_transform(cut), and the lowest for the
-// rest. Where the list holds what is kept, most of the output is the lowest: it is written while the row is read.
+// rest. Where few values are listed, and what is kept is among them, most sectors of the output are the lowest: they
+// are written while the row is read.
 template <class Group, class Key, class MakeTransform>
 __device__ void cut_row(Row<Group, Key>& row, float* output, const Goal& goal, float top_p, bool in_place,
                         MakeTransform make_transform) {
-  row.start();
   row.sample();
   row.gather(
       top_p < 1.0f, [&](float sum) { return row.estimate_band(goal.count, top_p, sum); },
-      [&](int stride, const auto&, const auto& lists) {
-        if (!row.lists_peak() || in_place) return;
+      [&](int stride, const auto& lists) {
+        if (!row.lists_few() || in_place) return;
         for (int u = 0; u < 2; ++u) row.write_unlisted(output, stride + u, lists[u]);
       });
   const bool is_mass_goal = top_p < 1.0f;
   const Cut cut = row.search(is_mass_goal ? Goal{goal.count, mass_share(top_p, row.total_mass())} : goal);
   const auto transform = make_transform(cut);
-  if (row.lists_from(cut.key) && !in_place) {
+  if (row.lists_from(cut.key) && row.lists_few() && !in_place) {
     row.write_listed(output, cut.key, transform);
+  } else if (row.lists_from(cut.key)) {
+    row.write_from_list(output, cut.key, transform);
   } else {
     row.write(output, [&](uint32_t key, float value) { return key >= cut.key ? transform(value) : Key::kLowest; });
   }
@@ -65,10 +67,10 @@ __device__ void mask_row(Row<Group, LogitKey>& row, float* output, uint32_t top_
 template <class Group, Threshold kThreshold>
 __global__ void __launch_bounds__(kThreads, 1)
     threshold_kernel(const __grid_constant__ ThresholdParams params, const RowShape shape) {
-  extern __shared__ __align__(16) unsigned char dynamic[];
+  extern __shared__ __align__(kLineBytes) unsigned char dynamic[];
   wait_for_predecessor();
   using Key = std::conditional_t<kThreshold == Threshold::kTopKMask, LogitKey, ProbKey>;
-  const int64_t index = blockIdx.x / shape.ranks;
+  const int64_t index = blockIdx.x >> shape.rank_bits;
   const float* input = params.input + index * params.input_stride;
   float* output = params.output + index * params.output_stride;
   Row<Group, Key> row(input, params.vocab, shape, dynamic);

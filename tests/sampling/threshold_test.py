@@ -29,7 +29,8 @@ def kept_by_top_p(probs, top_p):
 
 
 class TopK(Operator):
-    # The list, the slices of a cluster of each size, rows that no block can hold, ties, more than a block's maxima.
+    # The list, the slices of a cluster of each size, rows that no block can hold, ties, more than a block's maxima; a
+    # row for a block, of which much is listed.
     cases = [
         case(rows=3, vocab=1000, k=50, spread=2.0),
         case(rows=2, vocab=1, k=1, spread=1.0),
@@ -40,6 +41,7 @@ class TopK(Operator):
         case(rows=4, vocab=151936, k=20000, spread=1.0),
         case(rows=2, vocab=151936, k=0, spread=1.0),
         case(rows=1, vocab=1_000_003, k=64, spread=2.0),
+        case(rows=70, vocab=20000, k=1500, spread=2.0),
         case(rows=14200, vocab=151936, k=50, spread=1.0, large=True),
     ]
     empty = [case(rows=0, vocab=10, k=3, spread=1.0)]
@@ -98,6 +100,7 @@ class TopP(Operator):
         case(rows=4, vocab=151936, p=0.9, spread=8.0),
         case(rows=2, vocab=151936, p=1.0, spread=1.0),
         case(rows=1, vocab=1_000_003, p=0.9, spread=2.0),
+        case(rows=70, vocab=20000, p=0.9, spread=3.0),
     ]
     empty = [case(rows=0, vocab=10, p=0.5, spread=1.0)]
     bad = [
