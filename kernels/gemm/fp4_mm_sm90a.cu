@@ -4,9 +4,9 @@
 // Measured on an H200, 2026-11-23, in µs:
 //   N x K                 9216 x 4096   4096 x 8192   4096 x 1536   7168 x 16384
 //   1 token               22.2          17.7          5.4           59.5
-//   16 tokens             21.6          22.7          8.0           41.7
-//   64 tokens             22.5          24.0          8.9           44.2
-//   1024 tokens           113           88.5          21.1          320
+//   16 tokens             20.6          21.2          7.7           39.3
+//   64 tokens             22.8          22.5          8.7           43.1
+//   1024 tokens           112           87.3          20.8          317
 #include "kernels/device/mma_16bit.cuh"
 #include "kernels/device/vec.cuh"
 #include "kernels/gemm/few_tokens_mm_sm90a.cuh"
