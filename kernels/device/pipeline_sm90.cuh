@@ -22,6 +22,18 @@ struct Barrier {
     asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
   }
 
+  // The same for some threads, without a branch, which would part the instructions around it.
+  __device__ __forceinline__ void arrive_if(bool arrives) {
+    asm volatile(
+        "{\n"
+        ".reg .pred arrives;\n"
+        "setp.ne.b32 arrives, %1, 0;\n"
+        "@arrives mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];\n"
+        "}\n" ::"r"(shared_address(this)),
+        "r"(static_cast<int>(arrives))
+        : "memory");
+  }
+
   // Arrives when all earlier copies of this thread (copy_async.cuh) have; one of the `count` arrivals.
   __device__ __forceinline__ void arrive_after_copies() {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(this)) : "memory");

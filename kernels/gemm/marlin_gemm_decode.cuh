@@ -1,8 +1,9 @@
 // From a lane's words of a Marlin tile to operand B of mma.m16n8k16, exactly.
 //
 // An integer q becomes the 16-bit float of q plus a power of two by a mask (or by a choice of bytes), from which the
-// column's own bias, that power plus its zero point, is subtracted: both are exact. Floats of 4 and 8 bits are shifted
-// to their place, and multiplied by the power of two between the exponents' biases.
+// column's own bias, that power plus its zero point, is subtracted: both are exact. bf16 has too few bits for 8 and a
+// power above them: see centered_pair(). Floats of 4 and 8 bits are shifted to their place, and multiplied by the power
+// of two between the exponents' biases.
 #pragma once
 
 #include "kernels/gemm/marlin_gemm_params.h"
@@ -40,20 +41,32 @@ __device__ __forceinline__ uint32_t mask_and_set(uint32_t a, uint32_t mask, uint
   return result;
 }
 
+// (a & mask) ^ bits.
+__device__ __forceinline__ uint32_t mask_and_flip(uint32_t a, uint32_t mask, uint32_t bits) {
+  uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(result) : "r"(a), "r"(mask), "r"(bits));
+  return result;
+}
+
 // 2^10 in f16, 2^7 in bf16: numbers whose last place is 1.
 template <class T>
 inline constexpr uint32_t kUnitPlace = kIsHalf<T> ? 0x64006400 : 0x43004300;
 
-// 2^23 in f32, whose last place is 1.
-inline constexpr uint32_t kUnitPlaceF32 = 0x4b000000;
+// Two integers of 8 bits, 16 bits apart, less 128, as bf16: 128 and the low seven bits, less 128 if the top bit is set,
+// else 256.
+__device__ __forceinline__ uint32_t centered_pair(uint32_t word) {
+  return subtract_pairs<__nv_bfloat16>(mask_and_set(word, 0x007f007f, kUnitPlace<__nv_bfloat16>),
+                                       mask_and_flip(word, 0x00800080, 0x43804380));
+}
 
 // What decode() subtracts from a column's numbers whose zero point is `zero`.
 template <class T, Format kFormat>
 __device__ __forceinline__ uint32_t zero_bias(uint32_t zero) {
+  const uint32_t pair = zero | zero << 16;
   if constexpr (kFormat == Format::kInt8 && !kIsHalf<T>) {
-    return kUnitPlaceF32 | zero;
+    return centered_pair(pair);
   } else {
-    return kUnitPlace<T> | zero | zero << 16;
+    return kUnitPlace<T> | pair;
   }
 }
 
@@ -63,8 +76,8 @@ inline constexpr uint32_t kRebias =
     kFormat == Format::kE4M3 ? (kIsHalf<T> ? 0x5c005c00 : 0x7b807b80) : (kIsHalf<T> ? 0x74007400 : 0x7e807e80);
 
 // Rows 2t, 2t + 1 (b0) and 2t + 8, 2t + 9 (b1) of an n8 tile's column g: tile `half` of the two of a word of 4-bit
-// numbers, or the tile of a word of 8-bit ones. Floats still lack kRebias.
-template <class T, Format kFormat>
+// numbers, or the tile of a word of 8-bit ones. Floats still lack kRebias. kCentered: the zero point is the type's 128.
+template <class T, Format kFormat, bool kCentered = false>
 __device__ __forceinline__ void decode_raw(uint32_t word, int half, uint32_t bias, uint32_t& b0, uint32_t& b1) {
   if constexpr (kFormat == Format::kInt4) {
     constexpr uint32_t kMask = 0x000f000f;
@@ -74,14 +87,12 @@ __device__ __forceinline__ void decode_raw(uint32_t word, int half, uint32_t bia
     b0 = subtract_pairs<T>(__byte_perm(word, kUnitPlace<T>, 0x5250), bias);
     b1 = subtract_pairs<T>(__byte_perm(word, kUnitPlace<T>, 0x5351), bias);
   } else if constexpr (kFormat == Format::kInt8) {
-    // bf16 has 8 bits of mantissa: enough for the difference, not for the biased number.
-    const float zero = __uint_as_float(bias);
-    const float row0 = __uint_as_float(__byte_perm(word, kUnitPlaceF32, 0x7650)) - zero;
-    const float row8 = __uint_as_float(__byte_perm(word, kUnitPlaceF32, 0x7651)) - zero;
-    const float row1 = __uint_as_float(__byte_perm(word, kUnitPlaceF32, 0x7652)) - zero;
-    const float row9 = __uint_as_float(__byte_perm(word, kUnitPlaceF32, 0x7653)) - zero;
-    b0 = __byte_perm(__float_as_uint(row0), __float_as_uint(row1), 0x7632);
-    b1 = __byte_perm(__float_as_uint(row8), __float_as_uint(row9), 0x7632);
+    b0 = centered_pair(word);
+    b1 = centered_pair(word >> 8);
+    if constexpr (!kCentered) {
+      b0 = subtract_pairs<T>(b0, bias);
+      b1 = subtract_pairs<T>(b1, bias);
+    }
   } else if constexpr (kFormat == Format::kE4M3) {
     constexpr int kShift = kIsHalf<T> ? 1 : 4;  // 5 or 8 bits of exponent instead of 4
     const uint32_t low = word << 8;

@@ -1,9 +1,10 @@
 // gptq_marlin_gemm of many tokens on Hopper: wgmma with weights that are decoded in registers.
 //
-// Operands are swapped: a tile is 128 columns of the result by kTokens tokens, and each of the two warpgroups that
-// multiply has 64 of the columns. A word of Marlin's layout is what a lane holds of operand A of wgmma.m64nNk16, so the
-// weights go from shared memory to registers, are decoded there, each of them once for all tokens of the tile, and
-// never return. While the tensor cores multiply one stage of K, the next one is decoded.
+// Operands are swapped: a tile is 128 or 192 columns of the result by kTokens tokens, and each of the two or three
+// warpgroups that multiply has 64 of the columns. A word of Marlin's layout is what a lane holds of operand A of
+// wgmma.m64nNk16, so the weights go from shared memory to registers, are decoded there, each of them once for all
+// tokens of the tile, and never return. A warp that has asked for a step of 16 along K decodes the weights of the next
+// but one while the tensor cores multiply.
 //
 // The scales of several groups join the weights before the product, rounded to a's dtype; one group's join the sums.
 //
@@ -11,14 +12,23 @@
 // what runs at a time shares its operands in the L2 cache. Producer threads run ahead into the next tile. Where there
 // are few tiles, a cluster of blocks shares the K of each, and adds up the sums over its shared memory.
 //
-// Bound by power and the tensor cores from some 1000 tokens on, by the last wave of tiles below, and where tiles have
-// fewer than 128 tokens by the decoding. Measured on an H200, 2026-11-23, random operands, bf16, TFLOP/s; groups of
-// 128, of float8_e4m3fn one, of float4_e2m1f 16; torch 2.11 with a bf16 weight in the same run:
-//   M x N x K             uint4b8   uint8b128   float8_e4m3fn   float4_e2m1f   torch.mm
-//   1024 x 4096 x 8192    776       724         777             735            772
-//   4096 x 9216 x 4096    767       701         755             716            765
-//   4096 x 4096 x 7168    762       694         750             738            699
-//   4096 x 7168 x 16384   753       686         736             718            767
+// Bound by power and the tensor cores from some 1000 tokens on (a stage of a tile of 256 tokens takes 1.02 of the
+// clocks of its wgmma), by the last wave of tiles below, and where tiles have fewer than 128 tokens by the decoding:
+// 120 instructions a warp and stage. Measured on an H200, 2026-11-23, random operands, bf16, groups of 128, in µs;
+// torch 2.11's product with a bf16 weight, of another run that day:
+//   N x K            9216 x 4096   4096 x 8192   3072 x 4096   2112 x 7168   24576 x 1536
+//   M = 64
+//     uint4b8        16.1          17.7          9.4           11.9          12.3
+//     uint8b128      18.1          17.2          10.1          12.3          14.4
+//     torch.mm       21.8          23.4          9.6           13.4          21.8
+//   M = 256
+//     uint4b8        33.0          26.9          15.3          17.0          30.5
+//     uint8b128      36.0          30.3          16.6          18.9          33.0
+//     torch.mm       32.4          30.7          15.3          17.5          29.5
+//   M = 1024
+//     uint4b8        104.6         87.4          36.1          46.4          103.5
+//     uint8b128      111.2         88.0          39.1          50.4          106.3
+//     torch.mm       105.2         85.3          36.3          40.8          108.7
 #pragma once
 
 #include <algorithm>
@@ -49,7 +59,7 @@ __device__ __forceinline__ Tile find_tile(const Call& call, int index) {
   const int rows = min(C::kGroupRows, call.token_tiles - group * C::kGroupRows);
   const int column = in_group / rows;
   const int row = group * C::kGroupRows + in_group - column * rows;
-  return {row * C::kTokens, column * kColumns};
+  return {row * C::kTokens, column * C::kColumns};
 }
 
 // What a block does: some tiles, the first of which is `first`, and of each the stages [begin, end).
@@ -80,7 +90,7 @@ __device__ __forceinline__ void produce(const Call& call, const Maps& maps, cons
       kProducer == Producer::kTokens ? call.box_tokens * kSwizzleBytes
       : kProducer == Producer::kWeights
           ? C::kWeightBytes
-          : call.group_rows * ((call.has_scales ? kScaleRowBytes : 0) + (call.has_zeros ? C::kZeroRowBytes : 0));
+          : call.group_rows * ((call.has_scales ? C::kScaleRowBytes : 0) + (call.has_zeros ? C::kZeroRowBytes : 0));
   RingPosition<C::kStages> at;
   for (int index = share.first; index < tiles; index += share.step) {
     const Tile tile = find_tile<C>(call, index);
@@ -92,8 +102,13 @@ __device__ __forceinline__ void produce(const Call& call, const Maps& maps, cons
       if constexpr (kProducer == Producer::kTokens) {
         load_matrix_box(shared.tokens[at.index], &maps.tokens, full, tile.token, stage * kStageK);
       } else if constexpr (kProducer == Producer::kWeights) {
+        // A box of 64 columns for each warpgroup.
         const int column = tile.column / kMarlinTileN * (C::kTileBytes / kWeightElement);
-        load_matrix_box(shared.weights[at.index], &maps.weights, full, stage * kSteps, column);
+#pragma unroll
+        for (int i = 0; i < C::kWarpgroups; ++i) {
+          load_matrix_box(shared.weights[at.index] + i * kSteps * C::kTileBytes, &maps.weights, full, stage * kSteps,
+                          column + i * (C::kTileBytes / kWeightElement));
+        }
       } else {
         if (call.has_scales) load_matrix_box(shared.scales[at.index], &maps.scales, full, row, tile.column);
         if (call.has_zeros) {
@@ -109,34 +124,40 @@ __device__ __forceinline__ void produce(const Call& call, const Maps& maps, cons
   }
 }
 
-// Four tiles of 8 x 8 numbers to shared memory, each transposed: lane i points at row i % 8 of tile i / 8 as it is
-// stored, and gives the pair of rows 2 * (i % 4) of column i / 4 of each tile.
-__device__ __forceinline__ void store_transposed(void* row, const uint32_t (&tiles)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)),
-               "r"(tiles[0]), "r"(tiles[1]), "r"(tiles[2]), "r"(tiles[3])
-               : "memory");
-}
-
 template <class C>
 using Sums = float[C::kTokens / 2];
 
 // Rounds a lane's sums of 16 tokens, two columns of two n8 tiles of the tokens, and leaves them in a panel: rows of a
-// warpgroup's columns, swizzled.
-template <class T>
+// warpgroup's columns, swizzled. Lanes with neighbouring columns, four apart, swap halves, so that each has two columns
+// of one token.
+template <class C>
 __device__ __forceinline__ void stage_sums(uint8_t* panel, int first_token, const float (&sums)[8],
                                            const float (&scales)[2]) {
   constexpr int kRowBytes = kMarlinTileN * 2;
   static_assert(kRowBytes == kSwizzleBytes);
-  const int warp = threadIdx.x % kWarpgroup / 32, lane = threadIdx.x % 32;
-  // store_transposed(): the token and the chunk of 8 columns that this lane's address stands for.
-  const int token = first_token + lane / 16 * 8 + lane % 8, chunk = (2 * warp + lane / 8 % 2) ^ (lane % 8);
-  uint32_t words[4];
+  const Columns<C> columns;
+  const int lane = threadIdx.x % 32, odd = lane / 4 % 2;
+  // Of words {first column's pair of tokens, second column's}: what the other lane stores, and what this one does.
+  const uint32_t give = odd == 0 ? 0x7632 : columns.swapped ? 0x1054 : 0x5410;
+  const uint32_t take_low = odd == 0 ? 0x5410 : 0x3254, take_high = odd == 0 ? 0x7610 : 0x3276;
+  const int token = first_token + lane % 4 * 2 + odd, place = lane / 8 * 4;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float scale = scales[i % 2];
-    words[i] = bit_cast<uint32_t>(mixed_mm::to_pair<T>(sums[2 * i] * scale, sums[2 * i + 1] * scale));
+  for (int tile = 0; tile < 2; ++tile) {
+    uint32_t words[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float* const pair = sums + 4 * tile + 2 * i;
+      words[i] = bit_cast<uint32_t>(mixed_mm::to_pair<typename C::T>(pair[0] * scales[i], pair[1] * scales[i]));
+    }
+    const uint32_t taken = __shfl_xor_sync(~0u, __byte_perm(words[0], words[1], give), 4);
+    uint8_t* const row = panel + (token + 8 * tile) * kRowBytes + place;
+    // The halves of `taken` are of the lower and of the upper 8 columns of the block.
+    const uint32_t lower = __byte_perm(columns.swapped ? words[1] : words[0], taken, take_low);
+    const uint32_t upper = __byte_perm(columns.swapped ? words[0] : words[1], taken, take_high);
+    const int chunk = 2 * columns.block;
+    *reinterpret_cast<uint32_t*>(row + ((chunk ^ token % 8) * 16)) = lower;
+    *reinterpret_cast<uint32_t*>(row + (((chunk + 1) ^ token % 8) * 16)) = upper;
   }
-  store_transposed(panel + token * kRowBytes + chunk * 16, words);
 }
 
 // Sends off a warpgroup's sums, a panel of tokens at a time. `panels` counts those sent so far.
@@ -153,8 +174,7 @@ __device__ __forceinline__ void store_tile(SharedMemory<C>& shared, const CUtens
     named_barrier_sync(1 + warpgroup, kWarpgroup);
 #pragma unroll
     for (int token = 0; token < C::kPanel; token += 16) {
-      stage_sums<typename C::T>(staged, token,
-                                reinterpret_cast<const float (&)[8]>(sums[(panel * C::kPanel + token) / 2]), scales);
+      stage_sums<C>(staged, token, reinterpret_cast<const float (&)[8]>(sums[(panel * C::kPanel + token) / 2]), scales);
     }
     fence_shared_for_async_proxy();
     named_barrier_sync(1 + warpgroup, kWarpgroup);
@@ -166,8 +186,8 @@ __device__ __forceinline__ void store_tile(SharedMemory<C>& shared, const CUtens
   }
 }
 
-// Adds to a thread's sums what a block of the cluster has left at that place of its shared memory.
-__device__ __forceinline__ void add_from_rank(const float4* mine, uint32_t rank, float (&sums)[4]) {
+// What a block of the cluster has left at that place of its shared memory.
+__device__ __forceinline__ float4 load_from_rank(const float4* mine, uint32_t rank) {
   float4 part;
   asm volatile(
       "{\n"
@@ -178,49 +198,66 @@ __device__ __forceinline__ void add_from_rank(const float4* mine, uint32_t rank,
       : "=f"(part.x), "=f"(part.y), "=f"(part.z), "=f"(part.w)
       : "r"(shared_address(mine)), "r"(rank)
       : "memory");
-  sums[0] += part.x;
-  sums[1] += part.y;
-  sums[2] += part.z;
-  sums[3] += part.w;
+  return part;
 }
 
 // With splits: each block leaves its sums in its shared memory, in the place of the ring, and then adds up its share of
 // the tokens over the cluster, in the order of K.
 template <class C>
 __device__ __forceinline__ void leave_sums(SharedMemory<C>& shared, const Sums<C>& sums) {
-  constexpr int kAllConsumers = 1 + kWarpgroups;  // a named barrier
-  static_assert(sizeof(shared.tokens) >= kWarpgroups * kWarpgroup * sizeof(sums));
-  named_barrier_sync(kAllConsumers, kWarpgroups * kWarpgroup);  // nobody multiplies any more
+  constexpr int kThreads = C::kWarpgroups * kWarpgroup, kAllConsumers = 1 + C::kWarpgroups;  // a named barrier
+  static_assert(offsetof(SharedMemory<C>, panels) >= kThreads * sizeof(sums));
+  named_barrier_sync(kAllConsumers, kThreads);  // nobody multiplies any more
   float4* const parts = reinterpret_cast<float4*>(shared.tokens);
 #pragma unroll
   for (int i = 0; i < C::kTokens / 8; ++i) {
-    parts[i * kWarpgroups * kWarpgroup + threadIdx.x] =
-        make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]);
+    parts[i * kThreads + threadIdx.x] = make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]);
   }
+}
+
+// Each block of the cluster has some 16s of a tile's tokens.
+template <class C>
+__device__ __forceinline__ int first_chunk(const Call& call, int rank) {
+  return C::kTokens / 16 * rank / call.splits;
 }
 
 template <class C>
 __device__ __forceinline__ void store_share(const Call& call, SharedMemory<C>& shared, const CUtensorMap* result_map,
                                             const Tile& tile, int rank, int warpgroup, const float (&scales)[2]) {
-  const int tokens = C::kTokens / call.splits;  // a multiple of 16, see split_fits()
+  constexpr int kThreads = C::kWarpgroups * kWarpgroup, kChunk = 16;  // tokens
   const int first_column = tile.column + warpgroup * kMarlinTileN;
   const float4* const parts = reinterpret_cast<const float4*>(shared.tokens) + threadIdx.x;
-  uint8_t* const staged = shared.panels[warpgroup][0];
-  for (int token = 0; token < tokens; token += 16) {
-    float sums[2][4] = {};
-#pragma unroll 2
-    for (int from = 0; from < call.splits; ++from) {
+  const int begin = first_chunk<C>(call, rank) * kChunk, end = first_chunk<C>(call, rank + 1) * kChunk;
+  uint8_t* const staged = shared.panels[warpgroup][0];  // both panels, see split_fits()
+  for (int token = begin; token < end; token += kChunk) {
+    float4 tiles[kMostSplits][2];  // of eight tokens each; all asked for before the first is waited for
+#pragma unroll
+    for (int from = 0; from < kMostSplits; ++from) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        add_from_rank(parts + ((rank * tokens + token) / 8 + i) * kWarpgroups * kWarpgroup, from, sums[i]);
+        tiles[from][i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (from < call.splits) tiles[from][i] = load_from_rank(parts + (token / 8 + i) * kThreads, from);
       }
     }
-    stage_sums<typename C::T>(staged, token, reinterpret_cast<const float (&)[8]>(sums), scales);
+    float sums[2][4] = {};
+#pragma unroll
+    for (int from = 0; from < kMostSplits; ++from) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        sums[i][0] += tiles[from][i].x;
+        sums[i][1] += tiles[from][i].y;
+        sums[i][2] += tiles[from][i].z;
+        sums[i][3] += tiles[from][i].w;
+      }
+    }
+    stage_sums<C>(staged, token - begin, reinterpret_cast<const float (&)[8]>(sums), scales);
   }
   fence_shared_for_async_proxy();
   named_barrier_sync(1 + warpgroup, kWarpgroup);
   if (threadIdx.x % kWarpgroup == 0 && first_column < call.n) {
-    store_matrix_box(result_map, staged, tile.token + rank * tokens, first_column);
+    for (int token = begin; token < end; token += kChunk) {
+      store_matrix_box(result_map, staged + (token - begin) * kSwizzleBytes, tile.token + token, first_column);
+    }
     commit_stores();
   }
 }
@@ -229,14 +266,14 @@ __device__ __forceinline__ void store_share(const Call& call, SharedMemory<C>& s
 template <class C>
 __device__ __forceinline__ void load_scales(const Call& call, int first_column, float (&scales)[2]) {
   using T = typename C::T;
-  const int column = threadIdx.x % kWarpgroup / 32 * 16 + threadIdx.x % 32 / 4;
+  const Columns<C> columns;
   const float factor = mixed_mm::result_factor(static_cast<const T*>(call.global_scale), call.factor);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     scales[r] = factor;
     if (call.column_scales != nullptr && first_column < call.n) {
       scales[r] *= static_cast<float>(
-          static_cast<const T*>(call.column_scales)[first_column + marlin_scale_place(column + 8 * r, false)]);
+          static_cast<const T*>(call.column_scales)[first_column + marlin_scale_place(columns.column(r), false)]);
     }
   }
 }
@@ -247,69 +284,105 @@ class Consumer {
   __device__ __forceinline__ Consumer(const Call& call, SharedMemory<C>& shared)
       : shared_(shared), decoder_(call, shared) {}
 
-  // The sums of a tile's next num_stages stages. While a stage is multiplied the next one is decoded.
+  // The sums of a tile's next num_stages stages.
   __device__ __forceinline__ void multiply(int num_stages, Sums<C>& sums) {
-    Weights even, odd;
-    decode(even);
-    int left = num_stages;
-    for (; left > 1; left -= 2) {
-      step(sums, even, odd, left == num_stages, true);
-      step(sums, odd, even, false, left > 2);
+    if constexpr (C::kFormat == Format::kE2M1) {
+      multiply_stages<false, false>(num_stages, sums);
+    } else if (decoder_.one_group()) {
+      choose_zeros<true>(num_stages, sums);
+    } else {
+      choose_zeros<false>(num_stages, sums);
     }
-    if (left == 1) step(sums, even, odd, left == num_stages, false);
+  }
+
+ private:
+  template <bool kOneGroup>
+  __device__ __forceinline__ void choose_zeros(int num_stages, Sums<C>& sums) {
+    if constexpr (C::kIsInteger) {
+      if (decoder_.has_zeros()) return multiply_stages<kOneGroup, true>(num_stages, sums);
+    }
+    multiply_stages<kOneGroup, false>(num_stages, sums);
+  }
+
+  template <bool kOneGroup, bool kZeros>
+  __device__ __forceinline__ void multiply_stages(int num_stages, Sums<C>& sums) {
+    Progress<kOneGroup, kZeros> progress;
+    load(progress);
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) decode(progress, i);
+    for (int stage = 0; stage < num_stages - 1; ++stage) multiply_stage<false>(progress, stage == 0, sums);
+    multiply_stage<true>(progress, num_stages == 1, sums);
     wait_wgmma<0>();
     pin_registers(sums);
-    pin_weights(even);
-    pin_weights(odd);
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) pin_registers(progress.weights[i]);
     release(previous_);
     previous_ = -1;
   }
 
- private:
-  // The first stage.
-  __device__ __forceinline__ void decode(Weights& weights) {
-    Packed<C> packed;
-    shared_.full[at_.index].wait(at_.parity);
-    decoder_.load(at_.index, packed);
-    decoder_.decode(packed, weights);
+  // So many steps before they are multiplied are weights decoded.
+  static constexpr int kAhead = 2;
+
+  template <bool kOneGroup_, bool kZeros_>
+  struct Progress {
+    static constexpr bool kOneGroup = kOneGroup_, kZeros = kZeros_;
+    Packed<C> packed;  // of the stage that is being decoded
+    typename Decoder<C>::Factors factors;
+    uint32_t weights[kSteps][4];  // operand A, a ring of steps
+  };
+
+  // What a lane needs of the next stage.
+  template <class Progress>
+  __device__ __forceinline__ void load(Progress& progress) {
+    shared_.full[loaded_.index].wait(loaded_.parity);
+    decoder_.template load<Progress::kOneGroup, Progress::kZeros>(loaded_.index, progress.packed);
+    loaded_.advance();
   }
 
-  // Multiplies a stage, and decodes the next one if there is `more`.
-  __device__ __forceinline__ void step(Sums<C>& sums, Weights& weights, Weights& next, bool fresh, bool more) {
-    pin_registers(sums);
-    pin_weights(weights);
-    open_wgmma();
-    const uint64_t tokens = make_descriptor(shared_address(shared_.tokens[at_.index]), 0);
+  template <class Progress>
+  __device__ __forceinline__ void decode(Progress& progress, int step) {
+    decoder_.template decode<Progress::kOneGroup, Progress::kZeros>(progress.packed, step, progress.factors,
+                                                                    progress.weights[step]);
+  }
+
+  // A step's instruction starts behind the last one's, and until then the warp may have to wait: so each is followed by
+  // a step's decoding.
+  template <bool kIsLast, class Progress>
+  __device__ __forceinline__ void multiply_stage(Progress& progress, bool fresh, Sums<C>& sums) {
+    const uint64_t tokens = make_descriptor(shared_address(shared_.tokens[multiplied_.index]), 0);
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
+      pin_registers(sums);
+      pin_registers(progress.weights[i]);
+      open_wgmma();
       wgmma_registers_transposed<typename C::T, C::kTokens>(
-          sums, weights[i], tokens + descriptor_offset(i * kMarlinTileK * 2), i == 0 ? !fresh : 1);
+          sums, progress.weights[i], tokens + descriptor_offset(i * kMarlinTileK * 2), i == 0 ? !fresh : 1);
+      commit_wgmma();
+      pin_registers(sums);
+      constexpr int kFree = kSteps - kAhead;
+      wait_wgmma<kFree>();  // the weights that are decoded next take a finished step's place
+      if (i == kFree - 1) release(previous_);
+      const int next = (i + kAhead) % kSteps;
+      if (!kIsLast || next > i) {
+        pin_registers(progress.weights[next]);
+        decode(progress, next);
+      }
+      if (!kIsLast && next == kSteps - 1) load(progress);
     }
-    commit_wgmma();
-    pin_registers(sums);
-    const int multiplied = at_.index;
-    at_.advance();
-    Packed<C> packed;
-    if (more) {
-      shared_.full[at_.index].wait(at_.parity);
-      decoder_.load(at_.index, packed);
-    }
-    if (previous_ >= 0) {
-      wait_wgmma<1>();
-      pin_weights(next);  // the last stage's: free from here on
-      release(previous_);
-    }
-    previous_ = multiplied;
-    if (more) decoder_.decode(packed, next);
+    previous_ = multiplied_.index;
+    multiplied_.advance();
   }
 
-  // Every thread says that it has read the stage.
-  __device__ __forceinline__ void release(int stage) { shared_.empty[stage].arrive(); }
+  // Every warp says that it has read the stage, if there is one.
+  __device__ __forceinline__ void release(int stage) {
+    __syncwarp();
+    shared_.empty[max(stage, 0)].arrive_if(stage >= 0 && threadIdx.x % 32 == 0);
+  }
 
   SharedMemory<C>& shared_;
   const Decoder<C> decoder_;
-  RingPosition<C::kStages> at_;
-  int previous_ = -1;  // a stage that is being multiplied, beside the last one
+  RingPosition<C::kStages> loaded_, multiplied_;  // the next ones to be
+  int previous_ = -1;                             // a stage that is being multiplied, beside the last one
 };
 
 template <class C>
@@ -326,14 +399,14 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     if (call.has_scales) prefetch_tensor_map(&maps.scales);
     if (call.has_zeros) prefetch_tensor_map(&maps.zeros);
     for (int stage = 0; stage < C::kStages; ++stage) {
-      shared.full[stage].init(has_groups ? 3 : 2);  // producers
-      shared.empty[stage].init(kWarpgroups * kWarpgroup);
+      shared.full[stage].init(has_groups ? 3 : 2);                 // producers
+      shared.empty[stage].init(C::kWarpgroups * kWarpgroup / 32);  // warps that multiply
     }
     fence_barrier_init();
   }
   __syncthreads();
   const Share share(call);
-  if (warpgroup == kWarpgroups) {
+  if (warpgroup == C::kWarpgroups) {
     give_back_registers_down_to<C::kProducerRegisters>();
     const int warp = threadIdx.x % kWarpgroup / 32;
     if (threadIdx.x % 32 == 0) {
@@ -397,7 +470,7 @@ Status launch_tiles(const MarlinGemmParams& params, int splits, Stream stream) {
                      .stages = static_cast<int>(params.k / kStageK),
                      .splits = splits,
                      .token_tiles = static_cast<int>((params.m + C::kTokens - 1) / C::kTokens),
-                     .column_tiles = static_cast<int>((params.n + kColumns - 1) / kColumns),
+                     .column_tiles = static_cast<int>((params.n + C::kColumns - 1) / C::kColumns),
                      .box_tokens = static_cast<int>(std::min<int64_t>(params.m, C::kTokens)),
                      .has_scales = !one_group,
                      .has_zeros = params.zeros != nullptr,
@@ -426,7 +499,7 @@ Status launch_tiles(const MarlinGemmParams& params, int splits, Stream stream) {
                                          .columns = weight_row / kWeightElement,
                                          .row_bytes = weight_row,
                                          .box_rows = kSteps,
-                                         .box_columns = kWarpgroups * C::kTileBytes / kWeightElement,
+                                         .box_columns = C::kTileBytes / kWeightElement,
                                          .element_bytes = kWeightElement,
                                          .swizzle = CU_TENSOR_MAP_SWIZZLE_NONE}));
   if (call.has_scales) {
@@ -436,7 +509,7 @@ Status launch_tiles(const MarlinGemmParams& params, int splits, Stream stream) {
                                            .columns = n,
                                            .row_bytes = n * 2,
                                            .box_rows = group_rows,
-                                           .box_columns = kColumns,
+                                           .box_columns = C::kColumns,
                                            .element_bytes = 2,
                                            .swizzle = CU_TENSOR_MAP_SWIZZLE_NONE}));
   }
@@ -451,15 +524,14 @@ Status launch_tiles(const MarlinGemmParams& params, int splits, Stream stream) {
                                            .element_bytes = 1,
                                            .swizzle = CU_TENSOR_MAP_SWIZZLE_NONE}));
   }
-  SGL_RETURN_IF_ERROR(
-      encode_matrix_map(kName, &maps.result,
-                        {.data = params.result,
-                         .rows = static_cast<uint64_t>(params.m),
-                         .columns = n,
-                         .row_bytes = n * 2,
-                         .box_rows = static_cast<uint32_t>(splits > 1 ? C::kTokens / splits : C::kPanel),
-                         .box_columns = kMarlinTileN,
-                         .element_bytes = 2}));
+  SGL_RETURN_IF_ERROR(encode_matrix_map(kName, &maps.result,
+                                        {.data = params.result,
+                                         .rows = static_cast<uint64_t>(params.m),
+                                         .columns = n,
+                                         .row_bytes = n * 2,
+                                         .box_rows = static_cast<uint32_t>(splits > 1 ? 16 : C::kPanel),
+                                         .box_columns = kMarlinTileN,
+                                         .element_bytes = 2}));
   const int tiles = call.token_tiles * call.column_tiles;
   SGL_RETURN_IF_ERROR(allow_shared_memory(kName, many_tokens_kernel<C>, sizeof(SharedMemory<C>)));
   return launch(kName, many_tokens_kernel<C>,
@@ -479,8 +551,8 @@ Status launch_token_tile(const MarlinGemmParams& params, const TokenTileChoice& 
     struct {
       Launch* f16[kNumTokenTiles];
       Launch* bf16[kNumTokenTiles];
-    } table = {{&launch_tiles<Config<__half, kFormat, kTokenTiles[i].tokens>>...},
-               {&launch_tiles<Config<__nv_bfloat16, kFormat, kTokenTiles[i].tokens>>...}};
+    } table = {{&launch_tiles<Config<__half, kFormat, kTokenTiles[i].warpgroups, kTokenTiles[i].tokens>>...},
+               {&launch_tiles<Config<__nv_bfloat16, kFormat, kTokenTiles[i].warpgroups, kTokenTiles[i].tokens>>...}};
     return table;
   }(std::make_integer_sequence<int, kNumTokenTiles>());
   return (params.dtype == DType::kF16 ? kLaunches.f16 : kLaunches.bf16)[choice.tile](params, choice.splits, stream);

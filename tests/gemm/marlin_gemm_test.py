@@ -97,6 +97,9 @@ class MarlinGemm(Operator):
                 ("float8_e4m3fn", BF16, -1, 500, 128, 256),
                 ("float4_e2m1f", F16, 16, 170, 64, 512),
                 ("float4_e2m1f", BF16, 16, 66, 192, 128),
+                # It has tiles of 192 columns, too.
+                ("uint4", BF16, 64, 500, 6208, 512),
+                ("float4_e2m1f", F16, 16, 500, 6208, 512),
             ]
         ),
         *(
