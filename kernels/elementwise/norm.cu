@@ -3,18 +3,17 @@
 // What bounds them: bytes. rmsnorm moves 2 and the fused form 4 elements for each element of a row; the arithmetic is a
 // tenth of that time. So a row is read once, into registers, as 16-byte vectors:
 //   few rows            a vector a thread: the latency of one load and one sum over the row.
-//   many rows           four vectors a thread, of one row or of several, in blocks so small that many of them, each at
-//                       another point of its rows, keep a multiprocessor's loads and stores going. Blocks start 1.2 ns
-//                       apart at best, so that short rows share one. A spilled register costs more than anything else
-//                       here.
+//   many rows           two to five vectors a thread, of one row or of several, in blocks so small that many of them,
+//                       each at another point of its rows, keep a multiprocessor's loads and stores going. Blocks start
+//                       1.2 ns apart at best, so that short rows share one. A register too many costs a block of long
+//                       rows its place, and a spilled one more than anything else here.
 //   any rows            those that are not whole aligned vectors, or longer than 2048 of them: scalar, read twice.
 //
 // Measured on an H200, 2026-11-23, bf16, inputs beyond the L2 cache, rmsnorm / fused: rows of 4096, 16384 of them take
-// 66.5 µs (4040 GB/s) / 131.4 µs (4090 GB/s), 128 2.1 / 2.6, one 1.3 / 1.4; 131072 rows of 512 take 65.1 / 132.0 (4120
-// / 4070 GB/s), of 384 49.8 / 102.4 (4040 / 3930 GB/s), 221184 rows of 128 28.4 / 56.8 (3990 / 3980 GB/s), 16384 rows
-// of 5120 81.3 / 163.4 (4130 / 4110 GB/s), 8192 rows of 12288 104.4 / 200.1 (3860 / 4020 GB/s). Below stay rows that
-// fill their warps badly: 65536 rows of 576 take 39.9 / 80.9 (3790 / 3730 GB/s), 131072 of 200 27.3 / 60.1 (3840 / 3490
-// GB/s).
+// 66.4 µs (4050 GB/s) / 130.9 µs (4100 GB/s), 128 2.1 / 2.6, one 1.3 / 1.5; 131072 rows of 512 take 65.0 / 130.9 (4130
+// / 4100 GB/s), of 384 48.8 / 97.3 (4130 / 4140 GB/s), of 200 26.8 / 52.8 (3920 / 3970 GB/s), 221184 of 128 28.4 / 56.8
+// (3990 GB/s), 65536 of 576 37.1 / 75.4 (4070 / 4010 GB/s), 16384 of 5120 81.1 / 163.4 (4140 / 4110 GB/s), 8192 of
+// 10240 81.6 / 164.5 (4110 / 4080 GB/s), of 12288 98.2 / 200.1 (4100 / 4030 GB/s).
 //
 // The sum of a row has one order, whatever the number of rows, so that a row's result does not depend on its batch:
 // first within each vector, then over the lanes of each 32 vectors, then over those, always halves against each other.
@@ -33,8 +32,10 @@ namespace {
 
 constexpr int kVectorBytes = 16;
 constexpr int kMaxBlock = 1024;
-constexpr int kSmThreads = 1024;        // that an SM holds at once at the least: a thread may have 64 registers
-constexpr int kBlock = 128;             // threads of a block of several rows
+constexpr int kSmThreads = 1024;  // that an SM holds at once at the least: a thread may have 64 registers
+constexpr int kBlock = 128;       // threads of a block of several rows
+constexpr int kShortLanes = 16;   // threads of a short row
+constexpr int kShortRowsPerBlock = kBlock / kShortLanes;
 constexpr int kMaxRowVectors = 2048;    // of a row that a block holds in registers
 constexpr int kFewVectorsPerSm = 2048;  // up to which a vector a thread is faster than four, by measurement
 
@@ -93,17 +94,20 @@ class RowVectors {
     for (int i = 0; i < kVectors; ++i) hold_packed(values_[i]);
   }
 
+  // weight_of(i) has the weights of vector i.
+  template <class WeightOf>
   __device__ __forceinline__ void write(const NormParams& params, int64_t row, const Share& share, float sum,
-                                        const Vector (&weights)[kVectors]) const {
+                                        const WeightOf& weight_of) const {
     const float scale = rsqrtf(sum / static_cast<float>(params.row_size) + params.eps);
     T* output = static_cast<T*>(params.output.data) + row * params.output.stride;
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       if (!share.has(i)) continue;
+      const Vector weight = weight_of(i);
       Vector result;
 #pragma unroll
       for (int j = 0; j < kVecSize<T>; ++j) {
-        const float factor = to_float(weights[i][j]) + params.weight_offset;
+        const float factor = to_float(weight[j]) + params.weight_offset;
         result[j] = from_float<T>(to_float(values_[i][j]) * scale * factor);
       }
       result.store(output + share.vector(i) * kVecSize<T>);
@@ -115,13 +119,17 @@ class RowVectors {
   Vector residuals_[kAdd ? kVectors : 1];
 };
 
+template <class T>
+__device__ __forceinline__ Vec<T, kVecSize<T>> load_weight(const NormParams& params, const Share& share, int i) {
+  return Vec<T, kVecSize<T>>::load(static_cast<const T*>(params.weight) + share.vector(i) * kVecSize<T>);
+}
+
 template <class T, int kVectors>
 __device__ __forceinline__ void load_weights(const NormParams& params, const Share& share,
                                              Vec<T, kVecSize<T>> (&weights)[kVectors]) {
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
-    if (!share.has(i)) continue;
-    weights[i] = Vec<T, kVecSize<T>>::load(static_cast<const T*>(params.weight) + share.vector(i) * kVecSize<T>);
+    if (share.has(i)) weights[i] = load_weight<T>(params, share, i);
   }
 }
 
@@ -187,13 +195,15 @@ __global__ void __launch_bounds__(kRowBlock<kVectors>, kSmThreads / kRowBlock<kV
     return Share{static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x),
                  kRows == 0 || row(r) < params.num_rows ? num_vectors : 0};
   };
-  // To hold the weights, too, would leave fewer threads room on a multiprocessor, or spill.
-  constexpr bool kWeightsLast = kVectors > 2;
+  // A few weights come beside the row, more after its sum: to hold both would leave fewer threads room on a
+  // multiprocessor, or spill. Of three, which long rows have, each comes where it is used: room for three blocks of
+  // 16 warps instead of two.
+  constexpr bool kWeightsFirst = kVectors <= 2, kWeightsInTurn = kRows == 0 && kVectors == 3;
   RowVectors<T, kVectors, kAdd> rows[kThreadRows];
 #pragma unroll
   for (int r = 0; r < kThreadRows; ++r) rows[r].load(params, row(r), share(r));
   Vec<T, kVecSize<T>> weights[kVectors];
-  if constexpr (!kWeightsLast) load_weights<T>(params, share(0), weights);
+  if constexpr (kWeightsFirst) load_weights<T>(params, share(0), weights);
   float sums[kThreadRows][kVectors], totals[kThreadRows];
 #pragma unroll
   for (int r = 0; r < kThreadRows; ++r) {
@@ -201,9 +211,45 @@ __global__ void __launch_bounds__(kRowBlock<kVectors>, kSmThreads / kRowBlock<kV
     rows[r].keep_packed();
   }
   sum_over_lanes<kRows == 0>(sums, scratch, totals);
-  if constexpr (kWeightsLast) load_weights<T>(params, share(0), weights);
+  if constexpr (!kWeightsFirst && !kWeightsInTurn) load_weights<T>(params, share(0), weights);
+  const auto weight_of = [&](int i) {
+    if constexpr (kWeightsInTurn) {
+      return load_weight<T>(params, share(0), i);
+    } else {
+      return weights[i];
+    }
+  };
 #pragma unroll
-  for (int r = 0; r < kThreadRows; ++r) rows[r].write(params, row(r), share(r), totals[r], weights);
+  for (int r = 0; r < kThreadRows; ++r) rows[r].write(params, row(r), share(r), totals[r], weight_of);
+}
+
+// Short rows: sixteen threads share one, so that their lanes are full at more widths than a warp's, and kVectors loads
+// of each are on their way.
+template <class T, int kVectors, bool kAdd>
+__global__ void __launch_bounds__(kBlock) norm_short_rows_kernel(const __grid_constant__ NormParams params) {
+  release_successors();
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kShortRowsPerBlock + threadIdx.x / kShortLanes;
+  const int lane = threadIdx.x % kShortLanes;
+  // In this form nvcc 13.0 starts all of the loads at once.
+  const Share share = {lane, kShortLanes, row < params.num_rows ? static_cast<int>(params.row_size) / kVecSize<T> : 0};
+  RowVectors<T, kVectors, kAdd> vectors;
+  wait_for_predecessor();
+  vectors.load(params, row, share);
+  float sums[kVectors];
+  vectors.add_and_square(params, row, share, sums);
+  vectors.keep_packed();
+  // In the order above: of each 32 vectors a thread has two.
+  float totals[4] = {};
+#pragma unroll
+  for (int i = 0; i < kVectors; i += 2) {
+    float both = sums[i];
+    if (i + 1 < kVectors) both += sums[i + 1];
+    totals[i / 2] = warp_reduce<Sum, kShortLanes>(both);
+  }
+  const float total = (totals[0] + totals[2]) + (totals[1] + totals[3]);
+  Vec<T, kVecSize<T>> weights[kVectors];
+  load_weights<T>(params, share, weights);
+  vectors.write(params, row, share, total, [&](int i) { return weights[i]; });
 }
 
 template <class T, bool kAdd>
@@ -241,8 +287,7 @@ int power_of_2_at_least(int64_t value) {
 
 template <class T, int kRows, int kVectors, bool kAdd>
 Status run_rows(const NormParams& params, int lanes, Stream stream) {
-  // Of rows of two vectors a thread, smaller blocks are faster.
-  const int height = kRows == 0 ? 1 : std::max(1, (kVectors == 2 ? kBlock / 2 : kBlock) / lanes);
+  const int height = kRows == 0 ? 1 : std::max(1, kBlock / lanes);
   // Memory holds fewer rows than a grid may have blocks, even if each is but one vector.
   const int64_t rows_per_block = height * std::max(1, kRows);
   const LaunchShape shape = {.grid = static_cast<unsigned>((params.num_rows + rows_per_block - 1) / rows_per_block),
@@ -261,20 +306,30 @@ Status run_few_rows(const NormParams& params, int num_vectors, Stream stream) {
   return run_rows<T, 1, 1, kAdd>(params, lanes, stream);
 }
 
-// Three or four vectors a thread; in the fused form, which reads two tensors, two of each where rows are short.
+template <class T, int kVectors, bool kAdd>
+Status run_short_rows(const NormParams& params, Stream stream) {
+  const int64_t blocks = (params.num_rows + kShortRowsPerBlock - 1) / kShortRowsPerBlock;
+  const LaunchShape shape = {.grid = static_cast<unsigned>(blocks), .block = kBlock, .pdl = params.enable_pdl};
+  return launch(params.operator_name, norm_short_rows_kernel<T, kVectors, kAdd>, shape, stream, params);
+}
+
+// Two to five vectors a thread, or of the shortest rows three, in the fused form, which reads two tensors, two of each.
 template <class T, bool kAdd>
 Status run_many_rows(const NormParams& params, int num_vectors, Stream stream) {
-  if (num_vectors <= kWarpSize) {
+  if (num_vectors <= kShortLanes) {
     return run_rows<T, kAdd ? 2 : 3, 1, kAdd>(params, power_of_2_at_least(num_vectors), stream);
   }
-  if (num_vectors <= 2 * kWarpSize) return run_rows<T, kAdd ? 1 : 2, 2, kAdd>(params, kWarpSize, stream);
+  if (num_vectors <= 2 * kShortLanes) return run_short_rows<T, 2, kAdd>(params, stream);
+  if (num_vectors <= 3 * kShortLanes) return run_short_rows<T, 3, kAdd>(params, stream);
+  if (num_vectors <= 4 * kShortLanes) return run_short_rows<T, 4, kAdd>(params, stream);
+  if (num_vectors <= 5 * kShortLanes) return run_short_rows<T, 5, kAdd>(params, stream);
   const int warp_vectors = (num_vectors + kWarpSize - 1) / kWarpSize;  // of a row, by 32
   if constexpr (!kAdd) {
     // Blocks of one warp would end sooner than new ones start.
     if (warp_vectors == 3) return run_rows<T, 1, 3, kAdd>(params, kWarpSize, stream);
     if (warp_vectors == 4) return run_rows<T, 1, 4, kAdd>(params, kWarpSize, stream);
   }
-  // A multiprocessor has the registers for two blocks of 12 warps with four vectors a thread, or of 16 with three.
+  // A multiprocessor has the registers for two blocks with four vectors a thread, or three of 16 warps with three.
   const bool three = warp_vectors == 3 || (!kAdd && warp_vectors > 32 && warp_vectors <= 48);
   if (three) return run_rows<T, 0, 3, kAdd>(params, (warp_vectors + 2) / 3 * kWarpSize, stream);
   return run_rows<T, 0, 4, kAdd>(params, (warp_vectors + 3) / 4 * kWarpSize, stream);

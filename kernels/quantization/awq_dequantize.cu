@@ -2,10 +2,13 @@
 // column in two neighbouring rows, which share zero points and scales; see device/row_grid.cuh, whose rows are those
 // pairs. Rows go one by one where groups are not whole pairs.
 //
-// Measured on an H200, 2026-11-23, f16, groups of 128, inputs beyond the L2 cache: 4096x9216 takes 25.0 µs (3810 GB/s),
-// 8192x28672 145.0 (4080 GB/s).
+// The words come a phase ahead, see device/prefetch_phase.cuh.
+//
+// Measured on an H200, 2026-11-23, f16, groups of 128, inputs beyond the L2 cache: 4096x9216 takes 24.0 µs (3960 GB/s),
+// 8192x28672 142.9 (4140 GB/s).
 #include "kernels/base/launch.h"
 #include "kernels/device/pdl.cuh"
+#include "kernels/device/prefetch_phase.cuh"
 #include "kernels/device/row_grid.cuh"
 #include "kernels/device/vec.cuh"
 #include "kernels/quantization/awq_dequantize_params.h"
@@ -21,6 +24,8 @@ __device__ __forceinline__ float above_2_23(uint32_t word, int i) {
 template <class T, int kRows>
 __global__ void __launch_bounds__(kRowGridThreads) decode_awq_kernel(const __grid_constant__ AwqParams params) {
   using Scales = Vec<T, kAwqPerWord>;
+  prefetch_phase(params.qweight, params.num_rows * params.words_per_row * sizeof(uint32_t),
+                 kRowGridThreads * kRows * sizeof(uint32_t));
   wait_for_predecessor();
   release_successors();
   const int64_t column = row_vec();

@@ -1,5 +1,7 @@
 #include "kernels/quantization/ggml.h"
 
+#include <algorithm>
+
 #include "kernels/base/check.h"
 #include "kernels/base/dispatch.h"
 #include "kernels/quantization/ggml_blocks.h"
@@ -78,8 +80,10 @@ int64_t ggml_workspace_size(int64_t num_tokens, int64_t k, Device::Kind kind) {
 
 int64_t ggml_mul_mat_vec_workspace_size(int64_t num_tokens, int64_t k, Device::Kind kind) {
   const int64_t bytes = ggml_workspace_size(num_tokens, k, kind);
-  // The CPU makes what is multiplied first, and keeps it behind the rest.
-  return kind == Device::Kind::kCpu && bytes > 0 ? bytes + num_tokens * k * int64_t{sizeof(float)} : bytes;
+  // The CPU makes what is multiplied first, and keeps it behind the rest; CUDA does so for many rows, with nothing else
+  // to keep.
+  const int64_t made = bytes > 0 ? num_tokens * k * int64_t{sizeof(float)} : 0;
+  return kind == Device::Kind::kCpu ? bytes + made : std::max(bytes, made);
 }
 
 Status ggml_dequantize(TensorView result, TensorView W, int64_t type, int64_t m, int64_t n, Stream stream) {

@@ -51,8 +51,9 @@ Status ggml_mul_mat_a8(TensorView result, TensorView workspace, TensorView W, Te
 // Bytes of workspace that either operator needs on a device of this kind; 0 where nothing is to be computed.
 int64_t ggml_workspace_size(int64_t num_tokens, int64_t k, Device::Kind kind);
 
-// ggml_mul_mat_vec_a8 of what a decode step has just before it, made on the way: one kernel fewer, for few tokens. What
-// is multiplied is rounded to the dtype of X first, as if it had been written to memory. k comes from W.
+// ggml_mul_mat_vec_a8 of what a decode step has just before it, made on the way: one kernel fewer for few rows, in all
+// the tokens. What is multiplied is rounded to the dtype of X first, as if it had been written to memory. k comes from
+// W.
 //
 //   silu_and_mul:  Y[t, j] = g / (1 + exp(-g)) * X[t, k + j],  g = X[t, j]
 //   add_rmsnorm:   residual_sum[t, j] = X[t, j] + residual[t, j]                         rounded to the dtype of X

@@ -6,6 +6,9 @@
 // and nothing is unrolled that need not be. Hence a kernel of its own, with the dtype and the input known at compile
 // time.
 //
+// For more rows, in all the tokens, ggml_vec_input() makes the input in memory, a block a token, for
+// ggml_mul_mat_vec.cu.
+//
 // The lines of W and of the norm's weight are asked into the L2 cache before the predecessor ends: a hint, not a read.
 //
 // H200, 2026-11-23, one token, X as it is, weights out of memory, in a CUDA graph: Q4_1 576 x 576 in 2.0 µs, 3072 x 576
@@ -28,6 +31,7 @@ namespace {
 constexpr int kWarps = 16;
 constexpr int kThreads = kWarps * kWarpSize;
 constexpr int kCacheLine = 128;
+constexpr int kAlwaysAllowed = 47 << 10;  // bytes of dynamic shared memory; 48 with the static part
 
 // Of the input in shared memory: bytes and scales, and what keeps what follows aligned.
 constexpr int quantized_bytes(int groups) {
@@ -94,9 +98,9 @@ __device__ __forceinline__ void load_input(const RowParams& params, int64_t toke
 
 // (X + residual) * norm_weight to `products`, each thread what it reads again itself, and X + residual to memory (one
 // block of a token does). Returns the scale that is left to multiply by. The block's sum has an order that k alone
-// decides.
+// decides: fewer warps than kWarps are enough where the others would have no elements.
 template <class T>
-__device__ __forceinline__ float add_and_weigh(const RowParams& params, int64_t token, float* products) {
+__device__ __forceinline__ float add_and_weigh(const RowParams& params, int64_t token, int num_warps, float* products) {
   __shared__ float squares[kWarps];
   const int k = params.num_groups * kGroupSize;
   float sum = 0.0f;
@@ -120,8 +124,23 @@ __device__ __forceinline__ float add_and_weigh(const RowParams& params, int64_t 
   __syncthreads();
   float total = 0.0f;
 #pragma unroll
-  for (int warp = 0; warp < kWarps; ++warp) total += squares[warp];
+  for (int warp = 0; warp < kWarps; ++warp) {
+    if (warp < num_warps) total += squares[warp];
+  }
   return rsqrtf(total / static_cast<float>(k) + params.eps);
+}
+
+// Elements index .. index + 7 of what is multiplied. `products` and `scale` are add_and_weigh()'s.
+template <class T, VecInput kInput>
+__device__ __forceinline__ void load_made(const RowParams& params, int64_t token, const float* products, float scale,
+                                          int index, float (&x)[8]) {
+  if constexpr (kInput == VecInput::kAddRmsnorm) {
+    load_eight<float>(products, index, /*vectors=*/true, x);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) x[i] = rounded<T>(x[i] * scale);
+  } else {
+    load_input<T, kInput>(params, token, index, x);
+  }
 }
 
 template <class Format, class T, VecInput kInput>
@@ -168,22 +187,14 @@ __global__ void __launch_bounds__(kThreads) ggml_mul_mat_row_kernel(const __grid
   if (row < params.rows && lane < params.num_groups) load_weights(lane);
 
   float scale = 1.0f;
-  if constexpr (kInput == VecInput::kAddRmsnorm) scale = add_and_weigh<T>(params, token, products);
+  if constexpr (kInput == VecInput::kAddRmsnorm) scale = add_and_weigh<T>(params, token, kWarps, products);
   // Four neighbouring lanes hold a group; whole warps take part.
   const int tasks = params.num_groups * 4;
 #pragma unroll 1
   for (int task = threadIdx.x; task - lane < tasks; task += kThreads) {
     const bool present = task < tasks;
     float x[8] = {};
-    if (present) {
-      if constexpr (kInput == VecInput::kAddRmsnorm) {
-        load_eight<float>(products, task * 8, /*vectors=*/true, x);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) x[i] = rounded<T>(x[i] * scale);
-      } else {
-        load_input<T, kInput>(params, token, task * 8, x);
-      }
-    }
+    if (present) load_made<T, kInput>(params, token, products, scale, task * 8, x);
     ActivationScale activation;
     const uint2 bytes = quantize_group(x, activation);
     if (!present) continue;
@@ -216,6 +227,27 @@ __global__ void __launch_bounds__(kThreads) ggml_mul_mat_row_kernel(const __grid
   }
 }
 
+// The input alone, in a token's row of the result.
+template <class T, VecInput kInput>
+__global__ void __launch_bounds__(kThreads) ggml_vec_input_kernel(const __grid_constant__ RowParams params) {
+  extern __shared__ uint4 shared[];
+  float* const products = reinterpret_cast<float*>(shared);
+  const int64_t token = blockIdx.x;
+  const int k = params.num_groups * kGroupSize;
+  wait_for_predecessor();
+  release_successors();
+  float scale = 1.0f;
+  if constexpr (kInput == VecInput::kAddRmsnorm) {
+    scale = add_and_weigh<T>(params, token, static_cast<int>(blockDim.x) / kWarpSize, products);
+  }
+#pragma unroll 1
+  for (int index = threadIdx.x * 8; index < k; index += kThreads * 8) {
+    float x[8];
+    load_made<T, kInput>(params, token, products, scale, index, x);
+    store_eight(params.result.row<T>(token), index, /*vectors=*/true, x);
+  }
+}
+
 bool aligned(const TensorView& rows) { return activations_of(rows).vectors; }
 
 template <class Format, class T, VecInput kInput>
@@ -223,11 +255,11 @@ Status launch_rows(const MatVecCall& call, const RowParams& params, Stream strea
   const auto kernel = ggml_mul_mat_row_kernel<Format, T, kInput>;
   constexpr int kProductBytes = kInput == VecInput::kAddRmsnorm ? kGroupSize * static_cast<int>(sizeof(float)) : 0;
   const int shared_bytes = quantized_bytes(params.num_groups) + params.num_groups * kProductBytes;
-  constexpr int kAlwaysAllowed = 47 << 10;  // 48 with the static part
   if (shared_bytes > kAlwaysAllowed) SGL_RETURN_IF_ERROR(allow_shared_memory(call.operator_name, kernel, shared_bytes));
-  // As many blocks as are resident at once: each makes the input.
+  // No more blocks, of all the tokens, than start at once: each makes the input.
   constexpr int kBlocksPerSm = 2;
-  const int64_t tiles = std::clamp<int64_t>((params.rows + kWarps - 1) / kWarps, 1, int64_t{num_sms()} * kBlocksPerSm);
+  const int64_t most = std::max<int64_t>(1, int64_t{num_sms()} * kBlocksPerSm / call.X.size(0));
+  const int64_t tiles = std::clamp<int64_t>((params.rows + kWarps - 1) / kWarps, 1, most);
   return launch(call.operator_name, kernel,
                 {.grid = dim3(static_cast<unsigned>(call.X.size(0)), static_cast<unsigned>(tiles)),
                  .block = kThreads,
@@ -248,16 +280,29 @@ Status launch_input(const MatVecCall& call, const RowParams& params, Stream stre
   }
 }
 
+template <class T, VecInput kInput>
+Status launch_input_alone(const MatVecCall& call, const RowParams& params, Stream stream) {
+  const auto kernel = ggml_vec_input_kernel<T, kInput>;
+  const int shared_bytes =
+      kInput == VecInput::kAddRmsnorm ? static_cast<int>(call.k) * static_cast<int>(sizeof(float)) : 0;
+  if (shared_bytes > kAlwaysAllowed) SGL_RETURN_IF_ERROR(allow_shared_memory(call.operator_name, kernel, shared_bytes));
+  const int warps = static_cast<int>(std::clamp<int64_t>((call.k / 8 + kWarpSize - 1) / kWarpSize, 1, kWarps));
+  return launch(call.operator_name, kernel,
+                {.grid = static_cast<unsigned>(call.X.size(0)),
+                 .block = static_cast<unsigned>(warps * kWarpSize),
+                 .shared_bytes = static_cast<size_t>(shared_bytes),
+                 .pdl = true},
+                stream, params);
+}
+
 template <class Format>
 Status mul_mat_row(const MatVecCall& call, const RowParams& params, Stream stream) {
   SGL_SWITCH_FLOAT(call.X.dtype(), T, return (launch_input<Format, T>(call, params, stream)));
 }
 
-}  // namespace
-
-Status ggml_mul_mat_row(const MatVecCall& call, Stream stream) {
+RowParams params_of(const MatVecCall& call, const TensorView& result) {
   const auto rows_of = [](const TensorView& tensor) { return Rows{tensor.data(), tensor.stride(0)}; };
-  RowParams params = {.result = rows_of(call.result),
+  RowParams params = {.result = rows_of(result),
                       .X = rows_of(call.X),
                       .W = call.W.data<const uint8_t>(),
                       .rows = call.result.size(1),
@@ -271,8 +316,23 @@ Status ggml_mul_mat_row(const MatVecCall& call, Stream stream) {
     params.vectors = params.vectors && aligned(call.residual) && aligned(call.residual_sum) &&
                      reinterpret_cast<uintptr_t>(params.norm_weight) % 16 == 0;
   }
+  return params;
+}
+
+}  // namespace
+
+Status ggml_mul_mat_row(const MatVecCall& call, Stream stream) {
+  const RowParams params = params_of(call, call.result);
   SGL_SWITCH_GGML_TYPE(call.type, F, return mul_mat_row<F>(call, params, stream));
   return OkStatus();  // not reached: the type was checked
+}
+
+Status ggml_vec_input(const MatVecCall& call, const TensorView& made, Stream stream) {
+  const RowParams params = params_of(call, made);
+  SGL_SWITCH_FLOAT(call.X.dtype(), T, {
+    return call.input == VecInput::kAddRmsnorm ? launch_input_alone<T, VecInput::kAddRmsnorm>(call, params, stream)
+                                               : launch_input_alone<T, VecInput::kSiluAndMul>(call, params, stream);
+  });
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

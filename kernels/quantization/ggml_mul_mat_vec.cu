@@ -27,7 +27,9 @@
 
 namespace sgl_kernel::SGL_TARGET {
 
-Status ggml_mul_mat_row(const MatVecCall& call, Stream stream);  // ggml_mul_mat_row.cu
+// ggml_mul_mat_row.cu
+Status ggml_mul_mat_row(const MatVecCall& call, Stream stream);
+Status ggml_vec_input(const MatVecCall& call, const TensorView& made, Stream stream);
 
 namespace {
 
@@ -338,11 +340,11 @@ int choose_log2_lanes_per_row(int64_t rows, int num_groups) {
   return 3;
 }
 
-// What only that kernel does; or so few rows, in all the tokens, that latency bounds them. Both add in the same order
-// then: a warp a row.
+// So few rows, in all the tokens, that latency bounds them; more where that kernel also saves one. Both add in the same
+// order then: a warp a row.
 bool takes_row_kernel(const MatVecCall& call) {
-  if (call.input != VecInput::kAsItIs) return true;
-  return call.k <= kMostSiluElements && call.X.size(0) * call.result.size(1) < kManyRows;
+  const int64_t rows = call.result.size(1), most = call.input == VecInput::kAsItIs ? kManyRows : 2 * kManyRows;
+  return call.k <= kMostSiluElements && rows < kManyRows && call.X.size(0) * rows < most;
 }
 
 template <class Format, int kTokens>
@@ -417,14 +419,19 @@ Status mat_vec(const MatVecParams& whole, int64_t num_tokens, Stream stream) {
 
 Status ggml_mul_mat_vec(const MatVecCall& call, Stream stream) {
   if (takes_row_kernel(call)) return ggml_mul_mat_row(call, stream);
+  TensorView X = call.X;
+  if (call.input != VecInput::kAsItIs) {
+    X = TensorView(call.workspace.data(), X.dtype(), {X.size(0), call.k}, X.device());
+    SGL_RETURN_IF_ERROR(ggml_vec_input(call, X, stream));
+  }
   MatVecParams params = {};
   params.result = call.result.data();
   params.result_stride = call.result.stride(0);
   params.W = call.W.data<const uint8_t>();
-  params.X = activations_of(call.X);
+  params.X = activations_of(X);
   params.rows = call.result.size(1);
   params.num_groups = static_cast<int>(call.k / kGroupSize);
-  SGL_SWITCH_GGML_TYPE(call.type, F, return mat_vec<F>(params, call.X.size(0), stream));
+  SGL_SWITCH_GGML_TYPE(call.type, F, return mat_vec<F>(params, X.size(0), stream));
   return OkStatus();  // not reached: the type was checked
 }
 

@@ -24,6 +24,10 @@ class Norm(Operator):
         case(dtype=F16, rows=1, hidden=33000, eps=1e-6),
         case(dtype=BF16, rows=17_000, hidden=128, eps=1e-6),
         case(dtype=F16, rows=610, hidden=3592, eps=1e-6),
+        case(dtype=F16, rows=3800, hidden=576, eps=1e-6),
+        case(dtype=BF16, rows=11_000, hidden=200, eps=1e-6),
+        case(dtype=F32, rows=5700, hidden=192, eps=1e-6),
+        case(dtype=BF16, rows=220, hidden=10_240, eps=1e-6),
         case(dtype=BF16, rows=2**19 + 3, hidden=4096, eps=1e-6, large=True),
     ]
     empty = [case(dtype=BF16, rows=0, hidden=4096, eps=1e-6), case(dtype=F32, rows=3, hidden=0, eps=1e-6)]

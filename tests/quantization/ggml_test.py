@@ -187,6 +187,11 @@ class SiluAndMulMatVec(Operator):
         for n, r, k, d in [(1, 33, 768, F32), (3, 8, 256, BF16), (23, 17, 1280, F16), (1, 576, 1536, BF16)]
     ]
     cases += [case(type="Q4_0", dtype=BF16, num_tokens=8, row=9, k=12288)]  # more than a chunk of X
+    # Many rows, in all the tokens or in each: a kernel makes the input first.
+    cases += [
+        case(type="Q4_1", dtype=BF16, num_tokens=9, row=1000, k=576),
+        case(type="Q8_0", dtype=F16, num_tokens=2, row=8200, k=256),
+    ]
     empty = [
         case(type="Q4_1", dtype=F16, num_tokens=0, row=70, k=576),
         case(type="Q4_K", dtype=F32, num_tokens=3, row=0, k=256),

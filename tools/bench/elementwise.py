@@ -10,13 +10,14 @@ from tools.bench.benchmark import Benchmark, Libraries, has
 BF16 = torch.bfloat16
 ROWS = (1, 16, 128, 1024, 16384)
 QK_NORM = (4608 * 48, 128)  # the query and key norms of a prefill chunk
+ODD_WIDTHS = [(131072, 200), (65536, 576), (16384, 5120), (8192, 12288)]  # not a power of two, out of memory
 
 
 def benchmarks(of: Libraries):
-    for rows, hidden in [*((rows, 4096) for rows in ROWS), QK_NORM]:
+    for rows, hidden in [*((rows, 4096) for rows in ROWS), QK_NORM, *ODD_WIDTHS]:
         yield rmsnorm(of, rows, hidden)
-    for rows in ROWS:
-        yield fused_add_rmsnorm(of, rows, 4096)
+    for rows, hidden in [*((rows, 4096) for rows in ROWS), *ODD_WIDTHS]:
+        yield fused_add_rmsnorm(of, rows, hidden)
     for rows in ROWS:
         yield silu_and_mul(of, rows, 12288)
     for rows in ROWS:

@@ -33,7 +33,8 @@ def benchmarks(of: Libraries):
         yield per_group(of, rows, size, "ue8m0", fused=True)
     for rows, size in [(128, 4096), (16384, 4096)]:
         yield per_group(of, rows, size, "rows", to=torch.int8)
-    yield awq(of, 4096, 9216)
+    for rows, n in [(4096, 9216), (8192, 28672)]:
+        yield awq(of, rows, n)
     for type in TYPES:
         for row, k in SHAPES:
             yield product(of, "ggml_mul_mat_vec_a8", type, 1, row, k)
