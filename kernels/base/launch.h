@@ -26,6 +26,9 @@ namespace sgl_kernel::SGL_TARGET {
 inline constexpr bool kTargetHasPdl =
     std::string_view(SGL_STRING(SGL_TARGET)) != "sm_80" && std::string_view(SGL_STRING(SGL_TARGET)) != "sm_89";
 
+// Clusters came with the same generation.
+inline constexpr bool kTargetHasClusters = kTargetHasPdl;
+
 inline Status cuda_status(const char* operator_name, cudaError_t error) {
   if (error == cudaSuccess) return OkStatus();
   cudaGetLastError();  // an error of a launch is not sticky: leave nothing behind for the next caller

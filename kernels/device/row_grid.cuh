@@ -23,6 +23,8 @@ inline constexpr int kRowGridThreads = 128;
 // flight, fewer blocks to start. Twice the 2048 threads of 256 multiprocessors.
 inline constexpr int64_t kManyVecs = int64_t{1} << 20;
 
+inline constexpr int64_t kMostGridY = 65535;  // CUDA's limit: the kernel loops over what lies beyond
+
 struct RowGrid {
   dim3 grid;
   dim3 block;
@@ -35,7 +37,6 @@ inline RowGrid row_grid(int64_t vecs_per_row, int64_t num_rows, int rows_per_thr
   while (width < kRowGridThreads && width >= 32 && vecs_per_row % (2 * width) == 0) width *= 2;
   const int64_t height = kRowGridThreads / width;
   const int64_t rows_per_block = height * rows_per_thread;
-  constexpr int64_t kMostGridY = 65535;  // CUDA's limit: the kernel loops over what lies beyond
   RowGrid shape;
   shape.block = dim3(static_cast<unsigned>(width), static_cast<unsigned>(height));
   shape.grid = dim3(static_cast<unsigned>((vecs_per_row + width - 1) / width),

@@ -1,16 +1,19 @@
 // NVFP4 quantization: memory-bound in bytes, 2.6 moved for an element of 16 bits, but close to bound by the rounding. A
-// thread takes the 16 values of one scale, of one row or of four in turn, see device/row_grid.cuh; threads beyond the
-// row's last block, and for the rows that only fill up a tile, write a scale of 0.
+// thread takes the 16 values of one scale, of one row or of four in turn; threads beyond the row's last block, and for
+// the rows that only fill up a tile, write a scale of 0. The grid's x is along the rows, y over parts of tiles of 128.
 //
 // Where offsets say which rows are an expert's, a thread looks its row up by bisection: the offsets stay in the L1
 // cache. Experts of equally many rows lie along z; with a mask, as many blocks as share out kMaskedBlocksPerSm stride
 // over the rows that there are.
 //
-// Measured on an H200, 2026-11-23, bf16, inputs beyond the L2 cache: 16384 rows of 4096 / 7168 take 46.3 / 77.4 µs
-// (3710 / 3890 GB/s), 1024 of 4096 5.4, 128 2.4, one 1.5. Four rows' loads in flight, or the scales gathered into
-// words, were no faster.
+// Measured on an H200, 2026-11-23, bf16, inputs beyond the L2 cache: 16384 rows of 4096 / 7168 take 43.1 / 72.6 µs
+// (3990 / 4150 GB/s), 1024 of 4096 5.3, 128 2.3, one 1.6. Two rows' loads in flight, or the scales of a tile gathered
+// in shared memory, were slower.
+#include <algorithm>
+
 #include "kernels/base/launch.h"
 #include "kernels/device/pdl.cuh"
+#include "kernels/device/reduce.cuh"
 #include "kernels/device/row_grid.cuh"
 #include "kernels/quantization/expert_grid.cuh"
 #include "kernels/quantization/fp4_quant_params.h"
@@ -70,24 +73,37 @@ __device__ __forceinline__ Place find(const Fp4QuantParams& params, int row) {
   return {inside ? low : -1, first * params.padded_blocks + params.scale_at(in_expert, 0)};
 }
 
-// A thread takes kRows rows, blockDim.y apart, one after another, before it takes a step over the grid.
+// A warp has eight blocks of 16 values of a row side by side, of four rows 32 apart: their scales lie side by side,
+// too, so that they are half a sector of memory each rather than an eighth.
+constexpr int kLanes = 8;
+constexpr int kSideRows = kWarpSize / kLanes;
+constexpr int kSideDistance = kScaleTileRows / kSideRows;
+constexpr int kBlockColumns = kRowGridThreads / kWarpSize * kLanes;
+
+// A thread takes kRows neighbouring rows, one after another, before it takes a step over the grid.
 template <class T, bool kByOffsets, bool kFuse, int kRows>
 __global__ void __launch_bounds__(kRowGridThreads) quantize_fp4_kernel(const __grid_constant__ Fp4QuantParams params) {
   wait_for_predecessor();
   release_successors();
-  const int block = blockIdx.x * blockDim.x + threadIdx.x;
+  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  const int block = blockIdx.x * kBlockColumns + warp * kLanes + lane % kLanes;
   if (block >= params.padded_blocks) return;
   const bool has_values = block < params.num_blocks;
-  const int step = blockDim.y;
   for (int group = blockIdx.z; group < params.num_groups; group += gridDim.z) {
     int num_rows = kByOffsets ? params.num_rows : params.num_scale_rows;
     if (params.mask != nullptr) num_rows = min(params.num_rows, params.mask[group]);
     const int num_value_rows = has_values ? min(num_rows, params.num_rows) : 0;
     uint8_t* const scales = params.scales + params.scale_at(int64_t{group} * params.num_scale_rows, block);
-    float global_scale = 0.0f;
-    if constexpr (!kByOffsets) global_scale = params.global_scales[group];
-    for (RowRange<kRows> rows(num_rows); rows.more(); rows.advance()) {
-      int row = rows.at(0);
+    float global_scale = 0.0f, inverse_global = 0.0f;
+    if constexpr (!kByOffsets) {
+      global_scale = params.global_scales[group];
+      if constexpr (kRows > 1) inverse_global = __frcp_rn(global_scale);
+    }
+    // A step: kRows rows of each kSideDistance of a tile.
+    constexpr int kTileSteps = kSideDistance / kRows;
+    const int num_steps = (num_rows + kScaleTileRows - 1) / kScaleTileRows * kTileSteps;
+    for (int step = blockIdx.y; step < num_steps; step += gridDim.y) {
+      int row = step / kTileSteps * kScaleTileRows + step % kTileSteps * kRows + lane / kLanes * kSideDistance;
       const int64_t before = int64_t{group} * params.num_rows + row;
       const T* input = static_cast<const T*>(params.input) + before * params.input_stride + block * kFp4Block;
       uint8_t* output = params.output + before * params.output_stride + block * (kFp4Block / 2);
@@ -103,8 +119,10 @@ __global__ void __launch_bounds__(kRowGridThreads) quantize_fp4_kernel(const __g
           if constexpr (kFuse) up.load(input + params.num_blocks * kFp4Block);
           if constexpr (kByOffsets) global_scale = params.global_scales[place.expert];
         }
-        float inverse_global = __frcp_rn(global_scale);
-        asm volatile("" : "+f"(inverse_global));  // here, while the values are on their way
+        if constexpr (kByOffsets || kRows == 1) {
+          inverse_global = __frcp_rn(global_scale);
+          asm volatile("" : "+f"(inverse_global));  // here, while the values are on their way
+        }
         uint8_t scale_bits = 0;
         if (has_row) {
           if constexpr (kFuse) values.silu_and_mul(up);
@@ -117,9 +135,9 @@ __global__ void __launch_bounds__(kRowGridThreads) quantize_fp4_kernel(const __g
                                                times_to_e2m1(values.vecs[1], eighth)};
         }
         if (place.expert >= 0) scales[kByOffsets ? place.scales : params.scale_at(row, 0)] = scale_bits;
-        row += step;
-        input += step * params.input_stride;
-        output += step * params.output_stride;
+        ++row;
+        input += params.input_stride;
+        output += params.output_stride;
       }
     }
   }
@@ -127,7 +145,12 @@ __global__ void __launch_bounds__(kRowGridThreads) quantize_fp4_kernel(const __g
 
 template <class T, bool kByOffsets, bool kFuse, int kRows>
 Status launch_rows(const Fp4QuantParams& params, Stream stream) {
-  RowGrid shape = row_grid(params.padded_blocks, kByOffsets ? params.num_rows : params.num_scale_rows, kRows);
+  const int64_t num_rows = kByOffsets ? params.num_rows : params.num_scale_rows;
+  const int64_t num_steps = (num_rows + kScaleTileRows - 1) / kScaleTileRows * (kSideDistance / kRows);
+  RowGrid shape;
+  shape.block = kRowGridThreads;
+  shape.grid = dim3(static_cast<unsigned>((params.padded_blocks + kBlockColumns - 1) / kBlockColumns),
+                    static_cast<unsigned>(std::min(kMostGridY, num_steps)));
   spread_experts(shape, params.num_groups, params.mask != nullptr);
   return launch(params.operator_name, quantize_fp4_kernel<T, kByOffsets, kFuse, kRows>,
                 {.grid = shape.grid, .block = shape.block, .pdl = true}, stream, params);

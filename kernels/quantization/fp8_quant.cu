@@ -4,18 +4,21 @@
 //   a token   A block holds it in registers, 16 or 32 elements a thread: read once, one maximum over the block,
 //             written. Tokens of up to 1024 elements take a warp, four to a block. Longer than 32768 elements, or not
 //             whole aligned sixteens: element by element, read twice.
-//   a tensor  With its scale given, a sixteen a thread. Where it has to be found, up to 16384 elements are a token to
-//             one block. Of more, a first kernel of as many blocks as fit on the GPU leaves the maximum of each block
+//   a tensor  With its scale given, a sixteen a thread. Where it has to be found, up to 8192 elements (16384 where
+//             there are no clusters) are a token to one block, up to 65536 a cluster of blocks holds in registers. Of
+//             more, a first kernel of as many blocks as fit on the GPU leaves the maximum of each block
 //             in the workspace, and a second, which overlaps the end of the first and loads its first sixteens there,
 //             takes the maximum of those in every block. It goes backwards, so that it begins with what the cache
 //             holds.
 //
 // Measured on an H200, 2026-11-23, bf16, inputs beyond the L2 cache, a scale a token: 16384 tokens of 4096 / 7168
 // elements take 48.1 / 82.6 µs (4180 / 4270 GB/s), 1024 of 4096 5.4, 128 1.4, one 1.3. A tensor's scale given: of
-// 16384x4096 47.6 µs (4230 GB/s), of 128x4096 1.6, of 4096 0.8; found: 80.7 µs (4160 GB/s with both reads), 3.0, 1.0.
+// 16384x4096 47.6 µs (4230 GB/s), of 128x4096 1.6, of 4096 0.8; found: 80.5 µs (4170 GB/s with both reads), 3.0, 1.0,
+// of 16x4096 2.0.
 #include <algorithm>
 
 #include "kernels/base/launch.h"
+#include "kernels/device/cluster.cuh"
 #include "kernels/device/dtype_switch.cuh"
 #include "kernels/device/pdl.cuh"
 #include "kernels/device/reduce.cuh"
@@ -29,7 +32,10 @@ constexpr int kMaxBlock = 1024;
 constexpr int kWarpTokensPerBlock = 4;
 constexpr int kManyTokensPerSm = 4;  // from here on a block does better with two sixteens a thread than with one
 constexpr int kTensorBlock = 256;
+constexpr int kClusterBlock = 512;
+constexpr int kMostClusterBlocks = 8;                        // any GPU that has clusters
 constexpr int64_t kOneBlockElements = kMaxBlock * kSixteen;  // of a tensor that is quantized like one token
+constexpr int64_t kOneClusterElements = kMostClusterBlocks * kClusterBlock * kSixteen;
 
 // As many as leave a thread registers for a sixteen.
 template <class T>
@@ -105,6 +111,31 @@ __global__ void __launch_bounds__(kMaxBlock)
     }
     __syncthreads();
   }
+}
+
+// A tensor that the registers of a cluster hold, a sixteen a thread: read once.
+template <class T>
+__global__ void __launch_bounds__(kClusterBlock)
+    quantize_tensor_in_cluster_kernel(const __grid_constant__ TensorQuantParams params) {
+  __shared__ uint32_t scratch[kWarpSize];
+  __shared__ uint32_t amaxes[kMostClusterBlocks];  // of the cluster's blocks, which are the grid's
+  const int64_t at = static_cast<int64_t>(blockIdx.x * kClusterBlock + threadIdx.x) * kSixteen;
+  const bool present = at < params.num_elements;
+  const int lane = threadIdx.x % kWarpSize;
+  cluster_arrive();
+  wait_for_predecessor();
+  release_successors();
+  Sixteen<T> values;
+  if (present) values.load(static_cast<const T*>(params.input) + at);
+  uint32_t amax = max_over_row(present ? values.amax_bits() : 0, scratch);
+  cluster_wait();  // all blocks have started
+  if (threadIdx.x < gridDim.x) store_to_block(&amaxes[blockIdx.x], amax, threadIdx.x);
+  cluster_arrive();
+  cluster_wait();
+  amax = __reduce_max_sync(0xffffffffu, lane < gridDim.x ? amaxes[lane] : 0);
+  const float scale = scale_of(amax);
+  if (blockIdx.x == 0 && threadIdx.x == 0) *params.scale = scale;
+  if (present) *reinterpret_cast<uint4*>(params.output + at) = times_to_e4m3(values, factor_of(scale));
 }
 
 // Both kernels of a tensor see it as units, sixteens or (kWide is false) single elements; the elements behind the last
@@ -205,6 +236,15 @@ Status run_tensor(const TensorQuantParams& params, Stream stream) {
 }
 
 template <class T>
+Status run_in_cluster(const TensorQuantParams& params, Stream stream) {
+  int blocks = 1;
+  while (blocks * kClusterBlock * kSixteen < params.num_elements) blocks *= 2;
+  return launch("sgl_per_tensor_quant_fp8", quantize_tensor_in_cluster_kernel<T>,
+                {.grid = static_cast<unsigned>(blocks), .block = kClusterBlock, .pdl = true, .cluster = blocks}, stream,
+                params);
+}
+
+template <class T>
 Status run_tokens(const TokenQuantParams& params, Stream stream) {
   const char* name = "sgl_per_token_quant_fp8";
   const int64_t sixteens = params.token_size / kSixteen;
@@ -235,9 +275,13 @@ Status run_tokens(const TokenQuantParams& params, Stream stream) {
 Status quantize_tensor_fp8(const TensorQuantParams& params, Stream stream) {
   SGL_SWITCH_FLOAT(params.dtype, T, {
     const bool wide = aligned(params.input) && aligned(params.output);
-    if (wide && params.partial_amaxes != nullptr && params.num_elements % kSixteen == 0 &&
-        params.num_elements <= kOneBlockElements) {
-      const int64_t size = params.num_elements;
+    const int64_t size = params.num_elements;
+    const bool whole = wide && params.partial_amaxes != nullptr && size % kSixteen == 0;
+    if constexpr (kTargetHasClusters) {
+      if (whole && size > kClusterBlock * kSixteen && size <= kOneClusterElements)
+        return run_in_cluster<T>(params, stream);
+    }
+    if (whole && size <= kOneBlockElements) {
       return run_tokens<T>({params.dtype, params.input, params.output, params.scale, 1, size, size, size}, stream);
     }
     return wide ? run_tensor<T, true>(params, stream) : run_tensor<T, false>(params, stream);

@@ -1,13 +1,14 @@
 // Group quantization: memory-bound, 3 bytes moved for an element of 16 bits (5 with the fused activation). A thread
-// takes sixteen neighbours of one to four tokens, see device/row_grid.cuh; a group is 1 to 8 neighbouring lanes, which
-// share their maximum by shuffles.
+// takes sixteen neighbours of one to four tokens that follow each other, see device/row_grid.cuh; a group is 1 to 8
+// neighbouring lanes, which share their maximum by shuffles. Where a group's scales lie side by side, a thread stores
+// four at once.
 //
 // With masked_m the grid has an expert's blocks along z, as many as share out kMaskedBlocksPerSm; they stride over the
 // tokens that there are.
 //
 // Measured on an H200, 2026-11-23, bf16 to e4m3, groups of 128, inputs beyond the L2 cache: 16384 tokens of 4096 take
-// 49.3 µs with rows of scales (4120 GB/s) and 50.6 with columns (4020), of 7168 84.8 and 85.3 (4200, 4170), fused 2048
-// 40.5 (4150); 128 tokens of 4096 2.1, fused 2048 2.4.
+// 49.5 µs with rows of scales (4110 GB/s) and 49.6 with columns (4100), of 7168 84.6 and 84.6 (4210), fused 2048 40.4
+// (4160); 128 tokens of 4096 2.1, fused 2048 2.4.
 #include "kernels/base/launch.h"
 #include "kernels/device/dtype_switch.cuh"
 #include "kernels/device/pdl.cuh"
@@ -39,6 +40,20 @@ __device__ __forceinline__ Scale scale_of(const GroupQuantParams& params, uint32
           __uint_as_float(exponent == 255 ? nan : (254 - exponent) << 23), exponent};
 }
 
+// The scales of kRows neighbouring tokens that lie side by side: those of the first `count` are stored, in one vector
+// if they are all and aligned.
+template <int kRows>
+__device__ __forceinline__ void write_column(float* to, const Vec<float, kRows>& scales, int64_t count) {
+  if (count >= kRows && reinterpret_cast<uintptr_t>(to) % sizeof(scales) == 0) {
+    scales.store(to);
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    if (i < count) to[i] = scales[i];
+  }
+}
+
 // `at` is that of the token's first group.
 __device__ __forceinline__ void write_scale(const GroupQuantParams& params, int64_t at, int group, const Scale& scale) {
   if (!params.packed_scales) {
@@ -61,6 +76,7 @@ __global__ void __launch_bounds__(kRowGridThreads)
   const int sixteen = blockIdx.x * blockDim.x + threadIdx.x;
   const bool in_row = sixteen * kSixteen < params.token_size;
   const int column = in_row ? sixteen * kSixteen : 0;
+  const bool columns = kRows > 1 && !params.packed_scales && params.scale_stride == 1;
   const int group = sixteen >> lanes_log2, in_group = sixteen & ((1 << lanes_log2) - 1);
   for (int64_t expert = blockIdx.z; expert < params.num_experts; expert += gridDim.z) {
     const int64_t num_tokens =
@@ -72,10 +88,11 @@ __global__ void __launch_bounds__(kRowGridThreads)
     const int block_tokens = blockDim.y * kRows;
     for (int64_t first = int64_t{blockIdx.y} * block_tokens; first < num_tokens;
          first += int64_t{gridDim.y} * block_tokens) {
+      Vec<float, kRows> scales;
       Sixteen<T> values[kRows], ups[kFuse ? kRows : 1];
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
-        const int64_t token = min(first + i * blockDim.y + threadIdx.y, num_tokens - 1);
+        const int64_t token = min(first + threadIdx.y * kRows + i, num_tokens - 1);
         values[i].load(input + token * params.input_stride);
         if constexpr (kFuse) ups[i].load(input + token * params.input_stride + params.token_size);
       }
@@ -88,12 +105,18 @@ __global__ void __launch_bounds__(kRowGridThreads)
         if (lanes_log2 > 0) amax = max(amax, __shfl_xor_sync(0xffffffffu, amax, 1));
         const Scale scale = scale_of<kInt8>(params, amax);
         const uint4 result = kInt8 ? times_to_int8(values[i], scale.inverse) : times_to_e4m3(values[i], scale.inverse);
-        const int64_t token = first + i * blockDim.y + threadIdx.y;
+        const int64_t token = first + threadIdx.y * kRows + i;
         if (!in_row || token >= num_tokens) continue;
         *reinterpret_cast<uint4*>(output + token * params.output_stride) = result;
-        if (in_group == 0) {
+        scales[i] = scale.value;
+        if (in_group == 0 && !columns) {
           write_scale(params, expert * params.scale_expert_stride + token * params.scale_stride, group, scale);
         }
+      }
+      if (columns && in_row && in_group == 0) {
+        const int64_t token = first + threadIdx.y * kRows;
+        const int64_t at = expert * params.scale_expert_stride + group * params.scale_group_stride + token;
+        write_column(static_cast<float*>(params.scales) + at, scales, num_tokens - token);
       }
     }
   }

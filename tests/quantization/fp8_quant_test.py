@@ -42,6 +42,8 @@ class PerTensor(BitExact):
         case(dtype=F32, shape=(5, 64), std=1e-40),  # subnormal
         case(dtype=F16, shape=(5, 64), std=1e-6),
         case(dtype=BF16, shape=(1030, 4104), std=1.0),
+        case(dtype=F32, shape=(9, 1024), std=1.0),
+        case(dtype=BF16, shape=(16, 4096), std=1.0),
     ]
     empty = [case(dtype=BF16, shape=(0, 64), std=1.0)]
     bad = [bad_shape("output_q", (3, 4095)), bad_shape("output_s", (2,)), bad_alias("output_q", "input")]

@@ -167,6 +167,7 @@ test_group_quant = operator_tests(
             case(dtype=BF16, to=I8, rows=(6,), size=256, group=32, layout="row", ue8m0=True),
             case(dtype=BF16, to=E4M3, rows=(2, 9), size=256, group=64, layout="column"),
             case(dtype=BF16, to=E4M3, rows=(2050,), size=4096, group=128, layout="row"),
+            case(dtype=BF16, to=E4M3, rows=(2050,), size=4096, group=128, layout="column"),
             case(dtype=BF16, to=E4M3, rows=(2**18 + 1,), size=8192, group=128, layout="row", large=True),
         ],
         batch={"input": 0, "output_q": 0, "output_s": 0},
