@@ -29,19 +29,19 @@ template <bool kNarrow>
 Status choose_tokens(const gptq_stream::Params& params, Stream stream) {
   if (params.m <= 8) {
     using Wide = Weight<1, 2, 2, 2, kNarrow>;
-    using Slim = Weight<1, 1, 4, 2, kNarrow>;
+    using Slim = Weight<1, 1, 3, 2, kNarrow>;
     double wide_cost, slim_cost;
     const stream_mm::Plan wide = stream_mm::choose_plan<Wide>(params.m, params.n, params.k, &wide_cost);
     const stream_mm::Plan slim = stream_mm::choose_plan<Slim>(params.m, params.n, params.k, &slim_cost);
     return slim_cost < wide_cost ? multiply<Slim>(params, slim, stream) : multiply<Wide>(params, wide, stream);
   }
-  if (params.m <= 16) return multiply<Weight<2, 1, 3, 2, kNarrow>>(params, stream);
-  if (params.m <= 32) return multiply<Weight<4, 1, 4, 1, kNarrow>>(params, stream);
-  return multiply<Weight<8, 1, 4, 1, kNarrow>>(params, stream);
+  if (params.m <= 16) return multiply<Weight<2, 1, 2, 2, kNarrow>>(params, stream);
+  if (params.m <= 32) return multiply<Weight<4, 1, 3, 1, kNarrow>>(params, stream);
+  return multiply<Weight<8, 1, 3, 1, kNarrow>>(params, stream);
 }
 
 // Widest: what has the most columns at least.
-using Least = Weight<1, 1, 4, 2, false>;
+using Least = Weight<1, 1, 3, 2, false>;
 
 bool stream_takes(const GptqGemmParams& params) {
   return params.num_bits == 4 && params.shuffled && params.groups == nullptr && params.k > 0 &&

@@ -274,7 +274,9 @@ Plan choose_plan(int64_t m, int64_t n, int64_t k, double* cost) {
       if (most_chunk_steps<W>(plan) < 1) continue;
       const int64_t columns = plan.column_warps * W::kColumns;
       const int64_t clusters = row_tiles * ((n + columns - 1) / columns);
-      const int64_t at_once = std::max(1, kClustersAtOnce[splits - 1] * W::kBlocks / 2);
+      // With one block a multiprocessor they fit less well still.
+      const int64_t at_once =
+          W::kBlocks == 1 ? (kClustersAtOnce[splits - 1] - splits / 3) / 2 : kClustersAtOnce[splits - 1];
       const int block_steps = plan.least + (plan.longer > 0 ? 1 : 0);
       const int warp_steps = (block_steps + (1 << depth_shift) - 1) >> depth_shift;
       const double block_cost = kStart + W::kStepMicroseconds * warp_steps + kStepTokens * block_steps +
