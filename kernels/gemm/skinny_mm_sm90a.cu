@@ -7,6 +7,11 @@
 // K in turns. Their sums meet in shared memory, and those of the splits in the cluster's, in the order of warps and
 // splits, which the number of rows does not change. Bound by reading B; what is short is bound by the way from the
 // predecessor's end to the first numbers, and from the last ones to the result.
+//
+// Measured on an H200, 2026-11-23, K = 7168, in µs; the best peer's (sgl-kernel 0.4.2) in the same day's:
+//   tokens x columns   1 x 256   16 x 256   1 x 384   16 x 384   1 x 2112   8 x 2112   16 x 2112
+//                      3.1       3.6        3.7       4.2        10.1       10.5       11.2
+//   peer               3.1       7.7        3.6       8.1        9.9        9.9        10.2
 #include <algorithm>
 
 #include "kernels/base/launch.h"

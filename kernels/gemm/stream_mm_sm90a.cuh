@@ -8,6 +8,10 @@
 // Grid: x the splits of K, which are a cluster; y tiles of columns; z tiles of tokens. A block's warps are column_warps
 // side by side, the others share out K. Their sums meet in shared memory, and those of the splits in the cluster's:
 // each block adds up its share of the tile, in the order of K.
+//
+// Bound by reading the weight and by what comes before and after it: 4-bit weights of N x K = 9216 x 4096 in 9.6 µs, of
+// which reading alone, without products, takes 7.1 (GPTQ, a token, on an H200, 2026-11-23). Deeper rings were slower:
+// the tokens come later.
 #pragma once
 
 #include <algorithm>
