@@ -1,5 +1,14 @@
 // gptq_gemm on Hopper: the weights that servers have, 4-bit ones in gptq_shuffle's order, go through
 // stream_mm_sm90a.cuh (which says grid and bound), the rest through the portable kernels.
+//
+// Measured on an H200, 2026-11-23, groups of 128, in µs; the best peer's (sgl-kernel 0.4.2) in the same day's:
+//   N x K        9216 x 4096   4096 x 8192   3072 x 4096   4096 x 1536   2112 x 7168   7168 x 16384
+//   1 token      9.6           9.7           5.1           3.5           5.7           19.5
+//   8 tokens     9.9           11.3          5.6           3.9           6.0           19.8
+//   16 tokens    11.8          11.9          6.2           4.6           7.9           25.3
+//   peer, 1      12.0          11.5          10.1          9.8           10.4          24.4
+//   peer, 16     43.0          38.5          18.3          13.3          25.8          119
+// The rings' stages were tuned once more after that.
 #include "kernels/gemm/gptq_gemm_portable.h"
 #include "kernels/gemm/gptq_gemm_stream_sm90a.cuh"
 #include "kernels/gemm/mixed_mm_splits.cuh"
@@ -29,19 +38,19 @@ template <bool kNarrow>
 Status choose_tokens(const gptq_stream::Params& params, Stream stream) {
   if (params.m <= 8) {
     using Wide = Weight<1, 2, 2, 2, kNarrow>;
-    using Slim = Weight<1, 1, 4, 2, kNarrow>;
+    using Slim = Weight<1, 1, 3, 2, kNarrow>;
     double wide_cost, slim_cost;
     const stream_mm::Plan wide = stream_mm::choose_plan<Wide>(params.m, params.n, params.k, &wide_cost);
     const stream_mm::Plan slim = stream_mm::choose_plan<Slim>(params.m, params.n, params.k, &slim_cost);
     return slim_cost < wide_cost ? multiply<Slim>(params, slim, stream) : multiply<Wide>(params, wide, stream);
   }
-  if (params.m <= 16) return multiply<Weight<2, 1, 3, 2, kNarrow>>(params, stream);
-  if (params.m <= 32) return multiply<Weight<4, 1, 4, 1, kNarrow>>(params, stream);
-  return multiply<Weight<8, 1, 4, 1, kNarrow>>(params, stream);
+  if (params.m <= 16) return multiply<Weight<2, 1, 2, 2, kNarrow>>(params, stream);
+  if (params.m <= 32) return multiply<Weight<4, 1, 3, 1, kNarrow>>(params, stream);
+  return multiply<Weight<8, 1, 3, 1, kNarrow>>(params, stream);
 }
 
 // Widest: what has the most columns at least.
-using Least = Weight<1, 1, 4, 2, false>;
+using Least = Weight<1, 1, 3, 2, false>;
 
 bool stream_takes(const GptqGemmParams& params) {
   return params.num_bits == 4 && params.shuffled && params.groups == nullptr && params.k > 0 &&

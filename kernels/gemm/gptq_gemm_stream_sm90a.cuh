@@ -32,7 +32,7 @@ class Weight {
   static constexpr int kStepK = 128, kTiles = kStepK / 32;
   static constexpr int kStepRows = kStepK / kRowNumbers, kHalfBytes = kStepRows * kSwizzleBytes;
   static constexpr int kStepBytes = kHalves * kHalfBytes;
-  static constexpr double kStepMicroseconds = kTokenTiles == 1   ? (kHalves == 1 ? 1.0 : 1.85)
+  static constexpr double kStepMicroseconds = kTokenTiles == 1   ? (kHalves == 1 ? 0.85 : 1.85)
                                               : kTokenTiles == 2 ? 1.4
                                               : kTokenTiles == 4 ? 1.2
                                                                  : 2.4;
