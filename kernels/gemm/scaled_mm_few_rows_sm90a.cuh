@@ -51,8 +51,7 @@ struct Config {
   static constexpr int kRowBlocks = 1, kConsumers = (kTokens + kInstructionRows - 1) / kInstructionRows;
   static constexpr bool kBlockwise = kBlockwise_;
   static constexpr int kScales = kBlockwise ? kTokens + kScalesOfB : 0;
-  // With more warpgroups there is no room for totals beside the sums: then K is split as often as it takes.
-  static constexpr bool kPromotes = std::is_same_v<Sum, float> && !kBlockwise && kConsumers == 1;
+  static constexpr bool kPromotes = std::is_same_v<Sum, float> && !kBlockwise;
   static constexpr int kOtherBytes = 2048;  // room for barriers and the scales of tokens, each padded
   static constexpr int kStageBytes = (kLeftRows + kCols) * kBlockK + kScales * sizeof(float);
   static constexpr int kStages = (kSharedBytes - kOtherBytes) / kStageBytes;
@@ -131,19 +130,6 @@ __device__ __forceinline__ void produce_once(const Call& call, Ring<C>& ring, Po
     load_matrix_box(ring.left[at.index], left_map, full, token, block * kBlockK);
     load_matrix_box_once(ring.right[at.index], right_map, full, col, block * kBlockK);
     at.advance();
-  }
-}
-
-// The consumers' loop over num_blocks K blocks, at least one.
-template <class C>
-__device__ __forceinline__ void multiply_promoted(Ring<C>& ring, Position<C>& at, int num_blocks, int consumer,
-                                                  Sums<C>& sums) {
-  multiply<C>(ring, at, min(num_blocks, kPromotedBlocks), consumer, sums, [] {});
-  while ((num_blocks -= kPromotedBlocks) > 0) {
-    Sums<C> more;
-    multiply<C>(ring, at, min(num_blocks, kPromotedBlocks), consumer, more, [] {});
-#pragma unroll
-    for (int i = 0; i < C::kCols / 2; ++i) sums[0][i] += more[0][i];
   }
 }
 
@@ -231,7 +217,8 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocks)
     if constexpr (C::kBlockwise) {
       multiply_blocks<C>(shared.ring, at, end - begin, consumer, first_col, sums, [] {});
     } else if constexpr (C::kPromotes) {
-      multiply_promoted<C>(shared.ring, at, end - begin, consumer, sums);
+      static_assert(kParkedBytes<C::kCols / 2> == 0);
+      multiply_promoted<C>(shared.ring, at, end - begin, consumer, nullptr, sums, [] {});
     } else {
       multiply<C>(shared.ring, at, end - begin, consumer, sums, [] {});
     }
