@@ -10,8 +10,9 @@
 namespace sgl_kernel::SGL_TARGET {
 namespace {
 
+using matmul::kBlockK;
+
 constexpr int kLeastTileRows = 64, kLeastTileColumns = 32;  // of the persistent kernel
-constexpr int kBlockK = 128;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -31,10 +32,10 @@ bool copy_engine_takes(const ScaledMmParams& params) {
          params.batches * ceil_div(params.m, kLeastTileRows) * ceil_div(params.n, kLeastTileColumns) <= kMostTiles;
 }
 
-// The kernel for few rows takes up to 64 of them, and up to 128 where K is long and there are so few columns that K can
-// be split four times even so. Of its shapes the one that takes the least time, by a model fitted to
-// times on an H200 (2026-11-23; the N and K of kTileShapes): those of its choices are 0.4% above the least on average,
-// 10% at most.
+// The kernel for few rows takes up to 64 of them, and up to 128 where K is long (but not over four times kLongK) and
+// there are so few columns that K can be split four times even so. Of its shapes the one that takes the least time, by
+// a model fitted to times on an H200 (2026-11-23; the N and K of kTileShapes): those of its choices are 0.4% above the
+// least on average, 10% at most.
 std::optional<FewRowsShape> choose_few_rows(const ScaledMmParams& params, int num_sms) {
   constexpr int64_t kFew = 64, kMostSplits = 4, kLongK = 32;  // kLongK in blocks
   constexpr int kStagesBytes = 111 * 1024;                    // of a block, of which a multiprocessor has two
@@ -83,7 +84,8 @@ int choose_tiles(const TileShape (&shapes)[kCount], const ScaledMmParams& params
   const auto tiles_of = [&](int rows, int columns) {
     return params.batches * ceil_div(params.m, rows) * ceil_div(params.n, columns);
   };
-  const bool many = tiles_of(kManyRows, kManyColumns) >= kManyWaves * num_sms;
+  // Few rows of many batches or columns are bound by memory: nothing is won by tiles that they do not fill.
+  const bool many = params.m >= kManyRows && tiles_of(kManyRows, kManyColumns) >= kManyWaves * num_sms;
   const bool promotes = params.a_dtype != DType::kI8 && !params.blockwise && blocks > matmul::kPromotedBlocks;
   int best = kCount - 1;
   float best_us = 0.0f;
@@ -107,8 +109,9 @@ int choose_tiles(const TileShape (&shapes)[kCount], const ScaledMmParams& params
 // The kernels for few rows take a product at a time.
 Status multiply(const ScaledMmParams& params, Stream stream) {
   const int sms = num_sms();
-  const bool is_int8 = params.a_dtype == DType::kI8, is_one = params.batches == 1;
-  if (const std::optional<FewRowsShape> few_rows = choose_few_rows(params, sms); few_rows && is_one) {
+  const bool is_int8 = params.a_dtype == DType::kI8;
+  const auto few_rows = params.batches == 1 ? choose_few_rows(params, sms) : std::nullopt;
+  if (few_rows.has_value()) {
     if (params.blockwise) return scaled_mm_few_rows_blockwise(params, *few_rows, stream);
     return is_int8 ? scaled_mm_few_rows_int8(params, *few_rows, stream)
                    : scaled_mm_few_rows_e4m3(params, *few_rows, stream);

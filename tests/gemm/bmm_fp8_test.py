@@ -106,14 +106,17 @@ def test_every_number_is_multiplied_exactly(dtype, device):
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize(("m", "n", "k"), [(2048, 2048, 256), (2000, 2056, 144), (16, 512, 128), (1, 128, 512)])
-def test_batches_of_all_sizes(m, n, k, shared):
+@pytest.mark.parametrize(
+    ("batches", "m", "n", "k"),
+    [(5, 2048, 2048, 256), (5, 2000, 2056, 144), (5, 16, 512, 128), (5, 1, 128, 512), (200, 16, 512, 128)],
+)
+def test_batches_of_all_sizes(batches, m, n, k, shared):
     """Each with a second operand of its own, and with one that all share; first operands lie side by side, as heads."""
     import sgl_kernel
 
     generator = torch.Generator("cuda").manual_seed(0)
-    a = torch.randn(m, 5, k, generator=generator, device="cuda").to(E4M3).transpose(0, 1)
-    b = torch.randn(1 if shared else 5, n, k, generator=generator, device="cuda").to(E4M3).expand(5, n, k)
+    a = torch.randn(m, batches, k, generator=generator, device="cuda").to(E4M3).transpose(0, 1)
+    b = torch.randn(1 if shared else batches, n, k, generator=generator, device="cuda").to(E4M3).expand(batches, n, k)
     one = torch.ones(1, device="cuda")
     result = sgl_kernel.bmm_fp8(a, b.mT, one, one, BF16)
     expected, magnitude = a.double() @ b.double().mT, a.double().abs() @ b.double().abs().mT
