@@ -55,12 +55,14 @@ Status describe(const char* name, DType operand, const TensorView& output, const
 
 Status run(ScaledMmParams params, Device device, Stream stream) {
   if (params.m == 0 || params.n == 0) return OkStatus();
-  // A tensor of one row may give it any stride, such as 1, which the kernels for aligned rows would refuse.
+  // A tensor of one row may give it any stride, such as 1, which the kernels for aligned rows would refuse. They get an
+  // aligned one even if K or N is not.
+  const auto aligned = [](int64_t row) { return (row + 15) / 16 * 16; };
   if (params.m == 1) {
-    params.a_stride = params.k;
-    params.output_stride = params.n;
+    params.a_stride = aligned(params.k);
+    params.output_stride = aligned(params.n);
   }
-  if (params.n == 1) params.b_stride = params.k;
+  if (params.n == 1) params.b_stride = aligned(params.k);
   return SGL_DISPATCH(scaled_mm, device, params, stream);
 }
 

@@ -48,6 +48,9 @@ HARD = [
     (3, 24, 32768, "positive", 1.0),
     (150, 200, 8320, "positive", 1.0),
     (18, 24, 4096, "positive", 1.0),
+    # As many rows as the kernel for few takes at most, with K as long as it takes then, and longer.
+    (100, 24, 16384, "positive", 1.0),
+    (100, 24, 16512, "positive", 1.0),
     (19, 72, 1024, "outliers", 1.0),
     (130, 136, 640, "outliers", 1.0),
     (4, 16, 2048, "cancelling", 1.0),
@@ -256,12 +259,13 @@ def test_the_largest_int8_sums(m, device):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("operator", SCALED, ids=str)
-def test_one_row_may_have_any_stride(operator, device):
+@pytest.mark.parametrize("k", [1000, 1024])
+def test_one_row_may_have_any_stride(k, operator, device):
     import sgl_kernel
 
-    args = operator.make(case(m=1, n=64, k=1024, out=BF16), Draw(device, 0))
+    args = operator.make(case(m=1, n=64, k=k, out=BF16), Draw(device, 0))
     function = getattr(sgl_kernel, operator.name)
-    other = args | {"mat_a": args["mat_a"].as_strided((1, 1024), (1, 1))}
+    other = args | {"mat_a": args["mat_a"].as_strided((1, k), (1, 1))}
     assert_same_bits("a row with stride 1", function(*other.values()), function(*args.values()))
 
 
