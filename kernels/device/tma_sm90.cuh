@@ -133,7 +133,17 @@ __device__ __forceinline__ void load_matrix_box(void* destination, const CUtenso
       : "memory");
 }
 
-// The same of a matrix that nobody reads again soon: it is the first to leave the L2 cache.
+// The same of a matrix of a batch.
+__device__ __forceinline__ void load_matrix_box(void* destination, const CUtensorMap* map, Barrier* barrier, int row,
+                                                int column, int batch) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], "
+      "[%2];" ::"r"(shared_address(destination)),
+      "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(row), "r"(batch)
+      : "memory");
+}
+
+// The first of these two for a matrix that nobody reads again soon: it is the first to leave the L2 cache.
 __device__ __forceinline__ void load_matrix_box_once(void* destination, const CUtensorMap* map, Barrier* barrier,
                                                      int row, int column) {
   uint64_t policy;
@@ -142,16 +152,6 @@ __device__ __forceinline__ void load_matrix_box_once(void* destination, const CU
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, "
       "%4}], [%2], %5;" ::"r"(shared_address(destination)),
       "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(row), "l"(policy)
-      : "memory");
-}
-
-// The same of a matrix of a batch.
-__device__ __forceinline__ void load_matrix_box(void* destination, const CUtensorMap* map, Barrier* barrier, int row,
-                                                int column, int batch) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], "
-      "[%2];" ::"r"(shared_address(destination)),
-      "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(row), "r"(batch)
       : "memory");
 }
 
@@ -175,6 +175,7 @@ __device__ __forceinline__ void store_matrix_box(const CUtensorMap* map, const v
                "r"(shared_address(source)), "r"(column), "r"(row)
                : "memory");
 }
+
 // The same of a matrix of a batch.
 __device__ __forceinline__ void store_matrix_box(const CUtensorMap* map, const void* source, int row, int column,
                                                  int batch) {
@@ -182,6 +183,7 @@ __device__ __forceinline__ void store_matrix_box(const CUtensorMap* map, const v
                "r"(shared_address(source)), "r"(column), "r"(row), "r"(batch)
                : "memory");
 }
+
 __device__ __forceinline__ void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 // Waits until at most kPending of this thread's newest groups still read shared memory.
 template <int kPending>
