@@ -207,14 +207,18 @@ def test_cuda_cuts_where_the_cpu_cuts(vocab):
     import sgl_kernel
 
     hard = hard_rows(vocab)
-    for rows in (5, 15, 40, 70):
-        batch = hard[torch.arange(rows) % hard.shape[0]]
-        for k in (50, vocab // 50):
-            for function in (sgl_kernel.top_k_renorm_probs, sgl_kernel.top_k_mask_logits):
-                assert torch.equal(function(batch, k), function(batch.cuda(), k).cpu()), (rows, k)
-        for p in (0.3, 0.9):
-            function = sgl_kernel.top_p_renorm_probs
-            assert torch.equal(function(batch, p), function(batch.cuda(), p).cpu()), (rows, p)
+    for function, bound in (
+        (sgl_kernel.top_k_renorm_probs, 50),
+        (sgl_kernel.top_k_renorm_probs, vocab // 50),
+        (sgl_kernel.top_k_mask_logits, 50),
+        (sgl_kernel.top_k_mask_logits, vocab // 50),
+        (sgl_kernel.top_p_renorm_probs, 0.3),
+        (sgl_kernel.top_p_renorm_probs, 0.9),
+    ):
+        expected = function(hard, bound)
+        for rows in (5, 15, 40, 70):
+            index = torch.arange(rows) % hard.shape[0]
+            assert torch.equal(expected[index], function(hard[index].cuda(), bound).cpu()), (function, bound, rows)
 
 
 @devices
