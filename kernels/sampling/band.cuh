@@ -30,7 +30,7 @@ __device__ Range Row<Group, Key>::estimate_band(uint32_t count, float top_p, flo
     counts[rank] = bin >= 0 && rank < group_.size() ? group_.remote(histogram_, rank)[bin / 2] : 0;
   }
 #pragma unroll
-  for (uint32_t count_pair : counts) sampled += count_pair >> bin % 2 * 16 & 0xffff;
+  for (uint32_t count_pair : counts) sampled += count_pair >> (bin & 1) * 16 & 0xffff;
   // Values count as multiples of the sampled peak's power of 2: of the bin's middle, and of the share below the prefix.
   float value = 0.0f, goal = 0.0f;
   if (Key::kHasMass) {

@@ -89,12 +89,7 @@ __device__ void Row<Group, Key>::gather_once(const Range& band, bool needs_sum, 
       in_band[j] = key >= band.lo && key < band.hi;
       mine += in_band[j] ? 1 : 0;
     }
-    uint32_t through = mine;
-#pragma unroll
-    for (int offset = 1; offset < kWarpSize; offset *= 2) {
-      const uint32_t other = __shfl_up_sync(kAllLanes, through, offset);
-      if (lane() >= offset) through += other;
-    }
+    const uint32_t through = warp_scan(mine);
     const uint32_t all = __shfl_sync(kAllLanes, through, kWarpSize - 1);
     if (listed + all <= part_size_) {
       Entry* slot = part + listed + through - mine;

@@ -126,10 +126,11 @@ __device__ __forceinline__ Tally warp_sum(const Tally& tally) {
 }
 
 // Over this lane and those before it.
-__device__ __forceinline__ uint64_t warp_scan(uint64_t value) {
+template <class Integer>
+__device__ __forceinline__ Integer warp_scan(Integer value) {
 #pragma unroll
   for (int offset = 1; offset < kWarpSize; offset *= 2) {
-    const uint64_t other = __shfl_up_sync(kAllLanes, value, offset);
+    const Integer other = __shfl_up_sync(kAllLanes, value, offset);
     if (threadIdx.x % kWarpSize >= offset) value += other;
   }
   return value;

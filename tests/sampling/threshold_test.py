@@ -30,7 +30,7 @@ def kept_by_top_p(probs, top_p):
 
 class TopK(Operator):
     # The list, the slices of a cluster of each size, rows that no block can hold, ties, more than a block's maxima; a
-    # row for a block, of which much is listed.
+    # row for a cluster, and for a block, of which much is listed.
     cases = [
         case(rows=3, vocab=1000, k=50, spread=2.0),
         case(rows=2, vocab=1, k=1, spread=1.0),
@@ -41,6 +41,7 @@ class TopK(Operator):
         case(rows=4, vocab=151936, k=20000, spread=1.0),
         case(rows=2, vocab=151936, k=0, spread=1.0),
         case(rows=1, vocab=1_000_003, k=64, spread=2.0),
+        case(rows=3, vocab=32000, k=600, spread=2.0),
         case(rows=70, vocab=20000, k=1500, spread=2.0),
         case(rows=14200, vocab=151936, k=50, spread=1.0, large=True),
     ]
@@ -185,14 +186,56 @@ def test_infinite_logits_are_the_largest(device, vocab):
         assert torch.equal(sgl_kernel.top_k_mask_logits(logits.to(device), k).cpu(), expected)
 
 
-@devices
-def test_in_place(device):
+def hard_rows(vocab):
+    """Rows in which an estimate from a sample of the values is wrong, or much lies where it points."""
+    generator = torch.Generator().manual_seed(vocab)
+    rows = torch.softmax(torch.randn(8, vocab, generator=generator) * 3, -1)
+    rows[1] = 1.0 / vocab
+    rows[2] = torch.randint(1, 17, (vocab,), generator=generator) / (8.5 * vocab)
+    rows[3] = rows[3].sort().values
+    rows[4] *= 1e-20
+    rows[5] *= 1e30
+    rows[6, ::3] = float("nan")
+    rows[7, 7] = float("inf")
+    return rows
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("vocab", [151936, 32000, 9001, 77])
+def test_cuda_cuts_where_the_cpu_cuts(vocab):
+    """Whatever the batch, which says how many blocks a row has."""
     import sgl_kernel
 
-    probs = torch.softmax(torch.randn(3, 40000, device=device), -1)
-    expected = sgl_kernel.top_p_renorm_probs(probs, 0.7)
-    sgl_kernel.top_p_renorm_probs(probs, probs, None, 0.7)
-    assert torch.equal(probs, expected)
+    hard = hard_rows(vocab)
+    for function, bound in (
+        (sgl_kernel.top_k_renorm_probs, 50),
+        (sgl_kernel.top_k_renorm_probs, vocab // 50),
+        (sgl_kernel.top_k_mask_logits, 50),
+        (sgl_kernel.top_k_mask_logits, vocab // 50),
+        (sgl_kernel.top_p_renorm_probs, 0.3),
+        (sgl_kernel.top_p_renorm_probs, 0.9),
+    ):
+        expected = function(hard, bound)
+        for rows in (5, 15, 40, 70):
+            index = torch.arange(rows) % hard.shape[0]
+            assert torch.equal(expected[index], function(hard[index].cuda(), bound).cpu()), (function, bound, rows)
+
+
+@devices
+@pytest.mark.parametrize("rows", [3, 70])
+@pytest.mark.parametrize("vocab", [1000, 40000])
+def test_in_place(device, rows, vocab):
+    import sgl_kernel
+
+    probs = torch.softmax(torch.randn(rows, vocab, device=device), -1)
+    for function, bound in (
+        (sgl_kernel.top_p_renorm_probs, 0.7),
+        (sgl_kernel.top_k_renorm_probs, 50),
+        (sgl_kernel.top_k_renorm_probs, 900),
+    ):
+        expected, result = function(probs, bound), probs.clone()
+        function(result, result, None, bound)
+        assert torch.equal(result, expected)
 
 
 @devices
