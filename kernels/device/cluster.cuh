@@ -1,9 +1,9 @@
 // A cluster of blocks (sm_90 and later), from inside a kernel: its blocks run at once, and one can write another's
 // shared memory. base/launch.h says which targets have them.
 //
-//   cluster_arrive(); … cluster_wait();               all blocks have started
+//   publish_to_cluster(); … wait_for_cluster();       all blocks have started
 //   store_to_block(&values[rank], value, other); …    a value to the same place of another block
-//   cluster_arrive(); cluster_wait();                 all such stores are visible
+//   publish_to_cluster(); wait_for_cluster();         all such stores are visible
 #pragma once
 
 #include <cstdint>
@@ -12,11 +12,20 @@
 
 namespace sgl_kernel::SGL_TARGET {
 
-// A barrier of all threads of the cluster, in two halves: what was stored before the first is visible after the second.
-__device__ __forceinline__ void cluster_arrive() {
+// What every GPU that has clusters can hold.
+inline constexpr int kMostClusterBlocks = 8;
+
+// A barrier of all threads of the cluster, in two halves: behind it all blocks have started, and see what the others
+// stored before publish_to_cluster(). arrive_at_cluster() orders no ordinary memory.
+__device__ __forceinline__ void publish_to_cluster() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
-__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+__device__ __forceinline__ void arrive_at_cluster() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void wait_for_cluster() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
 
 // `own` is in this block's shared memory.
 __device__ __forceinline__ void store_to_block(uint32_t* own, uint32_t value, int block) {

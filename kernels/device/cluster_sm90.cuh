@@ -7,24 +7,14 @@
 
 #include <cstdint>
 
+#include "kernels/device/cluster.cuh"
 #include "kernels/device/pipeline_sm90.cuh"
 
 namespace sgl_kernel::SGL_TARGET {
 
-// What every Hopper GPU can hold.
-inline constexpr int kMostClusterBlocks = 8;
-
 // Clusters of 1, 2, … blocks that an H200 holds if a multiprocessor holds two blocks, as CUDA says (2026-11-23): fewer
 // than its blocks would be, as clusters do not spread over groups of multiprocessors.
 inline constexpr int kClustersAtOnce[kMostClusterBlocks] = {264, 132, 79, 62, 47, 39, 32, 30};
-
-// A barrier of the cluster's threads in two halves. It orders no ordinary memory; behind it all blocks have started.
-__device__ __forceinline__ void arrive_at_cluster() {
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void wait_for_cluster() {
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
 
 // Stores `value` where block `rank` has what is `mine` here, and tells its barrier.
 __device__ __forceinline__ void send_to_block(uint32_t rank, const void* mine, const float4& value,

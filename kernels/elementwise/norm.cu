@@ -313,7 +313,8 @@ Status run_short_rows(const NormParams& params, Stream stream) {
   return launch(params.operator_name, norm_short_rows_kernel<T, kVectors, kAdd>, shape, stream, params);
 }
 
-// Two to five vectors a thread, or of the shortest rows three, in the fused form, which reads two tensors, two of each.
+// Two to five vectors of a row a thread; of the shortest rows one of each of three rows, or of two in the fused form,
+// which reads two tensors.
 template <class T, bool kAdd>
 Status run_many_rows(const NormParams& params, int num_vectors, Stream stream) {
   if (num_vectors <= kShortLanes) {

@@ -18,6 +18,7 @@
 #include <algorithm>
 
 #include "kernels/base/launch.h"
+#include "kernels/device/cluster.cuh"
 #include "kernels/device/copy_async.cuh"
 #include "kernels/device/pdl.cuh"
 #include "kernels/device/pipeline_sm90.cuh"
@@ -76,14 +77,6 @@ class SmallDivisor {
   const uint32_t inverse_;  // 2^32 / divisor, rounded up; of 1 it is 0
 };
 inline constexpr int64_t kSmallNumber = 1 << 15;
-
-// A barrier of the cluster's threads in two halves. It orders no ordinary memory.
-__device__ __forceinline__ void arrive_at_cluster() {
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void wait_for_cluster() {
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
 
 // Stores `value` where block `rank` has what is `mine` here, and tells its barrier.
 __device__ __forceinline__ void send(const void* mine, const uint4& value, const Barrier* barrier, uint32_t rank) {

@@ -6,10 +6,10 @@
 //             whole aligned sixteens: element by element, read twice.
 //   a tensor  With its scale given, a sixteen a thread. Where it has to be found, up to 8192 elements (16384 where
 //             there are no clusters) are a token to one block, up to 65536 a cluster of blocks holds in registers. Of
-//             more, a first kernel of as many blocks as fit on the GPU leaves the maximum of each block
-//             in the workspace, and a second, which overlaps the end of the first and loads its first sixteens there,
-//             takes the maximum of those in every block. It goes backwards, so that it begins with what the cache
-//             holds.
+//             more, or not whole aligned sixteens, a first kernel of as many blocks as fit on the GPU leaves the
+//             maximum of each block in the workspace, and a second, which overlaps the end of the first and loads its
+//             first sixteens there, takes the maximum of those in every block. It goes backwards, so that it begins
+//             with what the cache holds.
 //
 // Measured on an H200, 2026-11-23, bf16, inputs beyond the L2 cache, a scale a token: 16384 tokens of 4096 / 7168
 // elements take 48.1 / 82.6 µs (4180 / 4270 GB/s), 1024 of 4096 5.4, 128 1.4, one 1.3. A tensor's scale given: of
@@ -33,7 +33,6 @@ constexpr int kWarpTokensPerBlock = 4;
 constexpr int kManyTokensPerSm = 4;  // from here on a block does better with two sixteens a thread than with one
 constexpr int kTensorBlock = 256;
 constexpr int kClusterBlock = 512;
-constexpr int kMostClusterBlocks = 8;                        // any GPU that has clusters
 constexpr int64_t kOneBlockElements = kMaxBlock * kSixteen;  // of a tensor that is quantized like one token
 constexpr int64_t kOneClusterElements = kMostClusterBlocks * kClusterBlock * kSixteen;
 
@@ -122,16 +121,16 @@ __global__ void __launch_bounds__(kClusterBlock)
   const int64_t at = static_cast<int64_t>(blockIdx.x * kClusterBlock + threadIdx.x) * kSixteen;
   const bool present = at < params.num_elements;
   const int lane = threadIdx.x % kWarpSize;
-  cluster_arrive();
+  publish_to_cluster();
   wait_for_predecessor();
   release_successors();
   Sixteen<T> values;
   if (present) values.load(static_cast<const T*>(params.input) + at);
   uint32_t amax = max_over_row(present ? values.amax_bits() : 0, scratch);
-  cluster_wait();  // all blocks have started
+  wait_for_cluster();  // all blocks have started
   if (threadIdx.x < gridDim.x) store_to_block(&amaxes[blockIdx.x], amax, threadIdx.x);
-  cluster_arrive();
-  cluster_wait();
+  publish_to_cluster();
+  wait_for_cluster();
   amax = __reduce_max_sync(0xffffffffu, lane < gridDim.x ? amaxes[lane] : 0);
   const float scale = scale_of(amax);
   if (blockIdx.x == 0 && threadIdx.x == 0) *params.scale = scale;
@@ -278,8 +277,9 @@ Status quantize_tensor_fp8(const TensorQuantParams& params, Stream stream) {
     const int64_t size = params.num_elements;
     const bool whole = wide && params.partial_amaxes != nullptr && size % kSixteen == 0;
     if constexpr (kTargetHasClusters) {
-      if (whole && size > kClusterBlock * kSixteen && size <= kOneClusterElements)
+      if (whole && size > kClusterBlock * kSixteen && size <= kOneClusterElements) {
         return run_in_cluster<T>(params, stream);
+      }
     }
     if (whole && size <= kOneBlockElements) {
       return run_tokens<T>({params.dtype, params.input, params.output, params.scale, 1, size, size, size}, stream);

@@ -27,6 +27,8 @@ class Norm(Operator):
         case(dtype=F16, rows=3800, hidden=576, eps=1e-6),
         case(dtype=BF16, rows=11_000, hidden=200, eps=1e-6),
         case(dtype=F32, rows=5700, hidden=192, eps=1e-6),
+        case(dtype=F16, rows=5000, hidden=440, eps=1e-6),
+        case(dtype=BF16, rows=2900, hidden=760, eps=1e-6),
         case(dtype=BF16, rows=220, hidden=10_240, eps=1e-6),
         case(dtype=BF16, rows=2**19 + 3, hidden=4096, eps=1e-6, large=True),
     ]

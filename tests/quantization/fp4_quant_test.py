@@ -171,7 +171,7 @@ class ByOffsets(ExpertsQuant):
     cases = [
         case(dtype=BF16, counts=(3, 0, 4), k=256),
         case(dtype=F16, counts=(130, 1, 0, 0, 257), k=80),
-        case(dtype=BF16, counts=(0, 600, 900, 0), k=4096),
+        case(dtype=BF16, counts=(0, 801, 1251, 0), k=4096),
     ]
     bad = [
         *ExpertsQuant.bad,
@@ -208,7 +208,7 @@ class Masked(ExpertsQuant):
     cases = [
         case(dtype=BF16, rows=3, k=256, mask=(2, 0, 3)),
         case(dtype=BF16, rows=140, k=80, mask=(0, 129, 140), fuse=True),
-        case(dtype=F16, rows=600, k=2048, mask=(512, 3, 700), fuse=True),
+        case(dtype=F16, rows=1370, k=2048, mask=(513, 3, 1400), fuse=True),
         case(dtype=BF16, rows=128, k=64, mask=(128,), fuse=False),
     ]
     bad = [*ExpertsQuant.bad, bad_shape("mask", (2,)), bad_shape("output_scale", (256, 4))]

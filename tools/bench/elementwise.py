@@ -10,7 +10,7 @@ from tools.bench.benchmark import Benchmark, Libraries, has
 BF16 = torch.bfloat16
 ROWS = (1, 16, 128, 1024, 16384)
 QK_NORM = (4608 * 48, 128)  # the query and key norms of a prefill chunk
-ODD_WIDTHS = [(131072, 200), (65536, 576), (16384, 5120), (8192, 12288)]  # not a power of two, out of memory
+ODD_WIDTHS = [(131072, 200), (65536, 576), (16384, 5120), (8192, 12288)]  # not powers of two; beyond the L2 cache
 
 
 def benchmarks(of: Libraries):

@@ -146,7 +146,7 @@ def ggml_mul_mat_a8(weight: torch.Tensor, x: torch.Tensor, quant_type: int, row:
 
 
 def silu_and_mul_ggml_mul_mat_vec_a8(weight: torch.Tensor, x: torch.Tensor, quant_type: int, row: int) -> torch.Tensor:
-    """silu_and_mul, then ggml_mul_mat_vec_a8: one kernel where num_tokens · row is below 16384.
+    """silu_and_mul, then ggml_mul_mat_vec_a8; on a GPU one kernel where row < 8192 and num_tokens · row < 16384.
 
         y[t, j] = g / (1 + exp(-g)) · x[t, k + j],  g = x[t, j],  rounded to x's dtype
         result[t, r] = Σ_j y8[t, j] · weight[r, j]
@@ -175,7 +175,7 @@ def add_rmsnorm_ggml_mul_mat_vec_a8(
     quant_type: int,
     row: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """fused_add_rmsnorm, not in place, then ggml_mul_mat_vec_a8: one kernel where num_tokens · row is below 16384.
+    """fused_add_rmsnorm, not in place, then ggml_mul_mat_vec_a8; one kernel where silu_and_mul_ggml_mul_mat_vec_a8 is.
 
         residual_sum[t, j] = x[t, j] + residual[t, j]
         y[t, j] = residual_sum[t, j] / sqrt(mean_j(residual_sum[t, :]²) + eps) · norm_weight[j],  rounded to x's dtype
