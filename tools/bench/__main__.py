@@ -121,7 +121,8 @@ def main() -> int:
     args = parser.parse_args()
     rows, failures = (report.merge(args.merge), 0) if args.merge else run(args)
     if args.json:
-        pathlib.Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")
+        lines = ",\n".join(json.dumps(row) for row in rows)
+        pathlib.Path(args.json).write_text(f"[\n{lines}\n]\n")
     if args.png:
         report.picture(rows, args.png)
     table = report.markdown(rows)
