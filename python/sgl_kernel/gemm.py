@@ -374,58 +374,22 @@ def _scratch(a, size):
     return a.new_empty(size, dtype=torch.uint8)
 
 
+_PERM, _SIZE_N = 5, 9  # the places of perm_or_none and size_n among the schema's arguments behind c_or_none
+
+
 @fakes("gptq_marlin_gemm")
-def _fake_gptq_marlin_gemm(a, c_or_none, *args):
-    size_n = args[9]
-    return a.new_empty((_extent(a, 0), size_n))
+def _fake_gptq_marlin_gemm(a, c_or_none, *others):
+    return a.new_empty((_extent(a, 0), others[_SIZE_N]))
 
 
 @implements("gptq_marlin_gemm")
-def _gptq_marlin_gemm(
-    a,
-    c_or_none,
-    b_q_weight,
-    b_scales,
-    global_scale_or_none,
-    b_zeros_or_none,
-    g_idx_or_none,
-    perm_or_none,
-    workspace,
-    b_q_type_id,
-    size_m,
-    size_n,
-    size_k,
-    is_k_full,
-    use_atomic_add,
-    use_fp32_reduce,
-    is_zp_float,
-):
+def _gptq_marlin_gemm(a, c_or_none, *others):
     # Of a wrong call only the native function's message should be seen.
-    m, n, k = _extent(a, 0), max(size_n, 0), _extent(a, 1)
+    perm, m, n, k = others[_PERM], _extent(a, 0), max(others[_SIZE_N], 0), _extent(a, 1)
     result = a.new_empty((m, n)) if c_or_none is None else c_or_none
-    gathers = perm_or_none is not None and perm_or_none.numel() > 0
+    gathers = perm is not None and perm.numel() > 0
     scratch = _scratch(a, _native.gptq_marlin_gemm_workspace_size(m, n, k, gathers, a.is_cuda))
-    _native.gptq_marlin_gemm(
-        result,
-        scratch,
-        a,
-        c_or_none,
-        b_q_weight,
-        b_scales,
-        global_scale_or_none,
-        b_zeros_or_none,
-        g_idx_or_none,
-        perm_or_none,
-        workspace,
-        b_q_type_id,
-        size_m,
-        size_n,
-        size_k,
-        is_k_full,
-        use_atomic_add,
-        use_fp32_reduce,
-        is_zp_float,
-    )
+    _native.gptq_marlin_gemm(result, scratch, a, c_or_none, *others)
     return result
 
 
