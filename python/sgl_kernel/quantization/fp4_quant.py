@@ -55,7 +55,8 @@ def scaled_fp4_quant(input: torch.Tensor, input_global_scale: torch.Tensor) -> t
     scale NaN (0x7f), and its 16 values 0; an infinity counts as the largest number.
 
     Args:
-      input: [..., K], float16 or bfloat16; K is a multiple of 16. M is the number of its rows.
+      input: [..., K], float16 or bfloat16; K is a multiple of 16. M is the number of its rows, which start at multiples
+        of 16 bytes.
       input_global_scale: float32, one element: global.
 
     Returns:
@@ -104,7 +105,7 @@ def scaled_fp4_experts_quant(
     """Quantizes rows that are sorted by expert to NVFP4, see scaled_fp4_quant, an expert's scales in tiles of its own.
 
     Args:
-      input_tensor: [M, K], float16 or bfloat16; K is a multiple of 16.
+      input_tensor: [M, K], as scaled_fp4_quant's.
       input_global_scale: [E] float32: global of each expert.
       expert_offsets: [E + 1] int32: expert e has the rows expert_offsets[e] … expert_offsets[e + 1] - 1, ascending.
       blockscale_offsets: [E + 1] int32: its scales begin at that row of the result, a multiple of 128, and reach over
@@ -169,7 +170,7 @@ def scaled_fp4_grouped_quant(
     """Quantizes groups of rows to NVFP4, see scaled_fp4_quant.
 
     Args:
-      input_tensor: [L, M, K], float16 or bfloat16; K is a multiple of 16.
+      input_tensor: [L, M, K], as scaled_fp4_quant's.
       input_global_scale: [L] float32: global of each group.
       mask: [L] int32: of group l the first mask[l] rows are quantized; what belongs to the others is undefined.
 

@@ -1,8 +1,9 @@
 """Matrices in the block formats of ggml, as GGUF files hold them.
 
-A weight is the file's bytes: uint8 [row, bytes_per_row], contiguous. `quant_type` is ggml's number, which the `gguf`
-package calls GGMLQuantizationType: Q4_0 (2), Q4_1 (3), Q5_0 (6), Q5_1 (7), Q8_0 (8), Q2_K … Q6_K (10 … 14),
-IQ2_XXS (16), IQ2_XS (17), IQ3_XXS (18), IQ1_S (19), IQ4_NL (20), IQ3_S (21), IQ2_S (22), IQ4_XS (23), IQ1_M (29).
+A weight is the file's bytes: uint8 [row, bytes_per_row], contiguous, at an even address. `quant_type` is ggml's number,
+which the `gguf` package calls GGMLQuantizationType: Q4_0 (2), Q4_1 (3), Q5_0 (6), Q5_1 (7), Q8_0 (8), Q2_K … Q6_K
+(10 … 14), IQ2_XXS (16), IQ2_XS (17), IQ3_XXS (18), IQ1_S (19), IQ4_NL (20), IQ3_S (21), IQ2_S (22), IQ4_XS (23),
+IQ1_M (29).
 """
 
 from __future__ import annotations
