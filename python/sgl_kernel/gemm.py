@@ -466,7 +466,8 @@ def gptq_marlin_gemm(
     All but a are contiguous; on a GPU a, b_q_weight, b_scales and float16 b_zeros start at multiples of 16 bytes.
 
     Returns:
-      c, or a new tensor [M, N]. Sums are float32.
+      c, or a new tensor [M, N]. Sums are float32. An infinity in a row of a makes its results infinite, or NaN where
+      the weight is zero; with up to 16 tokens and uint4b8 on Hopper it makes all of them NaN.
 
     Raises:
       ValueError: another shape, dtype, stride, device or type.
@@ -506,7 +507,8 @@ def gptq_gemm(
     All are contiguous; on a GPU a, b_q_weight and b_gptq_scales start at multiples of 16 bytes.
 
     Returns:
-      [M, N], float16. Sums are float32.
+      [M, N], float16. Sums are float32. An infinity in a row of a makes its results infinite, or NaN where the weight
+      is zero; with up to 8 tokens and a shuffled weight of 4 bits on Hopper it makes all of them NaN.
 
     Raises:
       ValueError: another shape, dtype, stride, device or number.
