@@ -4,8 +4,9 @@
     python -m tools.bench --family gemm --json results.json --peer sgl_kernel --peer_path DIR
     python -m tools.bench --merge results.json more.json --markdown table.md --png picture.png
 
-FlashInfer is measured wherever it can be imported. The public package whose name is sgl_kernel, too, is measured by a
-process of its own: --peer sgl_kernel takes it from DIR, under the label "sgl_kernel"; ours is "ours". All take turns.
+FlashInfer, and on a CPU llama-cpp-python, are measured wherever they can be imported. The public package whose name is
+sgl_kernel, too, is measured by a process of its own: --peer sgl_kernel takes it from DIR, under the label "sgl_kernel";
+ours is "ours". All take turns.
 """
 
 import argparse
@@ -33,7 +34,8 @@ def optional(name: str):
 
 def libraries(device: str) -> Libraries:
     flashinfer = optional("flashinfer") if device == "cuda" else None
-    return Libraries(importlib.import_module("sgl_kernel"), label="ours", flashinfer=flashinfer, torch=torch)
+    kernels, llama = importlib.import_module("sgl_kernel"), optional("llama_cpp") if device == "cpu" else None
+    return Libraries(kernels, "ours", device, flashinfer=flashinfer, torch=torch, llama=llama)
 
 
 def device_name(device: str) -> str:
@@ -61,7 +63,6 @@ def in_turns(measurements: dict, version: str, peer: Peer | None) -> list[tuple[
 
 def run(args) -> tuple[list[dict], int]:
     """The rows, and how many of our own implementations failed."""
-    torch.set_default_device(args.device)
     of = libraries(args.device)
     peer = Peer(args.peer, args.peer_path.split(":"), args.device, args.seconds) if args.peer else None
     ceilings = find_ceilings(args.device)

@@ -47,7 +47,7 @@ class Ceilings:
 
 def make_sets(benchmark: Benchmark, device: str) -> list:
     torch.manual_seed(0)
-    with torch.device(device):
+    with torch.device(device):  # not while the implementations run: a default device slows each of torch's calls
         sets = [benchmark.make()]
         # What ours moves: a set may hold a weight once more, in a form that others take.
         size = benchmark.bytes or sum(t.untyped_storage().nbytes() for t in tensors_of(sets[0]))
@@ -64,8 +64,8 @@ class Measurement:
     def __init__(self, benchmark: Benchmark, function, sets: list, device: str, seconds: float = SECONDS):
         function(sets[0])  # compiles, loads, tunes
         self._times = []
-        if benchmark.mode == "process":
-            self._how, self._per_turn, self._repeat = "process", 1, lambda: function(sets[0])
+        if benchmark.mode == "itself":
+            self._how, self._per_turn, self._repeat = "itself", 1, lambda: function(sets[0])
         elif device == "cpu":
             repeats = max(3, min(200, int(seconds * 1e6 / _wall_us(function, sets[0]))))
             self._how, self._per_turn, self._repeat = "wall clock", repeats, lambda: _wall_us(function, sets[0])
@@ -78,7 +78,7 @@ class Measurement:
             run, self._how = _captured(function, sets, calls)
             self._per_turn = max(3, min(100, int(seconds * 1e6 / (_events_us(run, calls) * calls))))
             self._repeat = lambda: _events_us(run, calls)
-        if benchmark.mode != "process":
+        if benchmark.mode != "itself":
             self._per_turn = -(-self._per_turn // TURNS)
 
     def turn(self) -> None:

@@ -28,8 +28,7 @@ def serve(connection, package: str, paths: list[str], device: str, seconds: floa
     """The peer's process: answers ("prepare", family, op, shape) with the number of measurements that wait for turns,
     ("turn",) with None, ("timings",) with (version, {name: Timing})."""
     sys.path[:0] = paths
-    torch.set_default_device(device)
-    of = Libraries(importlib.import_module(package), label=package)
+    of = Libraries(importlib.import_module(package), package, device)
     benchmarks, measurements = {}, {}
     while True:
         try:

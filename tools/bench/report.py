@@ -5,7 +5,17 @@ import pathlib
 import statistics
 from dataclasses import dataclass
 
-FAMILIES = ["elementwise", "sampling", "attention", "quantization", "gemm", "mixed_gemm", "deepseek_gemm", "host"]
+FAMILIES = [
+    "elementwise",
+    "sampling",
+    "attention",
+    "quantization",
+    "gemm",
+    "mixed_gemm",
+    "deepseek_gemm",
+    "host",
+    "generate",
+]
 
 
 def merge(paths: list[str]) -> list[dict]:
