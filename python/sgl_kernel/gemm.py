@@ -376,7 +376,8 @@ def _scratch(a, size):
     return a.new_empty(size, dtype=torch.uint8)
 
 
-_PERM, _SIZE_N = 5, 9  # the places of perm_or_none and size_n among the schema's arguments behind c_or_none
+# Places among gptq_marlin_gemm's arguments behind c_or_none.
+_WEIGHT, _PERM, _SIZE_N = 0, 5, 9
 
 
 @fakes("gptq_marlin_gemm")
@@ -386,8 +387,11 @@ def _fake_gptq_marlin_gemm(a, c_or_none, *others):
 
 @implements("gptq_marlin_gemm")
 def _gptq_marlin_gemm(a, c_or_none, *others):
-    # Of a wrong call only the native function's message should be seen.
+    # Of a wrong call only the native function's message should be seen. It refuses more columns than the weight has
+    # bits before it looks at the result, which need not be allocated for them.
     perm, m, n, k = others[_PERM], _extent(a, 0), max(others[_SIZE_N], 0), _extent(a, 1)
+    if n > 32 * others[_WEIGHT].numel():
+        n = 0
     result = a.new_empty((m, n)) if c_or_none is None else c_or_none
     gathers = perm is not None and perm.numel() > 0
     scratch = _scratch(a, _native.gptq_marlin_gemm_workspace_size(m, n, k, gathers, a.is_cuda))

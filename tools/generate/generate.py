@@ -236,6 +236,8 @@ def main(argv: list[str]) -> None:
             generate(model, codec, prompts, sampler, _MAX_TOKENS.value, sys.stdout)
     except GgufError as error:
         sys.exit(f"generate: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)  # as a shell says it of a command that SIGINT ended
 
 
 if __name__ == "__main__":
