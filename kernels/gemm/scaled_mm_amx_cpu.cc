@@ -12,6 +12,16 @@
 // bound of tiled_mm_cpu.h, (24 + K / 128) * 2^-24 of the sum of magnitudes, holds for both. The instruction takes
 // subnormal numbers for 0, and there are none: the least of the decoded numbers is 2^-16, and sums are multiples of its
 // square.
+//
+// Measured on 16 cores of a Xeon with AMX at 2.9 GHz, 2026-11-23, N = K = 4096, in µs beside torch 2.11's bf16 product:
+//   rows of A                    1      4     16     64    256   1024
+//   torch, bf16                301    396    422    733   1777   7901
+//   int8_scaled_mm             180    171    182    316    819   3110
+//   fp8_scaled_mm              350    343    438    666   1829   5573
+//   fp8_blockwise_scaled_mm    283    317    329    701   2130   6025
+//   bmm_fp8                    242    253    269    597   1711   5503
+//   int8_scaled_mm, AVX2        97    255   1089
+//   fp8_scaled_mm, AVX2        248    480   1672
 #include "kernels/gemm/scaled_mm_amx_cpu.h"
 
 #include "kernels/base/cpu_avx2.h"
