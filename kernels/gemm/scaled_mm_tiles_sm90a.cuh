@@ -19,6 +19,8 @@
 //   8192 x 4096 x 8192   1219   1231          8192 x 3072 x 4096   1413   1350
 //   4096 x 7168 x 16384  1227   1263
 // The last two of e4m3 are promoted, which takes 3 to 5% longer than sums that lose twice and four times as much.
+// Batches that share an operand: 128 of 1024 x 128 x 512 (M x N x K) take 31.7 µs with operands of their own, 19.1 with
+// one A for all and 28.7 with one B.
 #pragma once
 
 #include <algorithm>
