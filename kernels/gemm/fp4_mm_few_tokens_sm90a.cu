@@ -120,6 +120,19 @@ __device__ __forceinline__ void ask(const Call& call, const Maps& maps, SharedMe
   }
 }
 
+__device__ __forceinline__ uint4 load_shared(uint32_t address) {
+  uint4 four;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(four.x), "=r"(four.y), "=r"(four.z), "=r"(four.w)
+               : "r"(address));
+  return four;
+}
+__device__ __forceinline__ uint32_t load_shared_pair(uint32_t address) {
+  uint32_t bytes;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=r"(bytes) : "r"(address));
+  return bytes;
+}
+
 // A warp's products of a stage: of its columns, over its part of K.
 template <class C>
 class Consumer {
@@ -129,48 +142,52 @@ class Consumer {
       : inside_(call.blocks - first_stage * (C::kStageK / kFp4Block) - depth_warp * kStepBlocks - t() * 2) {
     const int box = depth_warp / kBoxSteps, chunk = depth_warp % kBoxSteps * 4 + t(), row = C::Weight::row_of(g());
     const int tile = depth_warp * kStepTiles + t() / 2, in_quarter = 16 * column_warp + row;
-    weights_ = shared.weights[0][box][in_quarter] + (chunk ^ row) * 16;
-    tokens_ = shared.tokens[0][box][g()] + (chunk ^ g()) * 16;
-    weight_scales_ = shared.weight_scales[0][tile] + in_quarter * kScaleRowBytes;
-    token_scales_ = shared.token_scales[0][tile] + g() * kScaleRowBytes + first_token / 32 * 4 + t() % 2 * 2;
+    weights_ = shared_address(shared.weights[0][box][in_quarter] + (chunk ^ row) * 16);
+    tokens_ = shared_address(shared.tokens[0][box][g()] + (chunk ^ g()) * 16);
+    weight_scales_ = shared_address(shared.weight_scales[0][tile] + in_quarter * kScaleRowBytes);
+    token_scales_ =
+        shared_address(shared.token_scales[0][tile] + g() * kScaleRowBytes + first_token / 32 * 4 + t() % 2 * 2);
+    take_ = t() % 2 == 0 ? 0x5410 : 0x7632;
+    // Stops the compiler from computing them anew in each step.
+    for (uint32_t* number : {&weights_, &tokens_, &weight_scales_, &token_scales_, &take_}) {
+      asm volatile("" : "+r"(*number));
+    }
   }
 
   // The stage in place `index` of the ring. Stages come in their order.
   __device__ __forceinline__ void multiply(int index, float (&sums)[4][C::kTokenTiles][4]) {
     constexpr int kQuarterBytes = C::Weight::kQuarter * kSwizzleBytes;
-    const uint8_t* const weights = weights_ + index * static_cast<int>(sizeof(SharedMemory<C>::weights[0]));
-    const uint8_t* const tokens = tokens_ + index * static_cast<int>(sizeof(SharedMemory<C>::tokens[0]));
-    const uint8_t* const weight_scales =
-        weight_scales_ + index * static_cast<int>(sizeof(SharedMemory<C>::weight_scales[0]));
-    const uint8_t* const token_scales =
-        token_scales_ + index * static_cast<int>(sizeof(SharedMemory<C>::token_scales[0]));
+    const uint32_t weights = weights_ + index * static_cast<uint32_t>(sizeof(SharedMemory<C>::weights[0]));
+    const uint32_t tokens = tokens_ + index * static_cast<uint32_t>(sizeof(SharedMemory<C>::tokens[0]));
+    const uint32_t weight_scales =
+        weight_scales_ + index * static_cast<uint32_t>(sizeof(SharedMemory<C>::weight_scales[0]));
+    const uint32_t token_scales =
+        token_scales_ + index * static_cast<uint32_t>(sizeof(SharedMemory<C>::token_scales[0]));
     const bool inside = inside_ > 0;  // the scales of no block may be anything
     inside_ -= C::kStageK / kFp4Block;
     uint4 left[2][4], right[C::kTokenTiles];                   // of a half's quarters; of the tokens
     uint32_t left_scales[2][4], right_scales[C::kTokenTiles];  // those of the two blocks
 #pragma unroll
+    for (int r = 0; r < C::kTokenTiles; ++r) {
+      const uint32_t bytes = load_shared_pair(token_scales + r * (8 * kScaleRowBytes));
+      right[r] = load_shared(tokens + r * (8 * kSwizzleBytes));
+      right_scales[r] = half_of_e4m3(inside ? bytes : 0).first;
+    }
+#pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const uint4 four = *reinterpret_cast<const uint4*>(weight_scales + half * (8 * kScaleRowBytes));
+      const uint4 four = load_shared(weight_scales + half * (8 * kScaleRowBytes));
       const uint32_t of_quarter[4] = {four.x, four.y, four.z, four.w};
-      const uint32_t take = t() % 2 == 0 ? 0x5410 : 0x7632;
 #pragma unroll
       for (int pair = 0; pair < 2; ++pair) {
-        const uint32_t bytes = __byte_perm(of_quarter[2 * pair], of_quarter[2 * pair + 1], take);
+        const uint32_t bytes = __byte_perm(of_quarter[2 * pair], of_quarter[2 * pair + 1], take_);
         const HalfPairs scales = half_of_e4m3(inside ? bytes : 0);
         left_scales[half][2 * pair] = scales.first;
         left_scales[half][2 * pair + 1] = scales.second;
       }
 #pragma unroll
       for (int quarter = 0; quarter < 4; ++quarter) {
-        left[half][quarter] =
-            *reinterpret_cast<const uint4*>(weights + half * (8 * kSwizzleBytes) + quarter * kQuarterBytes);
+        left[half][quarter] = load_shared(weights + half * (8 * kSwizzleBytes) + quarter * kQuarterBytes);
       }
-    }
-#pragma unroll
-    for (int r = 0; r < C::kTokenTiles; ++r) {
-      right[r] = *reinterpret_cast<const uint4*>(tokens + r * (8 * kSwizzleBytes));
-      const uint32_t bytes = *reinterpret_cast<const uint16_t*>(token_scales + r * (8 * kScaleRowBytes));
-      right_scales[r] = half_of_e4m3(inside ? bytes : 0).first;
     }
 #pragma unroll
     for (int word = 0; word < 4; ++word) {
@@ -210,7 +227,8 @@ class Consumer {
 
   int inside_;  // blocks of K from this lane's next step on
   // This lane's in the ring's first place.
-  const uint8_t *weights_, *tokens_, *weight_scales_, *token_scales_;
+  uint32_t weights_, tokens_, weight_scales_, token_scales_;
+  uint32_t take_;  // the scales of this lane's two blocks of a tile's four, of two rows
 };
 
 template <class C>
@@ -249,21 +267,22 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocks)
   }
   __syncwarp();
   float sums[C::Weight::kColumnBlocks][C::kTokenTiles][4] = {};
-  RingPosition<C::kStages> at, free;
+  RingPosition<C::kStages> at;
+  // The warps take turns to fill a place of the ring anew: that of two stages ago, where hardly a warp still is.
+  constexpr int kBehind = 2;
+  int turn = warp + kBehind;
   for (int i = 0; i < count; ++i) {
-    // The warps take turns to fill a place of the ring anew: that of two stages ago, where hardly a warp still is.
-    constexpr int kBehind = 2;
-    if (i >= kBehind) {
-      const int next = i - kBehind + C::kStages;
-      if (next >= count) {
-        release_successors();  // not before: their blocks would crowd some multiprocessors
-      } else if (warp == i % C::kWarps && elect_one()) {
-        shared.empty[free.index].wait(free.parity);
-        ask<C>(call, maps, shared, first_column, first_token, free.index, begin + next);
+    if (i == turn) {
+      const int done = i - kBehind, place = done % C::kStages, next = done + C::kStages;
+      if (next < count && elect_one()) {
+        shared.empty[place].wait(done / C::kStages & 1);
+        ask<C>(call, maps, shared, first_column, first_token, place, begin + next);
       }
       __syncwarp();
-      free.advance();
+      turn += C::kWarps;
     }
+    // Not before the last stage was asked for: their blocks would crowd some multiprocessors.
+    if (i == count - C::kStages + kBehind) release_successors();
     shared.full[at.index].wait(at.parity);
     consumer.multiply(at.index, sums);
     __syncwarp();
