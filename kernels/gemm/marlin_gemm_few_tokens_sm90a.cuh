@@ -173,9 +173,14 @@ __device__ __forceinline__ void ask(const Call& call, const Maps& maps, SharedMe
 // A lane's share of a step.
 template <class C>
 struct Step {
+  // One, as a checkpoint's scale has it.
+  static constexpr uint32_t kOnes = C::kFormat == Format::kE4M3 ? kRebias<typename C::T, C::kFormat>
+                                    : kIsHalf<typename C::T>    ? 0x3c003c00
+                                                                : 0x3f803f80;
+
   uint4 words[C::kTiles][C::kBits / 4];
-  uint4 scales[C::kStepScales];  // of the columns g + 8i
-  uint2 zeros;                   // "
+  uint4 scales[C::kStepScales] = {{kOnes, kOnes, kOnes, kOnes}};  // of the columns g + 8i
+  uint2 zeros;                                                    // "
 };
 
 // (~a & mask) | bits in one instruction.
@@ -190,6 +195,9 @@ __device__ __forceinline__ void load_shared_matrices(uint32_t (&matrices)[4], ui
                : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
                : "r"(row));
 }
+
+// Stops the compiler from computing a number anew wherever it is used.
+__device__ __forceinline__ void keep(uint32_t& number) { asm volatile("" : "+r"(number)); }
 
 // A warp's products of a stage: of its columns, over its part of K.
 template <class C>
@@ -210,12 +218,13 @@ class Consumer {
     for (int pair = 0; pair < kPairs; ++pair) {
       const int chunk = (tile * kMarlinTileK + pair * kPairK) % kBoxK / 8 + lane / 8;  // of 8 numbers
       pair_[pair] = (tile * kMarlinTileK % kBoxK + pair * kPairK) / kBoxK * C::kTokenBoxBytes + (chunk ^ lane % 8) * 16;
+      keep(pair_[pair]);
     }
+    for (uint32_t* address : {&words_, &scales_, &zeros_, &tokens_}) keep(*address);
   }
 
-  // The stage in place `index` of the ring.
-  __device__ __forceinline__ void multiply(int index, float (&sums)[4][C::kTokenTiles][4]) const {
-    Step<C> step;
+  // The stage in place `index` of the ring. `step` is the same in each call.
+  __device__ __forceinline__ void multiply(int index, Step<C>& step, float (&sums)[4][C::kTokenTiles][4]) const {
     take(index, step);
     add(index, step, sums);
   }
@@ -245,11 +254,6 @@ class Consumer {
       for (int i = 0; i < C::kStepScales; ++i) {
         step.scales[i] = load_shared(scales_ + index * (C::kScaleRows * C::kScaleBytes) + i * C::kScaleBytes);
       }
-    } else {
-      constexpr uint32_t kOnes = C::kFormat == Format::kE4M3 ? kRebias<T, C::kFormat>
-                                 : kIsHalf<T>                ? 0x3c003c00
-                                                             : 0x3f803f80;
-      step.scales[0] = make_uint4(kOnes, kOnes, kOnes, kOnes);
     }
     if constexpr (C::kZeros) {
       const uint32_t zeros = zeros_ + index * (C::kDepthWarps * C::kZeroBytes);
@@ -424,23 +428,25 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocks)
   }
   __syncwarp();
   float sums[C::Weight::kColumnBlocks][C::kTokenTiles][4] = {};
-  RingPosition<C::kStages> at, free;
+  Step<C> step;
+  RingPosition<C::kStages> at;
+  // The warps take turns to fill a place of the ring anew: that of two stages ago, where hardly a warp still is.
+  constexpr int kBehind = 2;
+  int turn = warp + kBehind;
   for (int i = 0; i < count; ++i) {
-    // The warps take turns to fill a place of the ring anew: that of two stages ago, where hardly a warp still is.
-    constexpr int kBehind = 2;
-    if (i >= kBehind) {
-      const int next = i - kBehind + C::kStages;
-      if (next >= count) {
-        release_successors();  // not before: their blocks would crowd some multiprocessors
-      } else if (warp == i % C::kWarps && elect_one()) {
-        shared.empty[free.index].wait(free.parity);
-        ask<C>(call, maps, shared, first_column, free.index, begin + next);
+    if (i == turn) {
+      const int done = i - kBehind, place = done % C::kStages, next = done + C::kStages;
+      if (next < count && elect_one()) {
+        shared.empty[place].wait(done / C::kStages & 1);
+        ask<C>(call, maps, shared, first_column, place, begin + next);
       }
       __syncwarp();
-      free.advance();
+      turn += C::kWarps;
     }
+    // Not before the last stage was asked for: their blocks would crowd some multiprocessors.
+    if (i == count - C::kStages + kBehind) release_successors();
     shared.full[at.index].wait(at.parity);
-    consumer.multiply(at.index, sums);
+    consumer.multiply(at.index, step, sums);
     __syncwarp();
     if (elect_one()) shared.empty[at.index].arrive();
     at.advance();
