@@ -1,15 +1,13 @@
 // gptq_gemm on Hopper: the weights that servers have, 4-bit ones in gptq_shuffle's order, go through
 // stream_mm_sm90a.cuh (which says grid and bound), the rest through the portable kernels.
 //
-// Measured on an H200, 2026-11-23, by tools/bench, groups of 128, in µs; the best peer's (sgl-kernel 0.4.2) in the same
-// run:
-//   N x K        9216 x 4096   4096 x 8192   3072 x 4096   4096 x 1536   2112 x 7168   7168 x 16384
-//   1 token      9.8           9.1           5.2           3.6           5.9           19.1
-//   8 tokens     10.2          9.6           5.5           4.1           6.5           20.2
-//   16 tokens    11.7          12.1          6.5           4.7           8.0           25.6
-//   peer, 1      11.8          12.1          9.8           9.5           10.0          24.1
-//   peer, 8      26.2          22.4          13.8          12.1          17.5          63.6
-//   peer, 16     42.5          38.2          18.2          13.1          25.7          119
+// Measured on an H200, 2026-11-23, groups of 128, in µs; sgl-kernel 0.4.2's in the same run:
+//   N x K            9216 x 4096   4096 x 8192   3072 x 4096   4096 x 1536   2112 x 7168   7168 x 16384
+//   1 token          9.8           9.1           5.2           3.6           5.9           19.2
+//   8 tokens         10.2          9.6           5.5           4.1           6.5           20.2
+//   16 tokens        11.7          12.1          6.5           4.7           8.0           25.6
+//   sgl-kernel, 1    11.8          12.1          9.8           9.5           10.0          24.1
+//   sgl-kernel, 16   42.5          38.2          18.2          13.1          25.7          119
 #include "kernels/gemm/gptq_gemm_portable.h"
 #include "kernels/gemm/gptq_gemm_stream_sm90a.cuh"
 #include "kernels/gemm/mixed_mm_splits.cuh"
