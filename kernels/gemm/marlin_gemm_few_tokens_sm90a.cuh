@@ -56,6 +56,9 @@ __device__ __forceinline__ void mma_onto(float (&result)[4], const uint32_t (&a)
 inline constexpr int kBoxK = kSwizzleBytes / 2;                               // numbers of a token in a box
 inline constexpr int kElementBytes = 8, kMostBoxBytes = 256 * kElementBytes;  // of the weight, as its map sees it
 
+// A number of 4 bits becomes a quarter of what it is more than its zero point.
+inline constexpr float kQuarters = 4.0f;
+
 // What Merge asks of a weight.
 template <class T, Format kFormat>
 struct Output {
@@ -71,8 +74,10 @@ struct Output {
                                                const float (&sum)[4]) {
     using mixed_mm::Pair;
     Pair<T>* const to = reinterpret_cast<Pair<T>*>(static_cast<T*>(params.result) + row * params.n + column);
-    const float factor = mixed_mm::result_factor(static_cast<const T*>(params.global_scale),
-                                                 kFormat == Format::kE2M1 ? kFp4Factor<T> : 1.0f);
+    const float factor =
+        mixed_mm::result_factor(static_cast<const T*>(params.global_scale), kFormat == Format::kE2M1   ? kFp4Factor<T>
+                                                                            : kFormat == Format::kInt4 ? kQuarters
+                                                                                                       : 1.0f);
     float scales[4] = {factor, factor, factor, factor};
     if (params.num_groups == 1) {
 #pragma unroll
@@ -80,7 +85,7 @@ struct Output {
         const int within = static_cast<int>(column % kMarlinTileN);
         const int place = marlin_scale_place(within + e, params.many_groups);
         const T* const scales_of_tile = static_cast<const T*>(params.scales) + (column - within);
-        scales[e] = static_cast<float>(scales_of_tile[place]) * kScaleFactor<T, kFormat>;
+        scales[e] = static_cast<float>(scales_of_tile[place]) * (factor * kScaleFactor<T, kFormat>);
       }
     }
     to[0] = mixed_mm::to_pair<T>(sum[0] * scales[0], sum[1] * scales[1]);
@@ -196,6 +201,12 @@ __device__ __forceinline__ void load_shared_matrices(uint32_t (&matrices)[4], ui
                : "r"(row));
 }
 
+template <class T>
+__device__ __forceinline__ uint32_t multiply_add_pairs(uint32_t a, uint32_t b, uint32_t c) {
+  using mixed_mm::Pair;
+  return bit_cast<uint32_t>(__hfma2(bit_cast<Pair<T>>(a), bit_cast<Pair<T>>(b), bit_cast<Pair<T>>(c)));
+}
+
 // Stops the compiler from computing a number anew wherever it is used.
 __device__ __forceinline__ void keep(uint32_t& number) { asm volatile("" : "+r"(number)); }
 
@@ -230,9 +241,6 @@ class Consumer {
   }
 
  private:
-  // Whether not each number is made less by the zero point, but the sums are: then a number q becomes 16 + q in bf16,
-  // and q * 2^-24 in f16, by its bits alone. With more tokens the tensor core has no time for it.
-  static constexpr bool kBiased = C::kFormat == Format::kInt4 && !C::kZeros && C::kTokenTiles <= 2;
   // Whether each number is scaled, which is exact, not the sums.
   static constexpr bool kScaled = C::kFormat == Format::kE2M1;
   static __device__ __forceinline__ int g() { return threadIdx.x % 32 / 4; }
@@ -272,19 +280,6 @@ class Consumer {
         load_shared_matrices(right[r][pair], tokens + pair_[pair] + r * (8 * kSwizzleBytes));
       }
     }
-    // What all columns' sums begin with: the tokens' sums times what the numbers have too much.
-    float base[C::kTokenTiles][4] = {};
-    if constexpr (kBiased) {
-      constexpr uint32_t kTooMuch = kIsHalf<T> ? 0x80088008 : 0xc1c0c1c0;  // pairs of -8 * 2^-24, of -(16 + 8)
-      constexpr uint32_t kLeft[4] = {kTooMuch, kTooMuch, kTooMuch, kTooMuch};
-#pragma unroll
-      for (int u = 0; u < C::kTiles; ++u) {
-#pragma unroll
-        for (int r = 0; r < C::kTokenTiles; ++r) {
-          mma_16x8x16<T>(base[r], kLeft, right[r][u / 2][u % 2 * 2], right[r][u / 2][u % 2 * 2 + 1]);
-        }
-      }
-    }
     // Four sums at a time, so that the tensor core need not wait for any.
     constexpr int kBlocksAtOnce = C::kTokenTiles >= 4 ? 1 : 4 / C::kTokenTiles;
 #pragma unroll
@@ -299,8 +294,9 @@ class Consumer {
 #pragma unroll
           for (int r = 0; r < C::kTokenTiles; ++r) {
             float (&sum)[4] = kScaled ? sums[first + i][r] : of_step[i][r];
+            float nothing[4] = {};
             mma_onto<T>(sum, left, right[r][u / 2][u % 2 * 2], right[r][u / 2][u % 2 * 2 + 1],
-                        u == 0 && !kScaled ? base[r] : sum);
+                        u == 0 && !kScaled ? nothing : sum);
           }
         }
       }
@@ -319,6 +315,26 @@ class Consumer {
         }
       }
     }
+  }
+
+  // The low four bits of a byte follow 2^7 (f16: 2^10), 4 times too much; the high four are those of a subnormal, 2^129
+  // times too small as bf16 (f16: they too follow 2^10, 64 times too much).
+  static constexpr uint32_t kHighPlace = kIsHalf<T> ? kUnitPlace<T> : 0;
+  static constexpr uint32_t kLowFactor = kIsHalf<T> ? 0x34003400 : 0x3e803e80;
+  static constexpr uint32_t kHighFactor = kIsHalf<T> ? 0x24002400 : 0x7f007f00;
+
+  // What is then added to the columns g + 8i.
+  struct QuarterBias {
+    uint32_t low, high;
+  };
+  __device__ __forceinline__ QuarterBias quarter_bias_of(const Step<C>& step, int i) const {
+    if constexpr (!C::kZeros) {  // -(2^7 + 8) / 4 and -8 / 4 (f16: -(2^10 + 8) / 4, -(2^10 + 16 * 8) / 64)
+      return kIsHalf<T> ? QuarterBias{0xdc08dc08, 0xcc80cc80} : QuarterBias{0xc208c208, 0xc000c000};
+    }
+    constexpr uint32_t kMinusQuarter = kIsHalf<T> ? 0xb400b400 : 0xbe80be80;
+    constexpr uint32_t kLess = kIsHalf<T> ? 0xdb80db80 : 0xc200c200;  // -2^7 / 4 (f16: 2^10 / 64 - 2^10 / 4)
+    const uint32_t low = multiply_pairs<T>(bias_of(step, i), kMinusQuarter);
+    return {low, subtract_pairs<T>(low, kLess)};
   }
 
   // What is subtracted from the columns g + 8i.
@@ -346,24 +362,18 @@ class Consumer {
           if constexpr (C::kZeros) left[half + 2 * k] = subtract_pairs<T>(left[half + 2 * k], bias8_of(step, i));
           word >>= 8;
         }
-      } else if constexpr (kBiased) {
-        const uint32_t word = word_of(step.words[u][0], block);
-        if constexpr (kIsHalf<T>) {
-          left[half] = word >> 8 * half & 0x000f000f;
-          left[2 + half] = word >> (8 * half + 4) & 0x000f000f;
-        } else {
-          constexpr uint32_t kSixteens = 0x41804180, kMask = 0x00780078;  // the four bits worth 1 to 8 beside 16
-          left[half] = mask_and_set(half == 0 ? word << 3 : word >> 5, kMask, kSixteens);
-          left[2 + half] = mask_and_set(word >> (8 * half + 1), kMask, kSixteens);
-        }
+      } else if constexpr (C::kFormat == Format::kInt4) {
+        const uint32_t numbers = word_of(step.words[u][0], block) >> 8 * half;
+        const QuarterBias bias = quarter_bias_of(step, i);
+        left[half] = multiply_add_pairs<T>(mask_and_set(numbers, 0x000f000f, kUnitPlace<T>), kLowFactor, bias.low);
+        left[2 + half] = multiply_add_pairs<T>(mask_and_set(numbers, 0x00f000f0, kHighPlace), kHighFactor, bias.high);
       } else if constexpr (kScaled) {
         decode_raw<T, C::kFormat>(word_of(step.words[u][0], block), half, 0, left[half], left[2 + half]);
         const uint32_t scale = __byte_perm(number_scales(step, u, block), 0, half == 0 ? 0x1010 : 0x3232);
         left[half] = multiply_pairs<T>(left[half], scale);
         left[2 + half] = multiply_pairs<T>(left[2 + half], scale);
       } else {
-        const uint32_t word = word_of(step.words[u][C::kBits == 4 ? 0 : i / 4], C::kBits == 4 ? block : i % 4);
-        decode<T, C::kFormat>(word, half, bias_of(step, i), left[half], left[2 + half]);
+        decode<T, C::kFormat>(word_of(step.words[u][i / 4], i % 4), half, bias_of(step, i), left[half], left[2 + half]);
       }
     }
   }
@@ -383,7 +393,7 @@ class Consumer {
   __device__ __forceinline__ float scale_of(const Step<C>& step, int i) const {
     const uint32_t pair = word_of(step.scales[0], i / 2);
     if constexpr (kIsHalf<T>) {
-      constexpr float kFactor = kBiased ? 0x1p24f : kScaleFactor<T, C::kFormat>;
+      constexpr float kFactor = kScaleFactor<T, C::kFormat>;
       return static_cast<float>(bit_cast<T>(static_cast<uint16_t>(pair >> 16 * (i % 2)))) * kFactor;
     } else {
       return __uint_as_float(i % 2 == 0 ? pair << 16 : pair & 0xffff0000) * kScaleFactor<T, C::kFormat>;
