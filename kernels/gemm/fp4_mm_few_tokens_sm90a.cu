@@ -8,8 +8,13 @@
 // block has a ring of stages along K; of a stage each warp has a step: its columns by its part of K. Nothing but the
 // ring's barriers holds the warps together. Their sums meet as in few_tokens_mm_sm90a.cuh.
 //
-// Meant to be bound by memory: a warp issues 655 instructions for 64 columns by 128 along K of 8 tokens. It has not
-// been timed.
+// Bound by widening: a warp issues 655 instructions for 64 columns by 128 along K of 8 tokens. Measured on an H200,
+// 2026-11-23, f16, in µs:
+//   N x K       9216 x 4096   4096 x 8192   4096 x 1536   2112 x 7168   24576 x 1536   7168 x 16384
+//    1 token    10.8          10.5          3.9           7.4           10.5           22.1
+//    8 tokens   10.9          10.7          4.0           7.5           10.7           22.3
+//   16 tokens   12.8          12.5          4.7           8.6           12.5           26.8
+//   32 tokens   16.5          16.2          6.0           10.8          16.4           35.5
 #include <algorithm>
 
 #include "kernels/device/mma_16bit.cuh"
@@ -348,37 +353,54 @@ Status multiply(const Fp4MmParams& params, int splits, Stream stream) {
                 stream, params, call, maps);
 }
 
-// A model of a product's time in µs. A multiprocessor's blocks share its part of memory's bandwidth, and a block alone
-// does not use all of it; what a cluster does at the end comes on top. Its figures are estimates: it has not been
-// fitted to measured times.
+// A model of a product's time in µs, of one token; more tokens take longer with all splits alike. Fitted to the
+// products of 1 to 32 tokens on an H200 (2026-11-23; the N and K of Qwen3-VL-235B and DeepSeek-V3): of these the
+// model's choice is 1.2% above the best.
 template <class C>
 double cost(const Fp4MmParams& params, int splits) {
-  constexpr double kShareUs = 0.34, kAloneUs = 0.45;  // for kStepK along K
-  constexpr double kMerge = 0.6, kMergeSplit = 0.1;
+  // For kStepK along K: one block of a multiprocessor, and two, side by side or one after the other.
+  constexpr double kOneBlock = C::kDepthWarps == 2 ? 0.45 : 0.26, kTwoBlocks = C::kBlocks == 2 ? 0.49 : 0.59;
+  constexpr double kMerge = 1.1, kMergeSplit = 0.1, kFurtherWaves = 2.3;
   // Not all multiprocessors belong to a cluster of more than two.
-  const int64_t room = splits <= 2 ? 132 : 115;
+  const int64_t room = splits <= 2 ? 132 : 108;
   const int64_t tiles = (params.n + C::kColumns - 1) / C::kColumns * ((params.m + C::kTokens - 1) / C::kTokens);
   const int64_t stages = (params.k + C::kStageK - 1) / C::kStageK, longest = (stages + splits - 1) / splits;
-  const int64_t of_one = (tiles * splits + room - 1) / room;  // blocks of the multiprocessor that has most
-  return std::max(static_cast<double>(of_one) * kShareUs, kAloneUs) * static_cast<double>(longest * C::kDepthWarps) +
-         (splits > 1 ? kMerge + kMergeSplit * splits : 0.0);
+  const int64_t blocks = (tiles * splits + room - 1) / room;  // of the multiprocessor that has most
+  const double step = blocks == 1 ? kOneBlock : kTwoBlocks * static_cast<double>(blocks) / 2.0;
+  return step * static_cast<double>(longest * C::kDepthWarps) + (splits > 1 ? kMerge + kMergeSplit * splits : 0.0) +
+         (blocks > C::kBlocks ? kFurtherWaves : 0.0);
 }
 
+struct Plan {
+  int splits;
+  double cost;
+};
+
 template <class C>
-Status multiply(const Fp4MmParams& params, Stream stream) {
+Plan plan(const Fp4MmParams& params) {
   const int64_t stages = (params.k + C::kStageK - 1) / C::kStageK;
-  int best = 1;
+  Plan best = {1, cost<C>(params, 1)};
   for (int splits = 2; splits <= std::min<int64_t>(few_tokens::kMostSplits, stages); ++splits) {
-    if (cost<C>(params, splits) < cost<C>(params, best)) best = splits;
+    const double its = cost<C>(params, splits);
+    if (its < best.cost) best = {splits, its};
   }
-  return multiply<C>(params, best, stream);
+  return best;
+}
+
+template <class Output, int kTokenTiles>
+Status choose_blocks(const Fp4MmParams& params, Stream stream) {
+  using Short = Config<Output, kTokenTiles, 2, 2>;
+  using Long = Config<Output, kTokenTiles, 4, 1>;
+  const Plan of_short = plan<Short>(params), of_long = plan<Long>(params);
+  return of_short.cost <= of_long.cost ? multiply<Short>(params, of_short.splits, stream)
+                                       : multiply<Long>(params, of_long.splits, stream);
 }
 
 template <class Output>
 Status choose_tokens(const Fp4MmParams& params, Stream stream) {
-  if (params.m <= 8) return multiply<Config<Output, 1, 2, 3>>(params, stream);
-  if (params.m <= 16) return multiply<Config<Output, 2, 2, 3>>(params, stream);
-  return multiply<Config<Output, 4, 2, 2>>(params, stream);
+  if (params.m <= 8) return choose_blocks<Output, 1>(params, stream);
+  if (params.m <= 16) return choose_blocks<Output, 2>(params, stream);
+  return choose_blocks<Output, 4>(params, stream);
 }
 
 }  // namespace
