@@ -23,6 +23,7 @@
 
 #include <algorithm>
 #include <climits>
+#include <type_traits>
 
 #include "kernels/device/mma_16bit.cuh"
 #include "kernels/device/mma_int8.cuh"
@@ -36,28 +37,15 @@ namespace sgl_kernel::SGL_TARGET::marlin_few_tokens {
 
 using namespace marlin;
 
-// result = a * b + c.
-template <class T>
-__device__ __forceinline__ void mma_onto(float (&result)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                                         const float (&c)[4]) {
-  if constexpr (kIsHalf<T>) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, "
-        "%12, %13};"
-        : "=f"(result[0]), "=f"(result[1]), "=f"(result[2]), "=f"(result[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
-  } else {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, "
-        "%12, %13};"
-        : "=f"(result[0]), "=f"(result[1]), "=f"(result[2]), "=f"(result[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
-  }
-}
-
 inline constexpr int kBoxK = kSwizzleBytes / 2;                               // numbers of a token in a box
 inline constexpr int kElementBytes = 8, kMostBoxBytes = 256 * kElementBytes;  // of the weight, as its map sees it
 
-// A number of 4 bits becomes a quarter of what it is more than its zero point.
-inline constexpr float kQuarters = 4.0f;
+// What results lack: the numbers that are multiplied are so much less than the weight's.
+template <class T, Format kFormat>
+inline constexpr float kResultFactor = kFormat == Format::kInt4                  ? 4.0f
+                                       : kFormat == Format::kInt8 && !kIsHalf<T> ? 64.0f
+                                       : kFormat == Format::kE2M1                ? kFp4Factor<T>
+                                                                                 : 1.0f;
 
 // What Merge asks of a weight.
 template <class T, Format kFormat>
@@ -74,10 +62,7 @@ struct Output {
                                                const float (&sum)[4]) {
     using mixed_mm::Pair;
     Pair<T>* const to = reinterpret_cast<Pair<T>*>(static_cast<T*>(params.result) + row * params.n + column);
-    const float factor =
-        mixed_mm::result_factor(static_cast<const T*>(params.global_scale), kFormat == Format::kE2M1   ? kFp4Factor<T>
-                                                                            : kFormat == Format::kInt4 ? kQuarters
-                                                                                                       : 1.0f);
+    const float factor = mixed_mm::result_factor(static_cast<const T*>(params.global_scale), kResultFactor<T, kFormat>);
     float scales[4] = {factor, factor, factor, factor};
     if (params.num_groups == 1) {
 #pragma unroll
@@ -95,7 +80,7 @@ struct Output {
 
 // kZeros: whether there are zero points other than the type's. kTiles: along K, of a warp's step; groups do not end in
 // it, but for float4_e2m1f's, which are a tile each, two of them in a row of scales.
-template <class T_, Format kFormat_, bool kZeros_, int kTiles_, int kTokenTiles_, int kColumnWarps_>
+template <class T_, Format kFormat_, bool kZeros_, int kTiles_, int kTokenTiles_, int kColumnWarps_, int kWarps_>
 struct Config {
   using T = T_;
   using Weight = Output<T, kFormat_>;
@@ -103,7 +88,7 @@ struct Config {
   static constexpr bool kZeros = kZeros_;
   static constexpr int kBits = bits_of(kFormat), kTileBytes = kMarlinTileK * kMarlinTileN * kBits / 8;
   static constexpr int kTiles = kTiles_, kTokenTiles = kTokenTiles_, kTokens = 8 * kTokenTiles;
-  static constexpr int kWarps = 8, kThreads = 32 * kWarps;
+  static constexpr int kWarps = kWarps_, kThreads = 32 * kWarps;
   static constexpr int kColumnWarps = kColumnWarps_, kDepthWarps = kWarps / kColumnWarps;
   static constexpr int kColumns = kColumnWarps * kMarlinTileN;
   static constexpr int kStageTiles = kDepthWarps * kTiles, kStageK = kStageTiles * kMarlinTileK;
@@ -118,9 +103,11 @@ struct Config {
   static constexpr int kSumPitch = kColumns + 4;  // a lane's columns and tokens then lie in different banks
   static constexpr int kReceivedBytes =
       (kTokens * kColumns + few_tokens::kMostSplits * 4) * 4;  // shares are rounded up
-  // Blocks of a multiprocessor, and the stages that they find room for.
-  static constexpr int kBlocks = kTokenTiles == 1 || (kTokenTiles == 2 && kColumnWarps > 1) ? 2 : 1;
-  static constexpr int kMostBytes = kBlocks == 2 ? 113 * 1024 : 227 * 1024, kBarrierBytes = 1024;
+  // Blocks of a multiprocessor, and the stages that they find room for. A block of eight warps has it alone: with room
+  // for two, those of the next kernel may crowd some multiprocessors. Few tokens of 8 bits gain more than they lose.
+  static constexpr bool kPaired = kBits == 8 && kTokenTiles == 1 && kColumnWarps == 1;
+  static constexpr int kBlocks = kWarps == 4 ? 3 : kPaired ? 2 : 1;
+  static constexpr int kMostBytes = 228 * 1024 / kBlocks - 1024, kBarrierBytes = 1024;
   static constexpr int kStages = std::min(6, (kMostBytes - kReceivedBytes - kBarrierBytes) / kStageBytes);
   static_assert(kStageK % kBoxK == 0);
   static_assert(kStages > 2);
@@ -187,13 +174,6 @@ struct Step {
   uint4 scales[C::kStepScales] = {{kOnes, kOnes, kOnes, kOnes}};  // of the columns g + 8i
   uint2 zeros;                                                    // "
 };
-
-// (~a & mask) | bits in one instruction.
-__device__ __forceinline__ uint32_t clear_and_set(uint32_t a, uint32_t mask, uint32_t bits) {
-  uint32_t result;
-  asm("lop3.b32 %0, %1, %2, %3, 0xae;" : "=r"(result) : "r"(a), "r"(mask), "r"(bits));
-  return result;
-}
 
 __device__ __forceinline__ void load_shared_matrices(uint32_t (&matrices)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -284,7 +264,7 @@ class Consumer {
     constexpr int kBlocksAtOnce = C::kTokenTiles >= 4 ? 1 : 4 / C::kTokenTiles;
 #pragma unroll
     for (int first = 0; first < 4; first += kBlocksAtOnce) {
-      float of_step[kBlocksAtOnce][C::kTokenTiles][4];
+      float of_step[kBlocksAtOnce][C::kTokenTiles][4] = {};
 #pragma unroll
       for (int u = 0; u < C::kTiles; ++u) {
 #pragma unroll
@@ -294,9 +274,7 @@ class Consumer {
 #pragma unroll
           for (int r = 0; r < C::kTokenTiles; ++r) {
             float (&sum)[4] = kScaled ? sums[first + i][r] : of_step[i][r];
-            float nothing[4] = {};
-            mma_onto<T>(sum, left, right[r][u / 2][u % 2 * 2], right[r][u / 2][u % 2 * 2 + 1],
-                        u == 0 && !kScaled ? nothing : sum);
+            mma_16x8x16<T>(sum, left, right[r][u / 2][u % 2 * 2], right[r][u / 2][u % 2 * 2 + 1]);
           }
         }
       }
@@ -351,17 +329,11 @@ class Consumer {
     for (int half = 0; half < 2; ++half) {
       const int i = 2 * block + half;
       if constexpr (C::kFormat == Format::kInt8 && !kIsHalf<T>) {
-        // A byte is 128 b + l. Less 128 it is 128 + l, which as bf16 is a matter of bits, less 256, or 128 where b
-        // is 1.
-        uint32_t word = word_of(step.words[u][i / 4], i % 4);
-#pragma unroll
-        for (int k = 0; k < 2; ++k) {
-          const uint32_t number = mask_and_set(word, 0x007f007f, kUnitPlace<T>);
-          const uint32_t less = clear_and_set(word, 0x00800080, kUnitPlace<T>);  // b is the exponent's last bit
-          left[half + 2 * k] = subtract_pairs<T>(number, less);
-          if constexpr (C::kZeros) left[half + 2 * k] = subtract_pairs<T>(left[half + 2 * k], bias8_of(step, i));
-          word >>= 8;
-        }
+        // A byte alone is a subnormal's, or of the next exponent: 2^-133 times itself.
+        constexpr uint32_t kTwoTo127 = 0x7f007f00;
+        const uint32_t word = word_of(step.words[u][i / 4], i % 4), bias = bias8_of(step, i);
+        left[half] = multiply_add_pairs<T>(word & 0x00ff00ff, kTwoTo127, bias);
+        left[2 + half] = multiply_add_pairs<T>(__byte_perm(word, 0, 0x4341), kTwoTo127, bias);
       } else if constexpr (C::kFormat == Format::kInt4) {
         const uint32_t numbers = word_of(step.words[u][0], block) >> 8 * half;
         const QuarterBias bias = quarter_bias_of(step, i);
@@ -383,11 +355,12 @@ class Consumer {
     return fp4_scale_pair<T>(word_of(step.scales[u / 2], u % 2 * 2 + block / 2) >> 8 * (block % 2));
   }
 
-  // The zero point of the columns g + 8i, less 128: a pair.
+  // The zero point of the columns g + 8i, times -2^-6: a pair.
   __device__ __forceinline__ uint32_t bias8_of(const Step<C>& step, int i) const {
+    if constexpr (!C::kZeros) return 0xc000c000;
     const uint32_t word = i / 4 == 0 ? step.zeros.x : step.zeros.y;
-    const int zero = static_cast<int>(word >> marlin_zero_bit(8, i % 4) & 0xff) - 128;
-    return bit_cast<uint32_t>(mixed_mm::to_pair<T>(static_cast<float>(zero), static_cast<float>(zero)));
+    const float bias = static_cast<float>(word >> marlin_zero_bit(8, i % 4) & 0xff) * -0x1p-6f;
+    return bit_cast<uint32_t>(mixed_mm::to_pair<T>(bias, bias));
   }
 
   __device__ __forceinline__ float scale_of(const Step<C>& step, int i) const {
@@ -469,22 +442,32 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocks)
   merge.finish(params, left, shared.received, shared.all_received, first_column, 0);
 }
 
-// How long the product takes with `splits` of K, in units of 64 columns by 1000 of K of a multiprocessor with one
-// block. The constants are fitted to the times of products with uint4b8 and uint8b128, bf16, groups of 128, 8 to 32
-// tokens on an H200 (2026-11-23; the N and K of Qwen3-VL-235B and DeepSeek-V3): of these the model's choice is 3% above
-// the best.
+// How long the product takes with `splits` of K, in units of about 1000 of K by 64 columns of a block of eight warps.
+// The constants are fitted, of 4 and of 8 bits by themselves, to the times of products with all types but
+// float4_e2m1f, bf16, 8 to 32 tokens on an H200 (2026-11-23; the N and K of Qwen3-VL-235B and DeepSeek-V3): of these
+// the model's choice is 0.1% above the best.
 template <class C>
 double cost(const MarlinGemmParams& params, int splits) {
-  constexpr double kMerge = 0.24, kMergeSplit = 0.106, kColumn = 0.167, kFurtherWaves = 2.9;
-  constexpr double kTwoBlocks = C::kBlocks == 2 ? 1.79 : 2.0;  // two of them, side by side or in turn
+  constexpr bool k4 = C::kBits == 4;
+  constexpr double kMerge = k4 ? 0.14 : 0.04, kMergeSplit = k4 ? 0.126 : 0.078, kColumn = k4 ? 0.172 : 0.135;
+  constexpr double kFurtherWave = k4 ? 0.938 : 2.06, kFourWarps = k4 ? 0.181 : -0.069;
+  // By the blocks of a multiprocessor.
+  static constexpr double kOfFourWarps[] = {0.0, k4 ? 0.833 : 0.874, k4 ? 2.023 : 1.828, k4 ? 2.538 : 2.806};
+  static constexpr double kOfEightWarps[] = {0.0, k4 ? 0.81 : 0.798, k4 ? 1.62 : 1.545};
+  constexpr double kWide = !k4 ? 2.561 : C::kTokenTiles == 1 ? 2.93 : 3.152;
+  const double* const of_blocks = C::kWarps == 4 ? kOfFourWarps : kOfEightWarps;
   // Not all multiprocessors belong to a cluster of more than two.
-  const int64_t room = splits <= 2 ? 132 : 115;
-  const int64_t blocks = (params.n + C::kColumns - 1) / C::kColumns * splits, waves = (blocks + room - 1) / room;
+  const int64_t room = splits <= 2 ? 132 : 112;
+  const int64_t blocks = ((params.n + C::kColumns - 1) / C::kColumns * splits + room - 1) / room;  // of the fullest
   const int64_t stages = (params.k + C::kStageK - 1) / C::kStageK, longest = (stages + splits - 1) / splits;
-  return (waves == 2 ? kTwoBlocks : static_cast<double>(waves)) * C::kColumnWarps *
-             static_cast<double>(longest * C::kStageK) / 1000.0 +
-         kColumn * C::kColumnWarps + (splits > 1 ? kMerge + kMergeSplit * splits : 0.0) +
-         (waves > 2 ? kFurtherWaves : 0.0);
+  const int64_t most = C::kBlocks, waves = (blocks + most - 1) / most;
+  const double many = static_cast<double>(blocks) / static_cast<double>(most) * of_blocks[most];
+  const double step = C::kColumnWarps > 1 ? kWide * static_cast<double>(blocks)
+                      : blocks < most     ? of_blocks[blocks]
+                                          : many;
+  return step * static_cast<double>(longest * C::kStageK) / 1000.0 + kColumn * C::kColumnWarps +
+         (splits > 1 ? kMerge + kMergeSplit * splits : 0.0) + kFurtherWave * static_cast<double>(waves - 1) +
+         (C::kWarps == 4 ? kFourWarps : 0.0);
 }
 
 struct Plan {
@@ -576,25 +559,33 @@ Status multiply(const MarlinGemmParams& params, int splits, Stream stream) {
                 stream, params, call, maps);
 }
 
-template <class Narrow, class Wide>
-Status choose_columns(const MarlinGemmParams& params, Stream stream) {
-  const Plan narrow = plan<Narrow>(params), wide = plan<Wide>(params);
-  return narrow.cost <= wide.cost ? multiply<Narrow>(params, narrow.splits, stream)
-                                  : multiply<Wide>(params, wide.splits, stream);
+template <class First, class... Others>
+Status choose_blocks(const MarlinGemmParams& params, Stream stream) {
+  Plan best = plan<First>(params);
+  auto multiply_best = multiply<First>;
+  const auto consider = [&]<class C>(std::type_identity<C>) {
+    const Plan its = plan<C>(params);
+    if (its.cost < best.cost) {
+      best = its;
+      multiply_best = multiply<C>;
+    }
+  };
+  (consider(std::type_identity<Others>()), ...);
+  return multiply_best(params, best.splits, stream);
 }
 
 template <class T, Format kFormat, bool kZeros, int kTiles>
 Status choose_tokens(const MarlinGemmParams& params, Stream stream) {
   if (params.m <= 8) {
-    return choose_columns<Config<T, kFormat, kZeros, kTiles, 1, 1>, Config<T, kFormat, kZeros, kTiles, 1, 2>>(params,
-                                                                                                              stream);
+    return choose_blocks<Config<T, kFormat, kZeros, kTiles, 1, 1, 8>, Config<T, kFormat, kZeros, kTiles, 1, 1, 4>,
+                         Config<T, kFormat, kZeros, kTiles, 1, 4, 8>>(params, stream);
   }
   if (params.m <= 16) {
-    return choose_columns<Config<T, kFormat, kZeros, kTiles, 2, 1>, Config<T, kFormat, kZeros, kTiles, 2, 2>>(params,
-                                                                                                              stream);
+    return choose_blocks<Config<T, kFormat, kZeros, kTiles, 2, 1, 8>, Config<T, kFormat, kZeros, kTiles, 2, 1, 4>,
+                         Config<T, kFormat, kZeros, kTiles, 2, 4, 8>>(params, stream);
   }
-  return choose_columns<Config<T, kFormat, kZeros, kTiles, 4, 1>, Config<T, kFormat, kZeros, kTiles, 4, 4>>(params,
-                                                                                                            stream);
+  return choose_blocks<Config<T, kFormat, kZeros, kTiles, 4, 1, 8>, Config<T, kFormat, kZeros, kTiles, 4, 4, 8>>(
+      params, stream);
 }
 
 template <class T, Format kFormat, int kTiles>
