@@ -23,10 +23,12 @@
 
 #include <algorithm>
 #include <climits>
+#include <type_traits>
 
 #include "kernels/device/mma_16bit.cuh"
 #include "kernels/device/mma_int8.cuh"
 #include "kernels/device/tma_sm90.cuh"
+#include "kernels/device/vec.cuh"
 #include "kernels/gemm/few_tokens_mm_sm90a.cuh"
 #include "kernels/gemm/marlin_gemm_decode.cuh"
 #include "kernels/gemm/marlin_layout.h"
@@ -35,28 +37,18 @@ namespace sgl_kernel::SGL_TARGET::marlin_few_tokens {
 
 using namespace marlin;
 
-// result = a * b + c.
-template <class T>
-__device__ __forceinline__ void mma_onto(float (&result)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                                         const float (&c)[4]) {
-  if constexpr (kIsHalf<T>) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, "
-        "%12, %13};"
-        : "=f"(result[0]), "=f"(result[1]), "=f"(result[2]), "=f"(result[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
-  } else {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, "
-        "%12, %13};"
-        : "=f"(result[0]), "=f"(result[1]), "=f"(result[2]), "=f"(result[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
-  }
-}
-
 inline constexpr int kBoxK = kSwizzleBytes / 2;                               // numbers of a token in a box
 inline constexpr int kElementBytes = 8, kMostBoxBytes = 256 * kElementBytes;  // of the weight, as its map sees it
 
+// What results lack: the numbers that are multiplied are so much less than the weight's.
+template <class T, Format kFormat>
+inline constexpr float kResultFactor = kFormat == Format::kInt4                  ? 4.0f
+                                       : kFormat == Format::kInt8 && !kIsHalf<T> ? 64.0f
+                                       : kFormat == Format::kE2M1                ? kFp4Factor<T>
+                                                                                 : 1.0f;
+
 // What Merge asks of a weight.
-template <class T>
+template <class T, Format kFormat>
 struct Output {
   using Params = MarlinGemmParams;
   using Sum = float;
@@ -70,13 +62,15 @@ struct Output {
                                                const float (&sum)[4]) {
     using mixed_mm::Pair;
     Pair<T>* const to = reinterpret_cast<Pair<T>*>(static_cast<T*>(params.result) + row * params.n + column);
-    float scales[4] = {1.0f, 1.0f, 1.0f, 1.0f};
+    const float factor = mixed_mm::result_factor(static_cast<const T*>(params.global_scale), kResultFactor<T, kFormat>);
+    float scales[4] = {factor, factor, factor, factor};
     if (params.num_groups == 1) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int64_t within = column % kMarlinTileN;
-        const int place = marlin_scale_place(static_cast<int>(within) + e, params.many_groups);
-        scales[e] = static_cast<float>(static_cast<const T*>(params.scales)[column - within + place]);
+        const int within = static_cast<int>(column % kMarlinTileN);
+        const int place = marlin_scale_place(within + e, params.many_groups);
+        const T* const scales_of_tile = static_cast<const T*>(params.scales) + (column - within);
+        scales[e] = static_cast<float>(scales_of_tile[place]) * (factor * kScaleFactor<T, kFormat>);
       }
     }
     to[0] = mixed_mm::to_pair<T>(sum[0] * scales[0], sum[1] * scales[1]);
@@ -85,16 +79,16 @@ struct Output {
 };
 
 // kZeros: whether there are zero points other than the type's. kTiles: along K, of a warp's step; groups do not end in
-// it.
-template <class T_, Format kFormat_, bool kZeros_, int kTiles_, int kTokenTiles_, int kColumnWarps_>
+// it, but for float4_e2m1f's, which are a tile each, two of them in a row of scales.
+template <class T_, Format kFormat_, bool kZeros_, int kTiles_, int kTokenTiles_, int kColumnWarps_, int kWarps_>
 struct Config {
   using T = T_;
-  using Weight = Output<T>;
+  using Weight = Output<T, kFormat_>;
   static constexpr Format kFormat = kFormat_;
   static constexpr bool kZeros = kZeros_;
   static constexpr int kBits = bits_of(kFormat), kTileBytes = kMarlinTileK * kMarlinTileN * kBits / 8;
   static constexpr int kTiles = kTiles_, kTokenTiles = kTokenTiles_, kTokens = 8 * kTokenTiles;
-  static constexpr int kWarps = 8, kThreads = 32 * kWarps;
+  static constexpr int kWarps = kWarps_, kThreads = 32 * kWarps;
   static constexpr int kColumnWarps = kColumnWarps_, kDepthWarps = kWarps / kColumnWarps;
   static constexpr int kColumns = kColumnWarps * kMarlinTileN;
   static constexpr int kStageTiles = kDepthWarps * kTiles, kStageK = kStageTiles * kMarlinTileK;
@@ -103,14 +97,17 @@ struct Config {
   static constexpr int kWeightBoxes = kColumnWarps / kBoxColumns;
   static constexpr int kWeightBytes = kStageTiles * kColumnWarps * kTileBytes;
   static constexpr int kScaleBytes = kColumns * 2, kZeroBytes = kZeros ? kColumns * kBits / 8 : 0;  // of a group
+  static constexpr int kStepScales = kFormat == Format::kE2M1 ? kTiles / 2 : 1, kScaleRows = kDepthWarps * kStepScales;
   static constexpr int kStageBytes =
-      kTokenBoxes * kTokenBoxBytes + kWeightBytes + kDepthWarps * (kScaleBytes + kZeroBytes);
+      kTokenBoxes * kTokenBoxBytes + kWeightBytes + kScaleRows * kScaleBytes + kDepthWarps * kZeroBytes;
   static constexpr int kSumPitch = kColumns + 4;  // a lane's columns and tokens then lie in different banks
   static constexpr int kReceivedBytes =
       (kTokens * kColumns + few_tokens::kMostSplits * 4) * 4;  // shares are rounded up
-  // Blocks of a multiprocessor, and the stages that they find room for.
-  static constexpr int kBlocks = kTokenTiles == 1 || (kTokenTiles == 2 && kColumnWarps > 1) ? 2 : 1;
-  static constexpr int kMostBytes = kBlocks == 2 ? 113 * 1024 : 227 * 1024, kBarrierBytes = 1024;
+  // Blocks of a multiprocessor, and the stages that they find room for. A block of eight warps has it alone: with room
+  // for two, those of the next kernel may crowd some multiprocessors. Few tokens of 8 bits gain more than they lose.
+  static constexpr bool kPaired = kBits == 8 && kTokenTiles == 1 && kColumnWarps == 1;
+  static constexpr int kBlocks = kWarps == 4 ? 3 : kPaired ? 2 : 1;
+  static constexpr int kMostBytes = 228 * 1024 / kBlocks - 1024, kBarrierBytes = 1024;
   static constexpr int kStages = std::min(6, (kMostBytes - kReceivedBytes - kBarrierBytes) / kStageBytes);
   static_assert(kStageK % kBoxK == 0);
   static_assert(kStages > 2);
@@ -122,7 +119,7 @@ struct SharedMemory {
     struct {
       alignas(8 * kSwizzleBytes) uint8_t tokens[C::kStages][C::kTokenBoxes][C::kTokenBoxBytes];
       alignas(128) uint8_t weights[C::kStages][C::kWeightBoxes][C::kStageTiles][C::kBoxColumns * C::kTileBytes];
-      alignas(128) uint8_t scales[C::kStages][C::kDepthWarps][C::kScaleBytes];
+      alignas(128) uint8_t scales[C::kStages][C::kScaleRows][C::kScaleBytes];
       alignas(128) uint8_t zeros[C::kStages][C::kDepthWarps][C::kZeroBytes + (C::kZeros ? 0 : 16)];
     };
     float sums[C::kDepthWarps][C::kTokens][C::kSumPitch];
@@ -168,34 +165,30 @@ __device__ __forceinline__ void ask(const Call& call, const Maps& maps, SharedMe
 // A lane's share of a step.
 template <class C>
 struct Step {
+  // One, as a checkpoint's scale has it.
+  static constexpr uint32_t kOnes = C::kFormat == Format::kE4M3 ? kRebias<typename C::T, C::kFormat>
+                                    : kIsHalf<typename C::T>    ? 0x3c003c00
+                                                                : 0x3f803f80;
+
   uint4 words[C::kTiles][C::kBits / 4];
-  uint4 scales;  // of the columns g + 8i
-  uint2 zeros;   // "
+  uint4 scales[C::kStepScales] = {{kOnes, kOnes, kOnes, kOnes}};  // of the columns g + 8i
+  uint2 zeros;                                                    // "
 };
 
-__device__ __forceinline__ uint32_t word_of(const uint4& words, int i) {
-  return i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w;
-}
-
-// (~a & mask) | bits in one instruction.
-__device__ __forceinline__ uint32_t clear_and_set(uint32_t a, uint32_t mask, uint32_t bits) {
-  uint32_t result;
-  asm("lop3.b32 %0, %1, %2, %3, 0xae;" : "=r"(result) : "r"(a), "r"(mask), "r"(bits));
-  return result;
-}
-
-__device__ __forceinline__ uint4 load_shared(uint32_t address) {
-  uint4 four;
-  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(four.x), "=r"(four.y), "=r"(four.z), "=r"(four.w)
-               : "r"(address));
-  return four;
-}
 __device__ __forceinline__ void load_shared_matrices(uint32_t (&matrices)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
                : "r"(row));
 }
+
+template <class T>
+__device__ __forceinline__ uint32_t multiply_add_pairs(uint32_t a, uint32_t b, uint32_t c) {
+  using mixed_mm::Pair;
+  return bit_cast<uint32_t>(__hfma2(bit_cast<Pair<T>>(a), bit_cast<Pair<T>>(b), bit_cast<Pair<T>>(c)));
+}
+
+// Stops the compiler from computing a number anew wherever it is used.
+__device__ __forceinline__ void keep(uint32_t& number) { asm volatile("" : "+r"(number)); }
 
 // A warp's products of a stage: of its columns, over its part of K.
 template <class C>
@@ -216,20 +209,20 @@ class Consumer {
     for (int pair = 0; pair < kPairs; ++pair) {
       const int chunk = (tile * kMarlinTileK + pair * kPairK) % kBoxK / 8 + lane / 8;  // of 8 numbers
       pair_[pair] = (tile * kMarlinTileK % kBoxK + pair * kPairK) / kBoxK * C::kTokenBoxBytes + (chunk ^ lane % 8) * 16;
+      keep(pair_[pair]);
     }
+    for (uint32_t* address : {&words_, &scales_, &zeros_, &tokens_}) keep(*address);
   }
 
-  // The stage in place `index` of the ring.
-  __device__ __forceinline__ void multiply(int index, float (&sums)[4][C::kTokenTiles][4]) const {
-    Step<C> step;
+  // The stage in place `index` of the ring. `step` is the same in each call.
+  __device__ __forceinline__ void multiply(int index, Step<C>& step, float (&sums)[4][C::kTokenTiles][4]) const {
     take(index, step);
     add(index, step, sums);
   }
 
  private:
-  // Whether not each number is made less by the zero point, but the sums are: then a number q becomes 16 + q in bf16,
-  // and q * 2^-24 in f16, by its bits alone. With more tokens the tensor core has no time for it.
-  static constexpr bool kBiased = C::kFormat == Format::kInt4 && !C::kZeros && C::kTokenTiles <= 2;
+  // Whether each number is scaled, which is exact, not the sums.
+  static constexpr bool kScaled = C::kFormat == Format::kE2M1;
   static __device__ __forceinline__ int g() { return threadIdx.x % 32 / 4; }
 
   static constexpr int kPairK = 2 * kMarlinTileK, kPairs = C::kTiles / 2;  // of tiles
@@ -245,10 +238,10 @@ class Consumer {
       }
     }
     if (has_scales_) {
-      step.scales = load_shared(scales_ + index * (C::kDepthWarps * C::kScaleBytes));
-    } else {
-      constexpr uint32_t kOnes = kIsHalf<T> ? 0x3c003c00 : 0x3f803f80;
-      step.scales = make_uint4(kOnes, kOnes, kOnes, kOnes);
+#pragma unroll
+      for (int i = 0; i < C::kStepScales; ++i) {
+        step.scales[i] = load_shared(scales_ + index * (C::kScaleRows * C::kScaleBytes) + i * C::kScaleBytes);
+      }
     }
     if constexpr (C::kZeros) {
       const uint32_t zeros = zeros_ + index * (C::kDepthWarps * C::kZeroBytes);
@@ -267,24 +260,11 @@ class Consumer {
         load_shared_matrices(right[r][pair], tokens + pair_[pair] + r * (8 * kSwizzleBytes));
       }
     }
-    // What all columns' sums begin with: the tokens' sums times what the numbers have too much.
-    float base[C::kTokenTiles][4] = {};
-    if constexpr (kBiased) {
-      constexpr uint32_t kTooMuch = kIsHalf<T> ? 0x80088008 : 0xc1c0c1c0;  // pairs of -8 * 2^-24, of -(16 + 8)
-      constexpr uint32_t kLeft[4] = {kTooMuch, kTooMuch, kTooMuch, kTooMuch};
-#pragma unroll
-      for (int u = 0; u < C::kTiles; ++u) {
-#pragma unroll
-        for (int r = 0; r < C::kTokenTiles; ++r) {
-          mma_16x8x16<T>(base[r], kLeft, right[r][u / 2][u % 2 * 2], right[r][u / 2][u % 2 * 2 + 1]);
-        }
-      }
-    }
     // Four sums at a time, so that the tensor core need not wait for any.
     constexpr int kBlocksAtOnce = C::kTokenTiles >= 4 ? 1 : 4 / C::kTokenTiles;
 #pragma unroll
     for (int first = 0; first < 4; first += kBlocksAtOnce) {
-      float of_step[kBlocksAtOnce][C::kTokenTiles][4];
+      float of_step[kBlocksAtOnce][C::kTokenTiles][4] = {};
 #pragma unroll
       for (int u = 0; u < C::kTiles; ++u) {
 #pragma unroll
@@ -293,24 +273,46 @@ class Consumer {
           decode_block(step, u, first + i, left);
 #pragma unroll
           for (int r = 0; r < C::kTokenTiles; ++r) {
-            mma_onto<T>(of_step[i][r], left, right[r][u / 2][u % 2 * 2], right[r][u / 2][u % 2 * 2 + 1],
-                        u == 0 ? base[r] : of_step[i][r]);
+            float (&sum)[4] = kScaled ? sums[first + i][r] : of_step[i][r];
+            mma_16x8x16<T>(sum, left, right[r][u / 2][u % 2 * 2], right[r][u / 2][u % 2 * 2 + 1]);
           }
         }
       }
+      if constexpr (!kScaled) {
 #pragma unroll
-      for (int i = 0; i < kBlocksAtOnce; ++i) {
-        const float upper = scale_of(step, 2 * (first + i)), lower = scale_of(step, 2 * (first + i) + 1);
+        for (int i = 0; i < kBlocksAtOnce; ++i) {
+          const float upper = scale_of(step, 2 * (first + i)), lower = scale_of(step, 2 * (first + i) + 1);
 #pragma unroll
-        for (int r = 0; r < C::kTokenTiles; ++r) {
-          float (&sum)[4] = sums[first + i][r];
-          sum[0] += of_step[i][r][0] * upper;
-          sum[1] += of_step[i][r][1] * upper;
-          sum[2] += of_step[i][r][2] * lower;
-          sum[3] += of_step[i][r][3] * lower;
+          for (int r = 0; r < C::kTokenTiles; ++r) {
+            float (&sum)[4] = sums[first + i][r];
+            sum[0] += of_step[i][r][0] * upper;
+            sum[1] += of_step[i][r][1] * upper;
+            sum[2] += of_step[i][r][2] * lower;
+            sum[3] += of_step[i][r][3] * lower;
+          }
         }
       }
     }
+  }
+
+  // The low four bits of a byte follow 2^7 (f16: 2^10), 4 times too much; the high four are those of a subnormal, 2^129
+  // times too small as bf16 (f16: they too follow 2^10, 64 times too much).
+  static constexpr uint32_t kHighPlace = kIsHalf<T> ? kUnitPlace<T> : 0;
+  static constexpr uint32_t kLowFactor = kIsHalf<T> ? 0x34003400 : 0x3e803e80;
+  static constexpr uint32_t kHighFactor = kIsHalf<T> ? 0x24002400 : 0x7f007f00;
+
+  // What is then added to the columns g + 8i.
+  struct QuarterBias {
+    uint32_t low, high;
+  };
+  __device__ __forceinline__ QuarterBias quarter_bias_of(const Step<C>& step, int i) const {
+    if constexpr (!C::kZeros) {  // -(2^7 + 8) / 4 and -8 / 4 (f16: -(2^10 + 8) / 4, -(2^10 + 16 * 8) / 64)
+      return kIsHalf<T> ? QuarterBias{0xdc08dc08, 0xcc80cc80} : QuarterBias{0xc208c208, 0xc000c000};
+    }
+    constexpr uint32_t kMinusQuarter = kIsHalf<T> ? 0xb400b400 : 0xbe80be80;
+    constexpr uint32_t kLess = kIsHalf<T> ? 0xdb80db80 : 0xc200c200;  // -2^7 / 4 (f16: 2^10 / 64 - 2^10 / 4)
+    const uint32_t low = multiply_pairs<T>(bias_of(step, i), kMinusQuarter);
+    return {low, subtract_pairs<T>(low, kLess)};
   }
 
   // What is subtracted from the columns g + 8i.
@@ -327,47 +329,47 @@ class Consumer {
     for (int half = 0; half < 2; ++half) {
       const int i = 2 * block + half;
       if constexpr (C::kFormat == Format::kInt8 && !kIsHalf<T>) {
-        // A byte is 128 b + l. Less 128 it is 128 + l, which as bf16 is a matter of bits, less 256, or 128 where b
-        // is 1.
-        uint32_t word = word_of(step.words[u][i / 4], i % 4);
-#pragma unroll
-        for (int k = 0; k < 2; ++k) {
-          const uint32_t number = mask_and_set(word, 0x007f007f, kUnitPlace<T>);
-          const uint32_t less = clear_and_set(word, 0x00800080, kUnitPlace<T>);  // b is the exponent's last bit
-          left[half + 2 * k] = subtract_pairs<T>(number, less);
-          if constexpr (C::kZeros) left[half + 2 * k] = subtract_pairs<T>(left[half + 2 * k], bias8_of(step, i));
-          word >>= 8;
-        }
-      } else if constexpr (kBiased) {
-        const uint32_t word = word_of(step.words[u][0], block);
-        if constexpr (kIsHalf<T>) {
-          left[half] = word >> 8 * half & 0x000f000f;
-          left[2 + half] = word >> (8 * half + 4) & 0x000f000f;
-        } else {
-          constexpr uint32_t kSixteens = 0x41804180, kMask = 0x00780078;  // the four bits worth 1 to 8 beside 16
-          left[half] = mask_and_set(half == 0 ? word << 3 : word >> 5, kMask, kSixteens);
-          left[2 + half] = mask_and_set(word >> (8 * half + 1), kMask, kSixteens);
-        }
+        // A byte alone is a subnormal's, or of the next exponent: 2^-133 times itself.
+        constexpr uint32_t kTwoTo127 = 0x7f007f00;
+        const uint32_t word = word_of(step.words[u][i / 4], i % 4), bias = bias8_of(step, i);
+        left[half] = multiply_add_pairs<T>(word & 0x00ff00ff, kTwoTo127, bias);
+        left[2 + half] = multiply_add_pairs<T>(__byte_perm(word, 0, 0x4341), kTwoTo127, bias);
+      } else if constexpr (C::kFormat == Format::kInt4) {
+        const uint32_t numbers = word_of(step.words[u][0], block) >> 8 * half;
+        const QuarterBias bias = quarter_bias_of(step, i);
+        left[half] = multiply_add_pairs<T>(mask_and_set(numbers, 0x000f000f, kUnitPlace<T>), kLowFactor, bias.low);
+        left[2 + half] = multiply_add_pairs<T>(mask_and_set(numbers, 0x00f000f0, kHighPlace), kHighFactor, bias.high);
+      } else if constexpr (kScaled) {
+        decode_raw<T, C::kFormat>(word_of(step.words[u][0], block), half, 0, left[half], left[2 + half]);
+        const uint32_t scale = __byte_perm(number_scales(step, u, block), 0, half == 0 ? 0x1010 : 0x3232);
+        left[half] = multiply_pairs<T>(left[half], scale);
+        left[2 + half] = multiply_pairs<T>(left[2 + half], scale);
       } else {
-        const uint32_t word = word_of(step.words[u][C::kBits == 4 ? 0 : i / 4], C::kBits == 4 ? block : i % 4);
-        decode<T, C::kFormat>(word, half, bias_of(step, i), left[half], left[2 + half]);
+        decode<T, C::kFormat>(word_of(step.words[u][i / 4], i % 4), half, bias_of(step, i), left[half], left[2 + half]);
       }
     }
   }
 
-  // The zero point of the columns g + 8i, less 128: a pair.
+  // The float4's scales of tile `u`, of the columns 16 * block + g and 8 more.
+  __device__ __forceinline__ uint32_t number_scales(const Step<C>& step, int u, int block) const {
+    return fp4_scale_pair<T>(word_of(step.scales[u / 2], u % 2 * 2 + block / 2) >> 8 * (block % 2));
+  }
+
+  // The zero point of the columns g + 8i, times -2^-6: a pair.
   __device__ __forceinline__ uint32_t bias8_of(const Step<C>& step, int i) const {
+    if constexpr (!C::kZeros) return 0xc000c000;
     const uint32_t word = i / 4 == 0 ? step.zeros.x : step.zeros.y;
-    const int zero = static_cast<int>(word >> marlin_zero_bit(8, i % 4) & 0xff) - 128;
-    return bit_cast<uint32_t>(mixed_mm::to_pair<T>(static_cast<float>(zero), static_cast<float>(zero)));
+    const float bias = static_cast<float>(word >> marlin_zero_bit(8, i % 4) & 0xff) * -0x1p-6f;
+    return bit_cast<uint32_t>(mixed_mm::to_pair<T>(bias, bias));
   }
 
   __device__ __forceinline__ float scale_of(const Step<C>& step, int i) const {
-    const uint32_t pair = word_of(step.scales, i / 2);
+    const uint32_t pair = word_of(step.scales[0], i / 2);
     if constexpr (kIsHalf<T>) {
-      return static_cast<float>(bit_cast<T>(static_cast<uint16_t>(pair >> 16 * (i % 2)))) * (kBiased ? 0x1p24f : 1.0f);
+      constexpr float kFactor = kScaleFactor<T, C::kFormat>;
+      return static_cast<float>(bit_cast<T>(static_cast<uint16_t>(pair >> 16 * (i % 2)))) * kFactor;
     } else {
-      return __uint_as_float(i % 2 == 0 ? pair << 16 : pair & 0xffff0000);
+      return __uint_as_float(i % 2 == 0 ? pair << 16 : pair & 0xffff0000) * kScaleFactor<T, C::kFormat>;
     }
   }
 
@@ -409,23 +411,25 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocks)
   }
   __syncwarp();
   float sums[C::Weight::kColumnBlocks][C::kTokenTiles][4] = {};
-  RingPosition<C::kStages> at, free;
+  Step<C> step;
+  RingPosition<C::kStages> at;
+  // The warps take turns to fill a place of the ring anew: that of two stages ago, where hardly a warp still is.
+  constexpr int kBehind = 2;
+  int turn = warp + kBehind;
   for (int i = 0; i < count; ++i) {
-    // The warps take turns to fill a place of the ring anew: that of two stages ago, where hardly a warp still is.
-    constexpr int kBehind = 2;
-    if (i >= kBehind) {
-      const int next = i - kBehind + C::kStages;
-      if (next >= count) {
-        release_successors();  // not before: their blocks would crowd some multiprocessors
-      } else if (warp == i % C::kWarps && elect_one()) {
-        shared.empty[free.index].wait(free.parity);
-        ask<C>(call, maps, shared, first_column, free.index, begin + next);
+    if (i == turn) {
+      const int done = i - kBehind, place = done % C::kStages, next = done + C::kStages;
+      if (next < count && elect_one()) {
+        shared.empty[place].wait(done / C::kStages & 1);
+        ask<C>(call, maps, shared, first_column, place, begin + next);
       }
       __syncwarp();
-      free.advance();
+      turn += C::kWarps;
     }
+    // Not before the last stage was asked for: their blocks would crowd some multiprocessors.
+    if (i == count - C::kStages + kBehind) release_successors();
     shared.full[at.index].wait(at.parity);
-    consumer.multiply(at.index, sums);
+    consumer.multiply(at.index, step, sums);
     __syncwarp();
     if (elect_one()) shared.empty[at.index].arrive();
     at.advance();
@@ -438,22 +442,32 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocks)
   merge.finish(params, left, shared.received, shared.all_received, first_column, 0);
 }
 
-// How long the product takes with `splits` of K, in units of 64 columns by 1000 of K of a multiprocessor with one
-// block. The constants are fitted to the times of products with uint4b8 and uint8b128, bf16, groups of 128, 8 to 32
-// tokens on an H200 (2026-11-23; the N and K of Qwen3-VL-235B and DeepSeek-V3): of these the model's choice is 3% above
-// the best.
+// How long the product takes with `splits` of K, in units of about 1000 of K by 64 columns of a block of eight warps.
+// The constants are fitted, of 4 and of 8 bits by themselves, to the times of products with all types but
+// float4_e2m1f, bf16, 8 to 32 tokens on an H200 (2026-11-23; the N and K of Qwen3-VL-235B and DeepSeek-V3): of these
+// the model's choice is 0.1% above the best.
 template <class C>
 double cost(const MarlinGemmParams& params, int splits) {
-  constexpr double kMerge = 0.24, kMergeSplit = 0.106, kColumn = 0.167, kFurtherWaves = 2.9;
-  constexpr double kTwoBlocks = C::kBlocks == 2 ? 1.79 : 2.0;  // two of them, side by side or in turn
+  constexpr bool k4 = C::kBits == 4;
+  constexpr double kMerge = k4 ? 0.14 : 0.04, kMergeSplit = k4 ? 0.126 : 0.078, kColumn = k4 ? 0.172 : 0.135;
+  constexpr double kFurtherWave = k4 ? 0.938 : 2.06, kFourWarps = k4 ? 0.181 : -0.069;
+  // By the blocks of a multiprocessor.
+  static constexpr double kOfFourWarps[] = {0.0, k4 ? 0.833 : 0.874, k4 ? 2.023 : 1.828, k4 ? 2.538 : 2.806};
+  static constexpr double kOfEightWarps[] = {0.0, k4 ? 0.81 : 0.798, k4 ? 1.62 : 1.545};
+  constexpr double kWide = !k4 ? 2.561 : C::kTokenTiles == 1 ? 2.93 : 3.152;
+  const double* const of_blocks = C::kWarps == 4 ? kOfFourWarps : kOfEightWarps;
   // Not all multiprocessors belong to a cluster of more than two.
-  const int64_t room = splits <= 2 ? 132 : 115;
-  const int64_t blocks = (params.n + C::kColumns - 1) / C::kColumns * splits, waves = (blocks + room - 1) / room;
+  const int64_t room = splits <= 2 ? 132 : 112;
+  const int64_t blocks = ((params.n + C::kColumns - 1) / C::kColumns * splits + room - 1) / room;  // of the fullest
   const int64_t stages = (params.k + C::kStageK - 1) / C::kStageK, longest = (stages + splits - 1) / splits;
-  return (waves == 2 ? kTwoBlocks : static_cast<double>(waves)) * C::kColumnWarps *
-             static_cast<double>(longest * C::kStageK) / 1000.0 +
-         kColumn * C::kColumnWarps + (splits > 1 ? kMerge + kMergeSplit * splits : 0.0) +
-         (waves > 2 ? kFurtherWaves : 0.0);
+  const int64_t most = C::kBlocks, waves = (blocks + most - 1) / most;
+  const double many = static_cast<double>(blocks) / static_cast<double>(most) * of_blocks[most];
+  const double step = C::kColumnWarps > 1 ? kWide * static_cast<double>(blocks)
+                      : blocks < most     ? of_blocks[blocks]
+                                          : many;
+  return step * static_cast<double>(longest * C::kStageK) / 1000.0 + kColumn * C::kColumnWarps +
+         (splits > 1 ? kMerge + kMergeSplit * splits : 0.0) + kFurtherWave * static_cast<double>(waves - 1) +
+         (C::kWarps == 4 ? kFourWarps : 0.0);
 }
 
 struct Plan {
@@ -479,7 +493,9 @@ Status multiply(const MarlinGemmParams& params, int splits, Stream stream) {
   const bool gathered = params.gathered != nullptr, several = params.num_groups > 1;
   const int64_t column_tiles = (params.n + C::kColumns - 1) / C::kColumns;
   const int stages = static_cast<int>((params.k + C::kStageK - 1) / C::kStageK);
-  const int group_rows = several ? static_cast<int>(std::max<int64_t>(1, C::kStageK / params.group_size)) : 1;
+  constexpr int kRowGroups = C::kFormat == Format::kE2M1 ? 2 : 1;  // of a row of scales
+  const int64_t row_size = params.group_size * kRowGroups;
+  const int group_rows = several ? static_cast<int>(std::max<int64_t>(1, C::kStageK / row_size)) : 1;
   const int row_bytes = (several ? C::kScaleBytes : 0) + C::kZeroBytes;
   const Call call = {
       .splits = splits,
@@ -488,7 +504,7 @@ Status multiply(const MarlinGemmParams& params, int splits, Stream stream) {
       .stage_bytes =
           C::kWeightBytes + C::kTokenBoxes * static_cast<int>(params.m) * kSwizzleBytes + group_rows * row_bytes,
       .group_rows = group_rows,
-      .stages_per_row = several ? static_cast<int>(std::max<int64_t>(1, params.group_size / C::kStageK)) : INT_MAX,
+      .stages_per_row = several ? static_cast<int>(std::max<int64_t>(1, row_size / C::kStageK)) : INT_MAX,
       .has_scales = several};
   const uint64_t n = static_cast<uint64_t>(params.n), num_groups = static_cast<uint64_t>(params.num_groups);
   const uint64_t weight_row = n / kMarlinTileN * C::kTileBytes, zero_row = n * C::kBits / 8;
@@ -513,7 +529,7 @@ Status multiply(const MarlinGemmParams& params, int splits, Stream stream) {
   if (several) {
     SGL_RETURN_IF_ERROR(encode_matrix_map(kName, &maps.scales,
                                           {.data = const_cast<void*>(params.scales),
-                                           .rows = num_groups,
+                                           .rows = num_groups / kRowGroups,
                                            .columns = n,
                                            .row_bytes = n * 2,
                                            .box_rows = static_cast<uint32_t>(group_rows),
@@ -543,25 +559,33 @@ Status multiply(const MarlinGemmParams& params, int splits, Stream stream) {
                 stream, params, call, maps);
 }
 
-template <class Narrow, class Wide>
-Status choose_columns(const MarlinGemmParams& params, Stream stream) {
-  const Plan narrow = plan<Narrow>(params), wide = plan<Wide>(params);
-  return narrow.cost <= wide.cost ? multiply<Narrow>(params, narrow.splits, stream)
-                                  : multiply<Wide>(params, wide.splits, stream);
+template <class First, class... Others>
+Status choose_blocks(const MarlinGemmParams& params, Stream stream) {
+  Plan best = plan<First>(params);
+  auto multiply_best = multiply<First>;
+  const auto consider = [&]<class C>(std::type_identity<C>) {
+    const Plan its = plan<C>(params);
+    if (its.cost < best.cost) {
+      best = its;
+      multiply_best = multiply<C>;
+    }
+  };
+  (consider(std::type_identity<Others>()), ...);
+  return multiply_best(params, best.splits, stream);
 }
 
 template <class T, Format kFormat, bool kZeros, int kTiles>
 Status choose_tokens(const MarlinGemmParams& params, Stream stream) {
   if (params.m <= 8) {
-    return choose_columns<Config<T, kFormat, kZeros, kTiles, 1, 1>, Config<T, kFormat, kZeros, kTiles, 1, 2>>(params,
-                                                                                                              stream);
+    return choose_blocks<Config<T, kFormat, kZeros, kTiles, 1, 1, 8>, Config<T, kFormat, kZeros, kTiles, 1, 1, 4>,
+                         Config<T, kFormat, kZeros, kTiles, 1, 4, 8>>(params, stream);
   }
   if (params.m <= 16) {
-    return choose_columns<Config<T, kFormat, kZeros, kTiles, 2, 1>, Config<T, kFormat, kZeros, kTiles, 2, 2>>(params,
-                                                                                                              stream);
+    return choose_blocks<Config<T, kFormat, kZeros, kTiles, 2, 1, 8>, Config<T, kFormat, kZeros, kTiles, 2, 1, 4>,
+                         Config<T, kFormat, kZeros, kTiles, 2, 4, 8>>(params, stream);
   }
-  return choose_columns<Config<T, kFormat, kZeros, kTiles, 4, 1>, Config<T, kFormat, kZeros, kTiles, 4, 4>>(params,
-                                                                                                            stream);
+  return choose_blocks<Config<T, kFormat, kZeros, kTiles, 4, 1, 8>, Config<T, kFormat, kZeros, kTiles, 4, 4, 8>>(
+      params, stream);
 }
 
 template <class T, Format kFormat, int kTiles>

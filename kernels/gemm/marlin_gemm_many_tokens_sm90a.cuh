@@ -447,12 +447,10 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   }
 }
 
-// What the sums lack: of a float4's weights decode_raw() leaves out 2^14 (bf16: 2^126) and the scales as they are
-// multiplied with them hold 2^7 (bf16: 2^107), of which the global scale has its share; of a float8's one group
-// b_scales hold 2^8 (bf16: 2^120).
+// What the sums lack. Of a float8's one group b_scales hold 2^8 (bf16: 2^120).
 template <class C>
 constexpr float factor_of(bool one_group) {
-  if (C::kFormat == Format::kE2M1) return kIsHalf<typename C::T> ? 1.0f : 0x1p-100f;
+  if (C::kFormat == Format::kE2M1) return kFp4Factor<typename C::T>;
   return one_group ? kScaleFactor<typename C::T, C::kFormat> : 1.0f;
 }
 

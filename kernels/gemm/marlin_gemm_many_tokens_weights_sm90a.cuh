@@ -205,11 +205,7 @@ class Decoder {
 
   // The low half is of the first column.
   __device__ __forceinline__ uint32_t scale_pair(uint32_t word) const {
-    if constexpr (!kIsFp4) return word;
-    const uint32_t bytes = word >> shift_ & 0x00ff00ff;
-    if constexpr (kIsHalf<T>) return bytes << 7;
-    constexpr uint32_t kTwoTo106 = 0x74807480;  // twice: see factor_of()
-    return multiply_pairs<T>(multiply_pairs<T>(bytes << 4, kTwoTo106), kTwoTo106);
+    return kIsFp4 ? fp4_scale_pair<T>(word >> shift_) : word;
   }
 
   const SharedMemory<C>& shared_;
