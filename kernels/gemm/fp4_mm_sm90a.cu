@@ -59,9 +59,8 @@ class Fp4Weight {
     // Rows are multiples of 16 bytes apart, and may end within the last 16.
     const int64_t bytes = min(int64_t{end} * kStepBytes, params.k / 2) / 16 * 16 - int64_t{begin} * kStepBytes;
     if (bytes <= 0) return;
-    few_tokens::prefetch_bulk_to_l2(
-        params.b.values + row * params.b.stride + int64_t{begin} * kStepBytes,
-        static_cast<uint32_t>(min(bytes, static_cast<int64_t>(few_tokens::kPrefetchBytes / columns))));
+    prefetch_bulk_to_l2(params.b.values + row * params.b.stride + int64_t{begin} * kStepBytes,
+                        static_cast<uint32_t>(min(bytes, static_cast<int64_t>(few_tokens::kPrefetchBytes / columns))));
   }
 
   template <class C>
