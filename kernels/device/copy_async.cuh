@@ -45,4 +45,9 @@ __device__ __forceinline__ void prefetch_to_l2(const void* global) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
 }
 
+// The same for `bytes` bytes, a multiple of 16 at a multiple of 16 (sm_90 and later).
+__device__ __forceinline__ void prefetch_bulk_to_l2(const void* global, uint32_t bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
+}
+
 }  // namespace sgl_kernel::SGL_TARGET

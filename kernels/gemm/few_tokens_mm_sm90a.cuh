@@ -333,11 +333,6 @@ Status multiply_few(const char* operator_name, const typename Weight::Params& pa
   return multiply<Config<Weight, 4>>(operator_name, params, stream);
 }
 
-// Asks for `bytes` bytes, a multiple of 16 at a multiple of 16, in the L2 cache: one instruction.
-__device__ __forceinline__ void prefetch_bulk_to_l2(const void* global, uint32_t bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
-}
-
 // The thread's number, counted so that neighbours are in different warps: each of these copies is a warp's own.
 __device__ __forceinline__ int spread_thread() { return threadIdx.x % 32 * (blockDim.x / 32) + threadIdx.x / 32; }
 

@@ -64,9 +64,8 @@ class QserveWeight {
     const int64_t tiles_along = params.k / kQserveTile;
     const int64_t bytes = (min(static_cast<int64_t>(end) * kAlong, tiles_along) - begin * kAlong) * kQserveTileBytes;
     if (bytes <= 0) return;
-    few_tokens::prefetch_bulk_to_l2(
-        params.weights + (row * tiles_along + begin * kAlong) * kQserveTileBytes,
-        static_cast<uint32_t>(min(bytes, static_cast<int64_t>(few_tokens::kPrefetchBytes / across))));
+    prefetch_bulk_to_l2(params.weights + (row * tiles_along + begin * kAlong) * kQserveTileBytes,
+                        static_cast<uint32_t>(min(bytes, static_cast<int64_t>(few_tokens::kPrefetchBytes / across))));
   }
 
   template <class C>

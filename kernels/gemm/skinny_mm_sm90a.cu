@@ -3,19 +3,21 @@
 // Operands are swapped: 16 columns of the output (rows of B) fill the rows of the tensor core's instruction, 8 or 16
 // rows of A its columns. Both operands go from memory to registers, the next tiles along K always on their way.
 //
-// Grid: x the splits of K, which are a cluster; y takes 16 columns, z 8 or 16 rows. The warps of a block share out its
-// K in turns. Their sums meet in shared memory, and those of the splits in the cluster's, in the order of warps and
-// splits, which the number of rows does not change. Bound by reading B; what is short is bound by the way from the
-// predecessor's end to the first numbers, and from the last ones to the result.
+// Grid: x the splits of K, which are a cluster; y takes 16 or 32 columns, z 8 or 16 rows. The warps of a block share
+// out its K in turns. Their sums meet in shared memory, and those of the splits in the cluster's, in the order of warps
+// and splits, which the number of rows does not change. Bound by reading B; what is short is bound by the way from the
+// predecessor's end to the first numbers, which the L2 cache has by then, and from the last ones to the result.
+// Successors start once the last loads are on their way: earlier ones would take room from the kernel between.
 //
 // Measured on an H200, 2026-11-23, K = 7168, in µs; sgl-kernel 0.4.2's in the same run:
 //   tokens x columns   1 x 256   16 x 256   1 x 384   16 x 384   1 x 2112   8 x 2112   16 x 2112
-//                      3.2       3.7        3.8       4.3        10.7       10.7       11.3
-//   sgl-kernel         3.1       7.4        3.5       8.1        9.9        9.9        10.2
+//                      2.9       3.6        3.4       4.1        8.8        9.5        10.4
+//   sgl-kernel         2.7       7.2        3.3       7.8        9.3        9.6        10.0
 #include <algorithm>
 
 #include "kernels/base/launch.h"
 #include "kernels/device/cluster_sm90.cuh"
+#include "kernels/device/copy_async.cuh"
 #include "kernels/device/mma_16bit.cuh"
 #include "kernels/device/pdl.cuh"
 #include "kernels/device/vec.cuh"
@@ -24,30 +26,39 @@
 namespace sgl_kernel::SGL_TARGET {
 namespace {
 
-constexpr int kColumns = 16, kWarps = 8;
+constexpr int kTileColumns = 16;
 constexpr int kTileK = 32, kChunk = 8;  // along K: of an instruction pair, and a lane's of a row
+constexpr int kPrefetch = 1024;         // numbers of each column that are asked for before the predecessor has ended
 
 // Of K: the first `longer` splits have one tile more than `least`.
 struct Splits {
   int count, least, longer;
 };
 
-template <int kRowTiles>
+template <int kRowTiles, int kColumnTiles>
 struct Tile {
-  uint4 columns[2], rows[kRowTiles];  // chunks of columns g and g + 8; of row g of each 8
+  uint4 columns[kColumnTiles][2], rows[kRowTiles];  // chunks of columns g and g + 8 of each 16; of row g of each 8
 };
 
-// kAhead: tiles of a warp on their way. kBlocks: of a multiprocessor.
-template <class Output, int kRowTiles, int kAhead, int kBlocks>
-__global__ void __launch_bounds__(kWarps * 32, kBlocks)
+// A chunk of B, which one warp reads, once.
+__device__ __forceinline__ uint4 load_once(const uint16_t* chunk) {
+  uint4 words;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+               : "l"(chunk));
+  return words;
+}
+
+// kAhead: tiles of a warp on their way.
+template <class Output, int kRowTiles, int kColumnTiles, int kAhead, int kWarps>
+__global__ void __launch_bounds__(kWarps * 32, 2)
     skinny_mm_kernel(const __grid_constant__ SkinnyMmParams params, const __grid_constant__ Splits splits) {
-  constexpr int kRows = 8 * kRowTiles;
+  constexpr int kRows = 8 * kRowTiles, kColumns = kTileColumns * kColumnTiles;
   constexpr int kVector = 4, kRowVectors = kColumns / kVector, kVectors = kRows * kRowVectors;
   static_assert(kVectors <= kWarps * 32);
   __shared__ __align__(16) float partial[kWarps][kRows][kColumns + kVector];  // padded against bank conflicts
   __shared__ float4 parts[kVectors + kMostClusterBlocks];                     // [splits][share]
   __shared__ Barrier received;
-  release_successors();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4, rank = blockIdx.x;
   const int64_t first_column = static_cast<int64_t>(blockIdx.y) * kColumns;
   const int64_t first_row = static_cast<int64_t>(blockIdx.z) * kRows;
@@ -66,11 +77,21 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks)
     arrive_at_cluster();
   }
   // Rows and columns beyond the last count for nothing: those then read again are in no sum that is stored.
-  const uint16_t* column[2];
+  const auto column_at = [&](int64_t column) {
+    return static_cast<const uint16_t*>(params.b) + min(column, params.n - 1) * params.b_stride;
+  };
+  if (lane == 0) {
+    const int64_t from = static_cast<int64_t>(begin) * kTileK, to = min(static_cast<int64_t>(end) * kTileK, params.k);
+    const int64_t numbers = min(to - from, static_cast<int64_t>(kPrefetch));
+    for (int c = warp; c < kColumns && numbers > 0; c += kWarps)
+      prefetch_bulk_to_l2(column_at(first_column + c) + from, static_cast<uint32_t>(numbers * sizeof(uint16_t)));
+  }
+  const uint16_t* column[kColumnTiles][2];
 #pragma unroll
-  for (int lower = 0; lower < 2; ++lower) {
-    column[lower] = static_cast<const uint16_t*>(params.b) +
-                    min(first_column + 8 * lower + g, params.n - 1) * params.b_stride + kChunk * t;
+  for (int c = 0; c < kColumnTiles; ++c) {
+#pragma unroll
+    for (int lower = 0; lower < 2; ++lower)
+      column[c][lower] = column_at(first_column + c * kTileColumns + 8 * lower + g) + kChunk * t;
   }
   const uint16_t* row[kRowTiles];
 #pragma unroll
@@ -78,45 +99,55 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks)
     row[r] = static_cast<const uint16_t*>(params.a) + min(first_row + 8 * r + g, params.m - 1) * params.a_stride +
              kChunk * t;
   }
-  const auto load = [&](Tile<kRowTiles>& tile, int index) {
+  const auto load = [&](Tile<kRowTiles, kColumnTiles>& tile, int index) {
     const int64_t k = static_cast<int64_t>(index) * kTileK;
     const bool inside = k + kChunk * t < params.k;  // K is a multiple of kChunk
-    const auto chunk = [&](const uint16_t* from) {
-      return inside ? __ldg(reinterpret_cast<const uint4*>(from + k)) : make_uint4(0, 0, 0, 0);
-    };
+    const uint4 zeros = {0, 0, 0, 0};
 #pragma unroll
-    for (int lower = 0; lower < 2; ++lower) tile.columns[lower] = chunk(column[lower]);
+    for (int c = 0; c < kColumnTiles; ++c) {
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) tile.rows[r] = chunk(row[r]);
+      for (int lower = 0; lower < 2; ++lower) tile.columns[c][lower] = inside ? load_once(column[c][lower] + k) : zeros;
+    }
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r)
+      tile.rows[r] = inside ? __ldg(reinterpret_cast<const uint4*>(row[r] + k)) : zeros;
   };
   wait_for_predecessor();
 
-  Tile<kRowTiles> tiles[kAhead];
+  Tile<kRowTiles, kColumnTiles> tiles[kAhead];
 #pragma unroll
   for (int i = 0; i < kAhead; ++i) {
     if (begin + warp + i * kWarps < end) load(tiles[i], begin + warp + i * kWarps);
   }
-  float sums[kRowTiles][4] = {};
+  float sums[kColumnTiles][kRowTiles][4] = {};
   for (int first = begin + warp; first < end; first += kAhead * kWarps) {
+    if (first + kAhead * kWarps >= end) release_successors();
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       const int index = first + i * kWarps;
       if (index >= end) break;
-      const uint4 &upper = tiles[i].columns[0], &lower = tiles[i].columns[1];
 #pragma unroll
-      for (int r = 0; r < kRowTiles; ++r) {
-        const uint4& right = tiles[i].rows[r];
-        mma_16x8x16<__nv_bfloat16>(sums[r], {upper.x, lower.x, upper.y, lower.y}, right.x, right.y);
-        mma_16x8x16<__nv_bfloat16>(sums[r], {upper.z, lower.z, upper.w, lower.w}, right.z, right.w);
+      for (int c = 0; c < kColumnTiles; ++c) {
+        const uint4 &upper = tiles[i].columns[c][0], &lower = tiles[i].columns[c][1];
+#pragma unroll
+        for (int r = 0; r < kRowTiles; ++r) {
+          const uint4& right = tiles[i].rows[r];
+          mma_16x8x16<__nv_bfloat16>(sums[c][r], {upper.x, lower.x, upper.y, lower.y}, right.x, right.y);
+          mma_16x8x16<__nv_bfloat16>(sums[c][r], {upper.z, lower.z, upper.w, lower.w}, right.z, right.w);
+        }
       }
       if (index + kAhead * kWarps < end) load(tiles[i], index + kAhead * kWarps);
     }
   }
 
 #pragma unroll
-  for (int r = 0; r < kRowTiles; ++r) {
+  for (int c = 0; c < kColumnTiles; ++c) {
 #pragma unroll
-    for (int e = 0; e < 4; ++e) partial[warp][8 * r + 2 * t + e % 2][g + e / 2 * 8] = sums[r][e];
+    for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        partial[warp][8 * r + 2 * t + e % 2][c * kTileColumns + g + e / 2 * 8] = sums[c][r][e];
+    }
   }
   __syncthreads();
   const auto store = [&](int vector, const float4& sum) {
@@ -156,10 +187,10 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks)
   store(rank * share + vector, total);
 }
 
-template <class Output, int kRowTiles, int kAhead, int kBlocks>
+template <class Output, int kRowTiles, int kColumnTiles, int kAhead, int kWarps>
 Status launch_kernel(const SkinnyMmParams& params, int splits, Stream stream) {
   constexpr int64_t kMostGridZ = 65535;  // CUDA's limit
-  constexpr int kRows = 8 * kRowTiles;
+  constexpr int kRows = 8 * kRowTiles, kColumns = kTileColumns * kColumnTiles;
   const int tiles = static_cast<int>((params.k + kTileK - 1) / kTileK);
   for (int64_t row = 0; row < params.m; row += kMostGridZ * kRows) {
     SkinnyMmParams part = params;
@@ -171,35 +202,36 @@ Status launch_kernel(const SkinnyMmParams& params, int splits, Stream stream) {
                                .block = kWarps * 32,
                                .pdl = true,
                                .cluster = splits};
-    SGL_RETURN_IF_ERROR(launch(params.operator_name, skinny_mm_kernel<Output, kRowTiles, kAhead, kBlocks>, shape,
-                               stream, part,
+    SGL_RETURN_IF_ERROR(launch(params.operator_name, skinny_mm_kernel<Output, kRowTiles, kColumnTiles, kAhead, kWarps>,
+                               shape, stream, part,
                                Splits{.count = splits, .least = tiles / splits, .longer = tiles % splits}));
   }
   return OkStatus();
 }
 
+// Splits and warps follow from N alone, so that a row's bits do not depend on the others.
 template <class Output>
 Status launch_output(const SkinnyMmParams& params, Stream stream) {
-  const int64_t columns = (params.n + kColumns - 1) / kColumns;
-  // With so few columns that one block a multiprocessor is enough, all it needs is on its way at once.
-  constexpr int kMultiprocessors = 132, kAloneSplits = 6;
+  const int64_t columns = (params.n + kTileColumns - 1) / kTileColumns;
   const bool few = params.m <= 8;
-  if (columns * kAloneSplits <= kMultiprocessors) {
-    return few ? launch_kernel<Output, 1, 14, 1>(params, kAloneSplits, stream)
-               : launch_kernel<Output, 2, 7, 1>(params, kAloneSplits, stream);
+  // Where there is room for all of a matrix at once, all that a warp needs is on its way at once.
+  constexpr int kMost = kMostClusterBlocks;
+  if (columns <= 2 * kClustersAtOnce[kMost - 1]) {
+    return few ? launch_kernel<Output, 1, 2, 4, 8>(params, kMost, stream)
+               : launch_kernel<Output, 2, 2, 4, 8>(params, kMost, stream);
   }
-  // As many splits as there is room for at once. By N alone, so that a row's bits do not depend on the others.
+  // As many splits as there is room for at once.
   int splits = 1;
-  for (int count = 2; count <= kMostClusterBlocks; ++count) {
+  for (int count = 2; count <= kMost; ++count) {
     if (columns <= kClustersAtOnce[count - 1]) splits = count;
   }
-  return few ? launch_kernel<Output, 1, 4, 2>(params, splits, stream)
-             : launch_kernel<Output, 2, 4, 2>(params, splits, stream);
+  return few ? launch_kernel<Output, 1, 1, 3, 16>(params, splits, stream)
+             : launch_kernel<Output, 2, 1, 2, 16>(params, splits, stream);
 }
 
 bool takes(const SkinnyMmParams& params) {
   constexpr int kAlignment = 16;
-  constexpr int64_t kMostColumns = int64_t{65535} * kColumns;  // by CUDA's limit of the grid along y
+  constexpr int64_t kMostColumns = int64_t{65535} * kTileColumns;  // by CUDA's limit of the grid along y
   const uintptr_t pointers = reinterpret_cast<uintptr_t>(params.a) | reinterpret_cast<uintptr_t>(params.b);
   return params.n <= kMostColumns && params.k > 0 && params.k <= INT32_MAX && pointers % kAlignment == 0 &&
          (params.a_stride | params.b_stride | params.k) % kChunk == 0;
