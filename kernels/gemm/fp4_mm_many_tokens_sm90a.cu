@@ -138,23 +138,24 @@ struct Fp4Product : ProductShape<__half, kWarpgroups, kTokens_> {
     __device__ __forceinline__ void start(int begin) { block_ = begin * kStageBlocks + threadIdx.x % 4; }
 
     template <int kWay>
-    __device__ __forceinline__ void load(int, Words& words) {
+    __device__ __forceinline__ void load(int, int half, Words& words) {
       const int t = threadIdx.x % 4;
       const Packed& from = shared_.packed[at_.index];
-      shared_.extra.full[at_.index].wait(at_.parity);
+      if (half == 0) shared_.extra.full[at_.index].wait(at_.parity);
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const int row = row_ + 8 * r;
         words.values[r] =
-            *reinterpret_cast<const uint2*>(from.values + packed_chunk(row, 2 * half_ + t / 2) + t % 2 * sizeof(uint2));
-        words.scales[r] = from.scales[half_][scale_in_tile(row) + t];
+            *reinterpret_cast<const uint2*>(from.values + packed_chunk(row, 2 * half + t / 2) + t % 2 * sizeof(uint2));
+        words.scales[r] = from.scales[half][scale_in_tile(row) + t];
       }
       words.has_block = block_ < blocks_;
       block_ += kStageBlocks;
-      __syncwarp();
-      shared_.extra.empty[at_.index].arrive_if(half_ == 1 && threadIdx.x % 32 == 0);
-      if (half_ == 1) at_.advance();
-      half_ ^= 1;
+      if (half == 1) {
+        __syncwarp();
+        shared_.extra.empty[at_.index].arrive_if(threadIdx.x % 32 == 0);
+        at_.advance();
+      }
     }
 
     template <int kWay>
@@ -174,7 +175,7 @@ struct Fp4Product : ProductShape<__half, kWarpgroups, kTokens_> {
    private:
     Shared& shared_;
     const int blocks_, row_;
-    int block_ = 0, half_ = 0;  // of the weights of two stages
+    int block_ = 0;
     RingPosition<kPackedStages> at_;
   };
 

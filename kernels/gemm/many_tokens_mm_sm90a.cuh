@@ -61,7 +61,7 @@ struct ProductShape {
 // A Product is a ProductShape with
 //   kStages                   of the ring
 //   Packed, kPackedStages     what else is in shared memory for a stage or some, and how often
-//   kStagesTogether           what splits of K are multiples of
+//   kStagesTogether           what K and its splits are multiples of
 //   Extra                     more of shared memory, with init() by one thread
 //   Call, Maps                what its kernel is given: a TileCall; the maps of tokens, weights, result and more
 //   prefetch()                the maps of what is packed
@@ -263,11 +263,22 @@ class Consumer {
     }
     Progress progress;
     decoder_.start(begin);
-    load<kWay>(progress);
+    load<kWay>(progress, 0);
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) decode<kWay>(progress, i);
-    for (int stage = begin; stage < end - 1; ++stage) multiply_stage<kWay, false>(progress, stage == begin, sums);
-    multiply_stage<kWay, true>(progress, end - begin == 1, sums);
+    constexpr int kTogether = P::kStagesTogether;
+    int stage = begin;
+    for (; stage < end - kTogether; stage += kTogether) {
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        multiply_stage<kWay, false>(progress, (i + 1) % kTogether, i == 0 && stage == begin, sums);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kTogether - 1; ++i) {
+      multiply_stage<kWay, false>(progress, i + 1, i == 0 && stage == begin, sums);
+    }
+    multiply_stage<kWay, true>(progress, 0, kTogether == 1 && stage == begin, sums);
     wait_wgmma<0>();
     pin_registers(sums);
 #pragma unroll
@@ -286,11 +297,11 @@ class Consumer {
     uint32_t weights[kSteps][4];  // operand A, a ring of steps
   };
 
-  // What a lane needs of the next stage.
+  // What a lane needs of the next stage, which is number `which` of those together.
   template <int kWay>
-  __device__ __forceinline__ void load(Progress& progress) {
+  __device__ __forceinline__ void load(Progress& progress, int which) {
     shared_.full[loaded_.index].wait(loaded_.parity);
-    decoder_.template load<kWay>(loaded_.index, progress.words);
+    decoder_.template load<kWay>(loaded_.index, which, progress.words);
     loaded_.advance();
   }
 
@@ -302,7 +313,7 @@ class Consumer {
   // A step's instruction starts behind the last one's, and until then the warp may have to wait: so each is followed by
   // a step's decoding.
   template <int kWay, bool kIsLast>
-  __device__ __forceinline__ void multiply_stage(Progress& progress, bool fresh, Sums<P>& sums) {
+  __device__ __forceinline__ void multiply_stage(Progress& progress, int next_which, bool fresh, Sums<P>& sums) {
     const uint64_t tokens = make_descriptor(shared_address(shared_.tokens[multiplied_.index]), 0);
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
@@ -321,7 +332,7 @@ class Consumer {
         pin_registers(progress.weights[next]);
         decode<kWay>(progress, next);
       }
-      if (!kIsLast && next == kSteps - 1) load<kWay>(progress);
+      if (!kIsLast && next == kSteps - 1) load<kWay>(progress, next_which);
     }
     previous_ = multiplied_.index;
     multiplied_.advance();

@@ -186,7 +186,7 @@ struct MarlinProduct : ProductShape<T, kWarpgroups_, kTokens_> {
     __device__ __forceinline__ void start(int) {}
 
     template <int kWay>
-    __device__ __forceinline__ void load(int place, Words& packed) const {
+    __device__ __forceinline__ void load(int place, int, Words& packed) const {
       const Packed& from = shared_.packed[place];
       const uint8_t* const words = from.weights[0] + weight_offset_;
       const int first = swapped_ ? 4 : 0;  // bytes

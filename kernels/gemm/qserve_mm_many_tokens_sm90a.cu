@@ -117,7 +117,7 @@ struct QserveProduct : ProductShape<int8_t, kWarpgroups, kTokens_> {
     __device__ __forceinline__ void start(int) {}
 
     template <int kWay>
-    __device__ __forceinline__ void load(int index, Words& words) const {
+    __device__ __forceinline__ void load(int index, int, Words& words) const {
       const Packed& stage = shared_.packed[index];
       const int lane = threadIdx.x % 32;
 #pragma unroll
