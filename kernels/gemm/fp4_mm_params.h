@@ -16,8 +16,8 @@ struct Fp4Matrix {
   const uint8_t* scales;  // [ceil(rows / 128), padded_blocks / 4] tiles of kScaleTileBytes
 };
 
-// Up to so many tokens, a GPU needs no workspace (and on Hopper the kernel for few was faster; H200, 2026-11-23).
-inline constexpr int64_t kFp4FewTokens = 8;
+// Up to so many tokens, a GPU needs no workspace: on Hopper the kernel for few takes them.
+inline constexpr int64_t kFp4FewTokens = 32;
 
 // Numbers of a row in the workspace, where a's values are f16: whole tiles of scales.
 constexpr int64_t fp4_wide_columns(int64_t k) {

@@ -47,12 +47,10 @@ struct RowScales {
   __device__ __forceinline__ RowScales(uint32_t word, int blocks) {
     if (blocks < kScaleTileColumns) word &= (1u << (8 * blocks)) - 1;
     const HalfPairs pairs = half_of_e4m3(word);
-    const __half2 factor = __float2half2_rn(kScaleFactor);
-    const uint32_t factors = *reinterpret_cast<const uint32_t*>(&factor);
     // Threads 0 and 1 of four have the first 16 values of 32.
     const uint32_t selector = threadIdx.x % 4 < 2 ? 0x1010 : 0x3232;
-    of_half[0] = multiply_halves(__byte_perm(pairs.first, 0, selector), factors);
-    of_half[1] = multiply_halves(__byte_perm(pairs.second, 0, selector), factors);
+    of_half[0] = __byte_perm(pairs.first, 0, selector);
+    of_half[1] = __byte_perm(pairs.second, 0, selector);
   }
 };
 

@@ -9,6 +9,11 @@
 // Grid: a persistent block a multiprocessor. Tiles are taken in groups of some rows of tiles, column by column, so that
 // what runs at a time shares its operands in the L2 cache. Producer threads run ahead into the next tile. Where there
 // are few tiles, a cluster of blocks shares the K of each, and adds up the sums over its shared memory.
+//
+// What orders shared memory: a copy is asked for when all warps that multiply have arrived at the place's `empty`, each
+// behind its own loads of the place and its warpgroup's wait_wgmma() for the instructions that read it; they read
+// behind the place's `full`. A cluster's sums lie where the ring was: by then all copies have been waited for, and a
+// barrier follows the last wait_wgmma(). No block ends before all of its cluster have read its sums.
 #pragma once
 
 #include <algorithm>

@@ -122,4 +122,20 @@ inline constexpr float kScaleFactor = kFormat != Format::kE4M3 ? 1.0f
                                       : kIsHalf<T>             ? 0x1p-8f
                                                                : 0x1p-120f;
 
+// Two scales of float4_e2m1f, bytes 0 and 2 of a word, which are those of neighbouring places, as what decode_raw()
+// gives is multiplied with: times 2^7 (bf16: 2^107).
+template <class T>
+__device__ __forceinline__ uint32_t fp4_scale_pair(uint32_t word) {
+  static_assert(marlin_fp4_scale_byte(8, 0, 1) == 2 && marlin_fp4_scale_byte(8, 1, 0) == 8);
+  const uint32_t bytes = word & 0x00ff00ff;
+  if constexpr (kIsHalf<T>) return bytes << 7;
+  constexpr uint32_t kTwoTo106 = 0x74807480;  // twice
+  return multiply_pairs<T>(multiply_pairs<T>(bytes << 4, kTwoTo106), kTwoTo106);
+}
+
+// What their sums, times the global scale, still lack: decode_raw() leaves out 2^14 (bf16: 2^126), the scales have 2^7
+// (bf16: 2^107) too much, and the global scale 2^7 (bf16: 2^119).
+template <class T>
+inline constexpr float kFp4Factor = kIsHalf<T> ? 1.0f : 0x1p-100f;
+
 }  // namespace sgl_kernel::SGL_TARGET::marlin

@@ -10,23 +10,30 @@ bool marlin_few_tokens_takes(const MarlinGemmParams& params) {
   constexpr uintptr_t kAlignment = 16;                             // of the copy engine
   constexpr int64_t kMostColumns = int64_t{65535} * kMarlinTileN;  // the grid's limit along y
   constexpr int64_t kLeastGroup = 32, kLongestStage = 512;         // along K
-  const bool is_integer = params.type == MarlinType::kU4 || params.type == MarlinType::kU4B8 ||
-                          params.type == MarlinType::kU8 || params.type == MarlinType::kU8B128;
   // Stages are powers of two, so that groups and stages divide each other.
-  const bool whole_groups =
-      params.num_groups == 1 || (params.group_size >= kLeastGroup &&
-                                 (params.group_size % kLongestStage == 0 || kLongestStage % params.group_size == 0));
+  const bool whole_groups = params.num_groups == 1 || params.type == MarlinType::kE2M1 ||
+                            (params.group_size >= kLeastGroup &&
+                             (params.group_size % kLongestStage == 0 || kLongestStage % params.group_size == 0));
   const void* const a = params.gathered != nullptr ? params.gathered : params.a;
-  return params.m <= kMarlinFewTokens && params.n <= kMostColumns && params.k > 0 && is_integer &&
-         !params.zeros_are_float && params.groups == nullptr && whole_groups &&
-         reinterpret_cast<uintptr_t>(params.zeros) % kAlignment == 0 &&
+  return params.m <= kMarlinFewTokens && params.n <= kMostColumns && params.k > 0 && !params.zeros_are_float &&
+         params.groups == nullptr && whole_groups && reinterpret_cast<uintptr_t>(params.zeros) % kAlignment == 0 &&
          matrix_map_fits(a, params.m, params.k, params.a_stride * 2) &&
          matrix_map_fits(params.weight, params.k, params.n, params.n);
 }
 
 Status multiply_marlin_few_tokens(const MarlinGemmParams& params, Stream stream) {
-  const bool is_int4 = params.type == MarlinType::kU4 || params.type == MarlinType::kU4B8;
-  return is_int4 ? marlin_few_tokens_int4(params, stream) : marlin_few_tokens_int8(params, stream);
+  switch (params.type) {
+    case MarlinType::kU4:
+    case MarlinType::kU4B8:
+      return marlin_few_tokens_int4(params, stream);
+    case MarlinType::kU8:
+    case MarlinType::kU8B128:
+      return marlin_few_tokens_int8(params, stream);
+    case MarlinType::kE4M3:
+      return marlin_few_tokens_e4m3(params, stream);
+    default:
+      return marlin_few_tokens_e2m1(params, stream);
+  }
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

@@ -56,7 +56,7 @@ inline constexpr int kBoxK = kSwizzleBytes / 2;                               //
 inline constexpr int kElementBytes = 8, kMostBoxBytes = 256 * kElementBytes;  // of the weight, as its map sees it
 
 // What Merge asks of a weight.
-template <class T>
+template <class T, Format kFormat>
 struct Output {
   using Params = MarlinGemmParams;
   using Sum = float;
@@ -70,13 +70,16 @@ struct Output {
                                                const float (&sum)[4]) {
     using mixed_mm::Pair;
     Pair<T>* const to = reinterpret_cast<Pair<T>*>(static_cast<T*>(params.result) + row * params.n + column);
-    float scales[4] = {1.0f, 1.0f, 1.0f, 1.0f};
+    const float factor = mixed_mm::result_factor(static_cast<const T*>(params.global_scale),
+                                                 kFormat == Format::kE2M1 ? kFp4Factor<T> : 1.0f);
+    float scales[4] = {factor, factor, factor, factor};
     if (params.num_groups == 1) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int64_t within = column % kMarlinTileN;
-        const int place = marlin_scale_place(static_cast<int>(within) + e, params.many_groups);
-        scales[e] = static_cast<float>(static_cast<const T*>(params.scales)[column - within + place]);
+        const int within = static_cast<int>(column % kMarlinTileN);
+        const int place = marlin_scale_place(within + e, params.many_groups);
+        const T* const scales_of_tile = static_cast<const T*>(params.scales) + (column - within);
+        scales[e] = static_cast<float>(scales_of_tile[place]) * kScaleFactor<T, kFormat>;
       }
     }
     to[0] = mixed_mm::to_pair<T>(sum[0] * scales[0], sum[1] * scales[1]);
@@ -85,11 +88,11 @@ struct Output {
 };
 
 // kZeros: whether there are zero points other than the type's. kTiles: along K, of a warp's step; groups do not end in
-// it.
+// it, but for float4_e2m1f's, which are a tile each, two of them in a row of scales.
 template <class T_, Format kFormat_, bool kZeros_, int kTiles_, int kTokenTiles_, int kColumnWarps_>
 struct Config {
   using T = T_;
-  using Weight = Output<T>;
+  using Weight = Output<T, kFormat_>;
   static constexpr Format kFormat = kFormat_;
   static constexpr bool kZeros = kZeros_;
   static constexpr int kBits = bits_of(kFormat), kTileBytes = kMarlinTileK * kMarlinTileN * kBits / 8;
@@ -103,8 +106,9 @@ struct Config {
   static constexpr int kWeightBoxes = kColumnWarps / kBoxColumns;
   static constexpr int kWeightBytes = kStageTiles * kColumnWarps * kTileBytes;
   static constexpr int kScaleBytes = kColumns * 2, kZeroBytes = kZeros ? kColumns * kBits / 8 : 0;  // of a group
+  static constexpr int kStepScales = kFormat == Format::kE2M1 ? kTiles / 2 : 1, kScaleRows = kDepthWarps * kStepScales;
   static constexpr int kStageBytes =
-      kTokenBoxes * kTokenBoxBytes + kWeightBytes + kDepthWarps * (kScaleBytes + kZeroBytes);
+      kTokenBoxes * kTokenBoxBytes + kWeightBytes + kScaleRows * kScaleBytes + kDepthWarps * kZeroBytes;
   static constexpr int kSumPitch = kColumns + 4;  // a lane's columns and tokens then lie in different banks
   static constexpr int kReceivedBytes =
       (kTokens * kColumns + few_tokens::kMostSplits * 4) * 4;  // shares are rounded up
@@ -122,7 +126,7 @@ struct SharedMemory {
     struct {
       alignas(8 * kSwizzleBytes) uint8_t tokens[C::kStages][C::kTokenBoxes][C::kTokenBoxBytes];
       alignas(128) uint8_t weights[C::kStages][C::kWeightBoxes][C::kStageTiles][C::kBoxColumns * C::kTileBytes];
-      alignas(128) uint8_t scales[C::kStages][C::kDepthWarps][C::kScaleBytes];
+      alignas(128) uint8_t scales[C::kStages][C::kScaleRows][C::kScaleBytes];
       alignas(128) uint8_t zeros[C::kStages][C::kDepthWarps][C::kZeroBytes + (C::kZeros ? 0 : 16)];
     };
     float sums[C::kDepthWarps][C::kTokens][C::kSumPitch];
@@ -169,8 +173,8 @@ __device__ __forceinline__ void ask(const Call& call, const Maps& maps, SharedMe
 template <class C>
 struct Step {
   uint4 words[C::kTiles][C::kBits / 4];
-  uint4 scales;  // of the columns g + 8i
-  uint2 zeros;   // "
+  uint4 scales[C::kStepScales];  // of the columns g + 8i
+  uint2 zeros;                   // "
 };
 
 __device__ __forceinline__ uint32_t word_of(const uint4& words, int i) {
@@ -230,6 +234,8 @@ class Consumer {
   // Whether not each number is made less by the zero point, but the sums are: then a number q becomes 16 + q in bf16,
   // and q * 2^-24 in f16, by its bits alone. With more tokens the tensor core has no time for it.
   static constexpr bool kBiased = C::kFormat == Format::kInt4 && !C::kZeros && C::kTokenTiles <= 2;
+  // Whether each number is scaled, which is exact, not the sums.
+  static constexpr bool kScaled = C::kFormat == Format::kE2M1;
   static __device__ __forceinline__ int g() { return threadIdx.x % 32 / 4; }
 
   static constexpr int kPairK = 2 * kMarlinTileK, kPairs = C::kTiles / 2;  // of tiles
@@ -245,10 +251,15 @@ class Consumer {
       }
     }
     if (has_scales_) {
-      step.scales = load_shared(scales_ + index * (C::kDepthWarps * C::kScaleBytes));
+#pragma unroll
+      for (int i = 0; i < C::kStepScales; ++i) {
+        step.scales[i] = load_shared(scales_ + index * (C::kScaleRows * C::kScaleBytes) + i * C::kScaleBytes);
+      }
     } else {
-      constexpr uint32_t kOnes = kIsHalf<T> ? 0x3c003c00 : 0x3f803f80;
-      step.scales = make_uint4(kOnes, kOnes, kOnes, kOnes);
+      constexpr uint32_t kOnes = C::kFormat == Format::kE4M3 ? kRebias<T, C::kFormat>
+                                 : kIsHalf<T>                ? 0x3c003c00
+                                                             : 0x3f803f80;
+      step.scales[0] = make_uint4(kOnes, kOnes, kOnes, kOnes);
     }
     if constexpr (C::kZeros) {
       const uint32_t zeros = zeros_ + index * (C::kDepthWarps * C::kZeroBytes);
@@ -293,21 +304,24 @@ class Consumer {
           decode_block(step, u, first + i, left);
 #pragma unroll
           for (int r = 0; r < C::kTokenTiles; ++r) {
-            mma_onto<T>(of_step[i][r], left, right[r][u / 2][u % 2 * 2], right[r][u / 2][u % 2 * 2 + 1],
-                        u == 0 ? base[r] : of_step[i][r]);
+            float (&sum)[4] = kScaled ? sums[first + i][r] : of_step[i][r];
+            mma_onto<T>(sum, left, right[r][u / 2][u % 2 * 2], right[r][u / 2][u % 2 * 2 + 1],
+                        u == 0 && !kScaled ? base[r] : sum);
           }
         }
       }
+      if constexpr (!kScaled) {
 #pragma unroll
-      for (int i = 0; i < kBlocksAtOnce; ++i) {
-        const float upper = scale_of(step, 2 * (first + i)), lower = scale_of(step, 2 * (first + i) + 1);
+        for (int i = 0; i < kBlocksAtOnce; ++i) {
+          const float upper = scale_of(step, 2 * (first + i)), lower = scale_of(step, 2 * (first + i) + 1);
 #pragma unroll
-        for (int r = 0; r < C::kTokenTiles; ++r) {
-          float (&sum)[4] = sums[first + i][r];
-          sum[0] += of_step[i][r][0] * upper;
-          sum[1] += of_step[i][r][1] * upper;
-          sum[2] += of_step[i][r][2] * lower;
-          sum[3] += of_step[i][r][3] * lower;
+          for (int r = 0; r < C::kTokenTiles; ++r) {
+            float (&sum)[4] = sums[first + i][r];
+            sum[0] += of_step[i][r][0] * upper;
+            sum[1] += of_step[i][r][1] * upper;
+            sum[2] += of_step[i][r][2] * lower;
+            sum[3] += of_step[i][r][3] * lower;
+          }
         }
       }
     }
@@ -348,11 +362,21 @@ class Consumer {
           left[half] = mask_and_set(half == 0 ? word << 3 : word >> 5, kMask, kSixteens);
           left[2 + half] = mask_and_set(word >> (8 * half + 1), kMask, kSixteens);
         }
+      } else if constexpr (kScaled) {
+        decode_raw<T, C::kFormat>(word_of(step.words[u][0], block), half, 0, left[half], left[2 + half]);
+        const uint32_t scale = __byte_perm(number_scales(step, u, block), 0, half == 0 ? 0x1010 : 0x3232);
+        left[half] = multiply_pairs<T>(left[half], scale);
+        left[2 + half] = multiply_pairs<T>(left[2 + half], scale);
       } else {
         const uint32_t word = word_of(step.words[u][C::kBits == 4 ? 0 : i / 4], C::kBits == 4 ? block : i % 4);
         decode<T, C::kFormat>(word, half, bias_of(step, i), left[half], left[2 + half]);
       }
     }
+  }
+
+  // The float4's scales of tile `u`, of the columns 16 * block + g and 8 more.
+  __device__ __forceinline__ uint32_t number_scales(const Step<C>& step, int u, int block) const {
+    return fp4_scale_pair<T>(word_of(step.scales[u / 2], u % 2 * 2 + block / 2) >> 8 * (block % 2));
   }
 
   // The zero point of the columns g + 8i, less 128: a pair.
@@ -363,11 +387,12 @@ class Consumer {
   }
 
   __device__ __forceinline__ float scale_of(const Step<C>& step, int i) const {
-    const uint32_t pair = word_of(step.scales, i / 2);
+    const uint32_t pair = word_of(step.scales[0], i / 2);
     if constexpr (kIsHalf<T>) {
-      return static_cast<float>(bit_cast<T>(static_cast<uint16_t>(pair >> 16 * (i % 2)))) * (kBiased ? 0x1p24f : 1.0f);
+      constexpr float kFactor = kBiased ? 0x1p24f : kScaleFactor<T, C::kFormat>;
+      return static_cast<float>(bit_cast<T>(static_cast<uint16_t>(pair >> 16 * (i % 2)))) * kFactor;
     } else {
-      return __uint_as_float(i % 2 == 0 ? pair << 16 : pair & 0xffff0000);
+      return __uint_as_float(i % 2 == 0 ? pair << 16 : pair & 0xffff0000) * kScaleFactor<T, C::kFormat>;
     }
   }
 
@@ -479,7 +504,9 @@ Status multiply(const MarlinGemmParams& params, int splits, Stream stream) {
   const bool gathered = params.gathered != nullptr, several = params.num_groups > 1;
   const int64_t column_tiles = (params.n + C::kColumns - 1) / C::kColumns;
   const int stages = static_cast<int>((params.k + C::kStageK - 1) / C::kStageK);
-  const int group_rows = several ? static_cast<int>(std::max<int64_t>(1, C::kStageK / params.group_size)) : 1;
+  constexpr int kRowGroups = C::kFormat == Format::kE2M1 ? 2 : 1;  // of a row of scales
+  const int64_t row_size = params.group_size * kRowGroups;
+  const int group_rows = several ? static_cast<int>(std::max<int64_t>(1, C::kStageK / row_size)) : 1;
   const int row_bytes = (several ? C::kScaleBytes : 0) + C::kZeroBytes;
   const Call call = {
       .splits = splits,
@@ -488,7 +515,7 @@ Status multiply(const MarlinGemmParams& params, int splits, Stream stream) {
       .stage_bytes =
           C::kWeightBytes + C::kTokenBoxes * static_cast<int>(params.m) * kSwizzleBytes + group_rows * row_bytes,
       .group_rows = group_rows,
-      .stages_per_row = several ? static_cast<int>(std::max<int64_t>(1, params.group_size / C::kStageK)) : INT_MAX,
+      .stages_per_row = several ? static_cast<int>(std::max<int64_t>(1, row_size / C::kStageK)) : INT_MAX,
       .has_scales = several};
   const uint64_t n = static_cast<uint64_t>(params.n), num_groups = static_cast<uint64_t>(params.num_groups);
   const uint64_t weight_row = n / kMarlinTileN * C::kTileBytes, zero_row = n * C::kBits / 8;
@@ -513,7 +540,7 @@ Status multiply(const MarlinGemmParams& params, int splits, Stream stream) {
   if (several) {
     SGL_RETURN_IF_ERROR(encode_matrix_map(kName, &maps.scales,
                                           {.data = const_cast<void*>(params.scales),
-                                           .rows = num_groups,
+                                           .rows = num_groups / kRowGroups,
                                            .columns = n,
                                            .row_bytes = n * 2,
                                            .box_rows = static_cast<uint32_t>(group_rows),

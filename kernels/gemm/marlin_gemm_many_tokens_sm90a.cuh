@@ -241,11 +241,7 @@ struct MarlinProduct : ProductShape<T, kWarpgroups_, kTokens_> {
 
     // The low half is of the first column.
     __device__ __forceinline__ uint32_t scale_pair(uint32_t word) const {
-      if constexpr (!kIsFp4) return word;
-      const uint32_t bytes = word >> shift_ & 0x00ff00ff;
-      if constexpr (kIsHalf<T>) return bytes << 7;
-      constexpr uint32_t kTwoTo106 = 0x74807480;  // twice: see factor_of()
-      return multiply_pairs<T>(multiply_pairs<T>(bytes << 4, kTwoTo106), kTwoTo106);
+      return kIsFp4 ? fp4_scale_pair<T>(word >> shift_) : word;
     }
 
     const Shared& shared_;
@@ -304,12 +300,10 @@ struct MarlinProduct : ProductShape<T, kWarpgroups_, kTokens_> {
   };
 };
 
-// What the sums lack: of a float4's weights decode_raw() leaves out 2^14 (bf16: 2^126) and the scales as they are
-// multiplied with them hold 2^7 (bf16: 2^107), of which the global scale has its share; of a float8's one group
-// b_scales hold 2^8 (bf16: 2^120).
+// What the sums lack. Of a float8's one group b_scales hold 2^8 (bf16: 2^120).
 template <class P>
 constexpr float factor_of(bool one_group) {
-  if (P::kFormat == Format::kE2M1) return kIsHalf<typename P::Operand> ? 1.0f : 0x1p-100f;
+  if (P::kFormat == Format::kE2M1) return kFp4Factor<typename P::Operand>;
   return one_group ? kScaleFactor<typename P::Operand, P::kFormat> : 1.0f;
 }
 

@@ -17,14 +17,16 @@ inline constexpr many_tokens_mm::TokenTile kMarlinTokenTiles[] = {
 };
 inline constexpr int kMarlinTiles = std::size(kMarlinTokenTiles);
 
-// Whether the kernel for few tokens can take the product: of integers, in groups of 32 or one of its doubles, or in
-// one.
+// Whether the kernel for few tokens can take the product: in groups of 32 or one of its doubles, or in one, or
+// float4_e2m1f's.
 bool marlin_few_tokens_takes(const MarlinGemmParams& params);
 Status multiply_marlin_few_tokens(const MarlinGemmParams& params, Stream stream);
 
 // Its instantiations by format.
 Status marlin_few_tokens_int4(const MarlinGemmParams& params, Stream stream);
 Status marlin_few_tokens_int8(const MarlinGemmParams& params, Stream stream);
+Status marlin_few_tokens_e4m3(const MarlinGemmParams& params, Stream stream);
+Status marlin_few_tokens_e2m1(const MarlinGemmParams& params, Stream stream);
 
 // Whether the kernel for many tokens can take the weight.
 bool marlin_many_tokens_takes(const MarlinGemmParams& params);

@@ -83,9 +83,11 @@ class MarlinGemm(Operator):
                 ("uint8", BF16, 128, 18, 64, 1152),
                 ("float8_e4m3fn", F16, -1, 7, 128, 256),
                 ("float8_e4m3fn", BF16, 128, 16, 192, 384),
+                ("float8_e4m3fn", F16, 32, 30, 320, 544),
                 ("float8_e4m3fn", BF16, -1, 35, 64, 144),
                 ("float4_e2m1f", F16, 16, 5, 128, 96),
                 ("float4_e2m1f", BF16, 16, 24, 192, 512),
+                ("float4_e2m1f", BF16, 16, 12, 320, 3104),
                 # Many tokens have a kernel of their own on Hopper.
                 ("uint4b8", BF16, 128, 300, 192, 768),
                 ("uint4b8", F16, -1, 129, 64, 640),
