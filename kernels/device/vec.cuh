@@ -61,6 +61,20 @@ struct alignas(sizeof(T) * kSize) Vec {
   __device__ __forceinline__ void store(T* pointer) const { *reinterpret_cast<Vec*>(pointer) = *this; }
 };
 
+// Four words at an address of shared memory (copy_async.cuh), a multiple of 16.
+__device__ __forceinline__ uint4 load_shared(uint32_t address) {
+  uint4 four;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(four.x), "=r"(four.y), "=r"(four.z), "=r"(four.w)
+               : "r"(address));
+  return four;
+}
+
+// One of four, by a constant.
+__device__ __forceinline__ uint32_t word_of(const uint4& words, int i) {
+  return i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w;
+}
+
 // The widest vector of T: 16 bytes.
 template <class T>
 inline constexpr int kVecSize = 16 / sizeof(T);

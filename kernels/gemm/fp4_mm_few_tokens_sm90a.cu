@@ -120,13 +120,6 @@ __device__ __forceinline__ void ask(const Call& call, const Maps& maps, SharedMe
   }
 }
 
-__device__ __forceinline__ uint4 load_shared(uint32_t address) {
-  uint4 four;
-  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(four.x), "=r"(four.y), "=r"(four.z), "=r"(four.w)
-               : "r"(address));
-  return four;
-}
 __device__ __forceinline__ uint32_t load_shared_pair(uint32_t address) {
   uint32_t bytes;
   asm volatile("ld.shared.u16 %0, [%1];" : "=r"(bytes) : "r"(address));
@@ -217,9 +210,6 @@ class Consumer {
   static __device__ __forceinline__ int g() { return threadIdx.x % 32 / 4; }
   static __device__ __forceinline__ int t() { return threadIdx.x % 4; }
 
-  static __device__ __forceinline__ uint32_t word_of(const uint4& words, int i) {
-    return i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w;
-  }
   // The scale of a word's block, of two, as a pair.
   static __device__ __forceinline__ uint32_t of_block(uint32_t scales, int word) {
     return __byte_perm(scales, 0, word < 2 ? 0x1010 : 0x3232);

@@ -27,6 +27,7 @@
 #include "kernels/device/mma_16bit.cuh"
 #include "kernels/device/mma_int8.cuh"
 #include "kernels/device/tma_sm90.cuh"
+#include "kernels/device/vec.cuh"
 #include "kernels/gemm/few_tokens_mm_sm90a.cuh"
 #include "kernels/gemm/marlin_gemm_decode.cuh"
 #include "kernels/gemm/marlin_layout.h"
@@ -177,10 +178,6 @@ struct Step {
   uint2 zeros;                   // "
 };
 
-__device__ __forceinline__ uint32_t word_of(const uint4& words, int i) {
-  return i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w;
-}
-
 // (~a & mask) | bits in one instruction.
 __device__ __forceinline__ uint32_t clear_and_set(uint32_t a, uint32_t mask, uint32_t bits) {
   uint32_t result;
@@ -188,13 +185,6 @@ __device__ __forceinline__ uint32_t clear_and_set(uint32_t a, uint32_t mask, uin
   return result;
 }
 
-__device__ __forceinline__ uint4 load_shared(uint32_t address) {
-  uint4 four;
-  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(four.x), "=r"(four.y), "=r"(four.z), "=r"(four.w)
-               : "r"(address));
-  return four;
-}
 __device__ __forceinline__ void load_shared_matrices(uint32_t (&matrices)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
