@@ -34,8 +34,8 @@ __device__ __forceinline__ void store_to_block(uint32_t* own, uint32_t value, in
   asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(remote), "r"(value) : "memory");
 }
 
-// What another block, or this one, has in the place of `own`.
-__device__ __forceinline__ uint4 load_from_block(const uint4* own, int block) {
+// The 16 bytes that another block, or this one, has in the place of `own`.
+__device__ __forceinline__ uint4 load_from_block(const void* own, int block) {
   uint4 value;
   asm volatile(
       "{\n"
