@@ -128,14 +128,23 @@ struct MarlinProduct : ProductShape<T, kWarpgroups_, kTokens_> {
     } else if (warp == 2 && has_groups(call)) {
       const int bytes =
           call.group_rows * ((call.has_scales ? kScaleRowBytes : 0) + (call.has_zeros ? kZeroRowBytes : 0));
+      // The stage's row is counted: a division would take this thread longer than a stage takes the others.
+      int row = 0, stages_of_row = 0;
       fill_ring<MarlinProduct, 1>(call, share, shared.full, shared.empty, bytes,
                                   [&](int place, Barrier* full, const Tile& tile, int stage) {
+                                    if (stage == share.begin) {
+                                      row = stage / call.stages_per_row * call.group_rows;
+                                      stages_of_row = stage % call.stages_per_row;
+                                    }
                                     Packed& to = shared.packed[place];
-                                    const int row = stage / call.stages_per_row * call.group_rows;
                                     if (call.has_scales)
                                       load_matrix_box(to.scales, &maps.scales, full, row, tile.column);
                                     if (call.has_zeros)
                                       load_matrix_box(to.zeros, &maps.zeros, full, row, tile.column * kBits / 8);
+                                    if (++stages_of_row == call.stages_per_row) {
+                                      row += call.group_rows;
+                                      stages_of_row = 0;
+                                    }
                                   });
     }
   }
