@@ -106,20 +106,36 @@ struct Fp4Product : ProductShape<__half, kWarpgroups, kTokens_> {
     prefetch_tensor_map(&maps.scales);
   }
 
-  static __device__ __forceinline__ int full_arrivals(const Call&) { return 1; }
+  class Source {
+   public:
+    __device__ __forceinline__ Source(const Call&, const Maps& maps, const Share<Fp4Product>&, Shared& shared)
+        : maps_(maps), shared_(shared) {}
 
-  static __device__ __forceinline__ void produce(int warp, const Call& call, const Maps& maps,
-                                                 const Share<Fp4Product>& share, Shared& shared) {
-    if (warp != 1) return;
-    fill_ring<Fp4Product, kHalves>(
-        call, share, shared.extra.full, shared.extra.empty, kColumns * kPackedBytes + kHalves * kScaleTileBytes,
-        [&](int place, Barrier* full, const Tile& tile, int stage) {
-          Packed& to = shared.packed[place];
-          load_matrix_box(to.values, &maps.weights, full, tile.column, stage / kHalves * kPackedBytes);
-          load_matrix_box(to.scales, &maps.scales, full, tile.column / kScaleTileRows,
-                          stage * (kScaleTileBytes / kScaleElement));
-        });
-  }
+    __device__ __forceinline__ void next(int stage) {
+      if (stage % kHalves == 0) {
+        shared_.extra.empty[at_.index].wait(at_.parity ^ 1);
+      } else {
+        at_.advance();
+      }
+    }
+
+    static __device__ __forceinline__ int bytes() { return 0; }
+
+    __device__ __forceinline__ void load(int, Barrier&, const Tile& tile, int stage) {
+      if (stage % kHalves != 0) return;
+      Packed& to = shared_.packed[at_.index];
+      Barrier& full = shared_.extra.full[at_.index];
+      full.arrive_and_expect(kColumns * kPackedBytes + kHalves * kScaleTileBytes);
+      load_matrix_box(to.values, &maps_.weights, &full, tile.column, stage / kHalves * kPackedBytes);
+      load_matrix_box(to.scales, &maps_.scales, &full, tile.column / kScaleTileRows,
+                      stage * (kScaleTileBytes / kScaleElement));
+    }
+
+   private:
+    const Maps& maps_;
+    Shared& shared_;
+    RingPosition<kPackedStages> at_;
+  };
 
   struct Words {
     uint2 values[2];     // block t of row g, and of row g + 8

@@ -7,8 +7,8 @@
 // of K decodes the weights of the next but one while the tensor cores multiply.
 //
 // Grid: a persistent block a multiprocessor. Tiles are taken in groups of some rows of tiles, column by column, so that
-// what runs at a time shares its operands in the L2 cache. Producer threads run ahead into the next tile. Where there
-// are few tiles, a cluster of blocks shares the K of each, and adds up the sums over its shared memory.
+// what runs at a time shares its operands in the L2 cache. The producer, a warp, runs ahead into the next tile. Where
+// there are few tiles, a cluster of blocks shares the K of each, and adds up the sums over its shared memory.
 //
 // What orders shared memory: a copy is asked for when all warps that multiply have arrived at the place's `empty`, each
 // behind its own loads of the place and its warpgroup's wait_wgmma() for the instructions that read it; they read
@@ -70,8 +70,8 @@ struct ProductShape {
 //   Extra                     more of shared memory, with init() by one thread
 //   Call, Maps                what its kernel is given: a TileCall; the maps of tokens, weights, result and more
 //   prefetch()                the maps of what is packed
-//   full_arrivals()           of the producers, the tokens' among them, at each stage's barrier
-//   produce()                 what the first thread of each of the producers' other warps does
+//   Source                    of what is packed: the producer's next() stage, then load() by one of its lanes, bytes()
+//                             of which are at the stage's barrier
 //   kWays                     of decoding: template arguments 0 <= kWay < kWays
 //   Words, Factors, Decoder   what a lane reads of a stage; what is carried from step to step; way() where there are
 //                             several, start() of a tile, load<kWay>() and decode<kWay>(), which makes a step's operand
@@ -118,33 +118,47 @@ __device__ __forceinline__ Tile find_tile(const TileCall& call, int index) {
 template <class P>
 struct Share {
   int first, step, begin, end, rank;
+  Tile first_tile;
 
   __device__ __forceinline__ explicit Share(const TileCall& call)
       : first(blockIdx.x / call.splits),
         step(gridDim.x / call.splits),
         begin(0),
         end(call.stages),
-        rank(blockIdx.x - first * call.splits) {
+        rank(blockIdx.x - first * call.splits),
+        first_tile(many_tokens_mm::find_tile<P>(call, first)) {
     if (call.splits == 1) return;
     const int units = call.stages / P::kStagesTogether;
     begin = units * rank / call.splits * P::kStagesTogether;
     end = units * (rank + 1) / call.splits * P::kStagesTogether;
   }
+
+  __device__ __forceinline__ Tile find_tile(const TileCall& call, int index) const {
+    return index == first ? first_tile : many_tokens_mm::find_tile<P>(call, index);
+  }
 };
 
-// A thread that fills a ring: load(place, barrier, tile, stage) asks the copy engine for `bytes`. Asking takes a thread
-// so long that one for all operands would not keep up.
-template <class P, int kStageStep, int kPlaces, class Load>
-__device__ __forceinline__ void fill_ring(const TileCall& call, const Share<P>& share, Barrier (&full)[kPlaces],
-                                          const Barrier (&empty)[kPlaces], int bytes, Load load) {
+// What the producer does: the whole warp counts, so that all numbers are in its uniform registers, and one of its lanes
+// asks the copy engine. That answers in order: were stages not asked for one by one, each with all that it has, the
+// first would wait for later ones' tokens. What is packed comes first, as it comes from memory.
+template <class P>
+__device__ __forceinline__ void produce(const typename P::Call& call, const typename P::Maps& maps,
+                                        const Share<P>& share, SharedMemory<P>& shared) {
   const int tiles = call.token_tiles * call.column_tiles;
-  RingPosition<kPlaces> at;
+  typename P::Source source(call, maps, share, shared);
+  wait_for_predecessor();
+  RingPosition<P::kStages> at;
   for (int index = share.first; index < tiles; index += share.step) {
-    const Tile tile = find_tile<P>(call, index);
-    for (int stage = share.begin; stage < share.end; stage += kStageStep) {
-      empty[at.index].wait(at.parity ^ 1);
-      full[at.index].arrive_and_expect(bytes);
-      load(at.index, &full[at.index], tile, stage);
+    const Tile tile = share.find_tile(call, index);
+    for (int stage = share.begin; stage < share.end; ++stage) {
+      Barrier& full = shared.full[at.index];
+      shared.empty[at.index].wait(at.parity ^ 1);
+      source.next(stage);
+      if (elect_one()) {
+        full.arrive_and_expect(call.box_tokens * kSwizzleBytes + source.bytes());
+        source.load(at.index, full, tile, stage);
+        load_matrix_box(shared.tokens[at.index], &maps.tokens, &full, tile.token, stage * P::kStageK);
+      }
       at.advance();
     }
   }
@@ -366,7 +380,7 @@ __global__ void __launch_bounds__(P::kThreads, 1) many_tokens_mm_kernel(const __
     prefetch_tensor_map(&maps.result);
     P::prefetch(call, maps);
     for (int stage = 0; stage < P::kStages; ++stage) {
-      shared.full[stage].init(P::full_arrivals(call));
+      shared.full[stage].init(1);
       shared.empty[stage].init(P::kMultiplying / 32);
     }
     shared.extra.init();
@@ -376,18 +390,7 @@ __global__ void __launch_bounds__(P::kThreads, 1) many_tokens_mm_kernel(const __
   const Share<P> share(call);
   if (warpgroup == P::kWarpgroups) {
     give_back_registers_down_to<P::kProducerRegisters>();
-    const int warp = threadIdx.x % kWarpgroup / 32;
-    if (threadIdx.x % 32 == 0) {
-      wait_for_predecessor();
-      if (warp == 0) {
-        fill_ring<P, 1>(call, share, shared.full, shared.empty, call.box_tokens * kSwizzleBytes,
-                        [&](int place, Barrier* full, const Tile& tile, int stage) {
-                          load_matrix_box(shared.tokens[place], &maps.tokens, full, tile.token, stage * P::kStageK);
-                        });
-      } else {
-        P::produce(warp, call, maps, share, shared);
-      }
-    }
+    if (__shfl_sync(~0u, threadIdx.x % kWarpgroup / 32, 0) == 0) produce<P>(call, maps, share, shared);
     if (call.splits > 1) {
       __syncwarp();
       cluster_sync();
@@ -400,7 +403,7 @@ __global__ void __launch_bounds__(P::kThreads, 1) many_tokens_mm_kernel(const __
     Consumer<P> consumer(call, shared);
     int panels = 0;
     for (int index = share.first; index < tiles; index += share.step) {
-      const Tile tile = find_tile<P>(call, index);
+      const Tile tile = share.find_tile(call, index);
       const int first_column = tile.column + warpgroup * kWarpgroupColumns;
       typename P::Epilogue epilogue(call, shared, tile.token, first_column);
       Sums<P> sums;

@@ -109,45 +109,50 @@ struct MarlinProduct : ProductShape<T, kWarpgroups_, kTokens_> {
     if (call.has_zeros) prefetch_tensor_map(&maps.zeros);
   }
 
-  static __device__ __forceinline__ bool has_groups(const Call& call) { return call.has_scales || call.has_zeros; }
-  static __device__ __forceinline__ int full_arrivals(const Call& call) { return has_groups(call) ? 3 : 2; }
+  class Source {
+   public:
+    __device__ __forceinline__ Source(const Call& call, const Maps& maps, const Share<MarlinProduct>& share,
+                                      Shared& shared)
+        : call_(call),
+          maps_(maps),
+          shared_(shared),
+          begin_(share.begin),
+          bytes_(sizeof(Packed::weights) +
+                 call.group_rows * ((call.has_scales ? kScaleRowBytes : 0) + (call.has_zeros ? kZeroRowBytes : 0))) {}
 
-  static __device__ __forceinline__ void produce(int warp, const Call& call, const Maps& maps,
-                                                 const Share<MarlinProduct>& share, Shared& shared) {
-    if (warp == 1) {
-      fill_ring<MarlinProduct, 1>(call, share, shared.full, shared.empty, sizeof(Packed::weights),
-                                  [&](int place, Barrier* full, const Tile& tile, int stage) {
-                                    // A box of 64 columns for each warpgroup.
-                                    const int column = tile.column / kMarlinTileN * (kTileBytes / kWeightElement);
-#pragma unroll
-                                    for (int i = 0; i < kWarpgroups; ++i) {
-                                      load_matrix_box(shared.packed[place].weights[i], &maps.weights, full,
-                                                      stage * kSteps, column + i * (kTileBytes / kWeightElement));
-                                    }
-                                  });
-    } else if (warp == 2 && has_groups(call)) {
-      const int bytes =
-          call.group_rows * ((call.has_scales ? kScaleRowBytes : 0) + (call.has_zeros ? kZeroRowBytes : 0));
-      // The stage's row is counted: a division would take this thread longer than a stage takes the others.
-      int row = 0, stages_of_row = 0;
-      fill_ring<MarlinProduct, 1>(call, share, shared.full, shared.empty, bytes,
-                                  [&](int place, Barrier* full, const Tile& tile, int stage) {
-                                    if (stage == share.begin) {
-                                      row = stage / call.stages_per_row * call.group_rows;
-                                      stages_of_row = stage % call.stages_per_row;
-                                    }
-                                    Packed& to = shared.packed[place];
-                                    if (call.has_scales)
-                                      load_matrix_box(to.scales, &maps.scales, full, row, tile.column);
-                                    if (call.has_zeros)
-                                      load_matrix_box(to.zeros, &maps.zeros, full, row, tile.column * kBits / 8);
-                                    if (++stages_of_row == call.stages_per_row) {
-                                      row += call.group_rows;
-                                      stages_of_row = 0;
-                                    }
-                                  });
+    // Rows of groups are counted: a division for each stage takes long.
+    __device__ __forceinline__ void next(int stage) {
+      if (stage == begin_) {
+        row_ = stage / call_.stages_per_row * call_.group_rows;
+        stages_of_row_ = stage % call_.stages_per_row;
+      } else if (++stages_of_row_ == call_.stages_per_row) {
+        row_ += call_.group_rows;
+        stages_of_row_ = 0;
+      }
     }
-  }
+
+    __device__ __forceinline__ int bytes() const { return bytes_; }
+
+    __device__ __forceinline__ void load(int place, Barrier& full, const Tile& tile, int stage) const {
+      Packed& to = shared_.packed[place];
+      // A box of 64 columns for each warpgroup.
+      const int column = tile.column / kMarlinTileN * (kTileBytes / kWeightElement);
+#pragma unroll
+      for (int i = 0; i < kWarpgroups; ++i) {
+        load_matrix_box(to.weights[i], &maps_.weights, &full, stage * kSteps,
+                        column + i * (kTileBytes / kWeightElement));
+      }
+      if (call_.has_scales) load_matrix_box(to.scales, &maps_.scales, &full, row_, tile.column);
+      if (call_.has_zeros) load_matrix_box(to.zeros, &maps_.zeros, &full, row_, tile.column * kBits / 8);
+    }
+
+   private:
+    const Call& call_;
+    const Maps& maps_;
+    Shared& shared_;
+    const int begin_, bytes_;
+    int row_ = 0, stages_of_row_ = 0;
+  };
 
   // The scales and the zero points of a lane's two columns are neighbours in Marlin's order of columns.
   struct Words {

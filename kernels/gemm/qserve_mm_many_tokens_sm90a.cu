@@ -75,28 +75,29 @@ struct QserveProduct : ProductShape<int8_t, kWarpgroups, kTokens_> {
     }
   }
 
-  static __device__ __forceinline__ int full_arrivals(const Call&) { return kGrouped ? 3 : 2; }
+  class Source {
+   public:
+    __device__ __forceinline__ Source(const Call&, const Maps& maps, const Share<QserveProduct>&, Shared& shared)
+        : maps_(maps), shared_(shared) {}
 
-  static __device__ __forceinline__ void produce(int warp, const Call& call, const Maps& maps,
-                                                 const Share<QserveProduct>& share, Shared& shared) {
-    if (warp == 1) {
-      fill_ring<QserveProduct, 1>(call, share, shared.full, shared.empty, sizeof(QserveStage<false>),
-                                  [&](int place, Barrier* full, const Tile& tile, int stage) {
-                                    load_matrix_box(shared.packed[place].weights, &maps.weights, full,
-                                                    tile.column / kQserveTile,
-                                                    stage * (kTilesAlong * kQserveTileBytes / kWeightElement));
-                                  });
-    } else if (kGrouped && warp == 2) {
-      fill_ring<QserveProduct, 1>(
-          call, share, shared.full, shared.empty, 2 * kColumns,
-          [&](int place, Barrier* full, const Tile& tile, int stage) {
-            if constexpr (kGrouped) {
-              load_matrix_box(shared.packed[place].scales, &maps.scales, full, stage, tile.column);
-              load_matrix_box(shared.packed[place].zeros, &maps.zeros, full, stage, tile.column);
-            }
-          });
+    __device__ __forceinline__ void next(int) {}
+
+    static __device__ __forceinline__ int bytes() { return sizeof(QserveStage<false>) + (kGrouped ? 2 * kColumns : 0); }
+
+    __device__ __forceinline__ void load(int place, Barrier& full, const Tile& tile, int stage) const {
+      Packed& to = shared_.packed[place];
+      load_matrix_box(to.weights, &maps_.weights, &full, tile.column / kQserveTile,
+                      stage * (kTilesAlong * kQserveTileBytes / kWeightElement));
+      if constexpr (kGrouped) {
+        load_matrix_box(to.scales, &maps_.scales, &full, stage, tile.column);
+        load_matrix_box(to.zeros, &maps_.zeros, &full, stage, tile.column);
+      }
     }
-  }
+
+   private:
+    const Maps& maps_;
+    Shared& shared_;
+  };
 
   // A lane's columns are 16 * warp + lane / 4 of the warpgroup's, and 8 more.
   struct Words {
