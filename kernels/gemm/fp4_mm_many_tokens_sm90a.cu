@@ -13,8 +13,6 @@
 //   1024 x 2112 x 7168    569                 706        6.1 µs
 //   8192 x 9216 x 4096    739                 790        29 µs
 //   8192 x 7168 x 16384   743                 709        107 µs
-#include <utility>
-
 #include "kernels/device/vec.cuh"
 #include "kernels/gemm/fp4_mm_sm90a.h"
 #include "kernels/gemm/fp4_mm_widen.cuh"
@@ -25,12 +23,19 @@ namespace {
 
 using namespace many_tokens_mm;
 
+constexpr int kWarpgroups = 2, kColumns = kWarpgroups * kWarpgroupColumns;
 constexpr int kStageBlocks = kScaleTileColumns;  // of a row: a stage has 64 numbers along K
 static_assert(kStageBlocks * kFp4Block * 2 == kSwizzleBytes);
 // Packed values come two stages at a time: rows of 32 bytes would keep the copy engine busy.
 constexpr int kHalves = 2, kPackedBytes = kHalves * kStageBlocks * kFp4Block / 2;
 constexpr int kPackedK = kHalves * kStageBlocks * kFp4Block;
 constexpr int kScaleElement = 8;  // bytes: a box has 256 elements across at most
+
+// The figures are fitted to the times on an H200 (2026-11-23) of products with M from 64 to 2048, the N and K of
+// Qwen3-VL-235B and DeepSeek-V3. What the model chooses took 0.1% longer than the best choice, in the mean.
+constexpr TokenTile kTiles[] = {{2, 32}, {2, 64}, {2, 96}, {2, 128}, {2, 160}, {2, 192}, {2, 224}, {2, 256}};
+constexpr TileTime kTimes[] = {{0.242f, 1.7f}, {0.270f, 1.5f}, {0.302f, 2.0f}, {0.325f, 2.5f},
+                               {0.414f, 2.1f}, {0.494f, 0.9f}, {0.523f, 3.7f}, {0.625f, 2.0f}};
 
 struct Fp4Call : TileCall {
   int blocks;  // of a row
@@ -71,80 +76,76 @@ __global__ void __launch_bounds__(kWidenThreads)
 }
 
 template <class Output, int kTokens_>
-struct Fp4Product {
-  using Operand = __half;
-  using Sum = float;
+struct Fp4Product : ProductShape<__half, kWarpgroups, kTokens_> {
+  using Shape = ProductShape<__half, kWarpgroups, kTokens_>;
+  using Shared = SharedMemory<Fp4Product>;
   using Call = Fp4Call;
-  static constexpr int kTokens = kTokens_;
-
   struct Maps {
     CUtensorMap tokens, weights, scales, result;
   };
-  struct Words {
-    uint2 values[2];     // block t of row g, and of row g + 8
-    uint32_t scales[2];  // theirs
-    bool has_block;      // whether K reaches so far: scales of no block may be anything
-  };
-  struct TokenConstant {};
-
   // Weights and scales of two stages.
   struct Packed {
     alignas(kSwizzleAtomBytes) uint8_t values[kColumns * kPackedBytes];
     alignas(kBoxAlignment) uint8_t scales[kHalves][kScaleTileBytes];
   };
   static constexpr int kPackedStages = 4;
-  struct Barriers {
+  struct Extra {
     Barrier full[kPackedStages], empty[kPackedStages];
 
     __device__ __forceinline__ void init() {
       for (int i = 0; i < kPackedStages; ++i) {
         full[i].init(1);
-        empty[i].init(kWarpgroups * kWarpgroup);
+        empty[i].init(Shape::kMultiplying / 32);
       }
     }
   };
-  static constexpr int kMostStages = 8;
-  static constexpr int kStages =
-      std::min<int>(kMostStages, (ring_bytes(kTokens, sizeof(TokenConstant)) - kPackedStages * sizeof(Packed)) /
-                                     (kTokens * kSwizzleBytes));
-  static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
-  static constexpr int kFullArrivals = 1, kStagesTogether = kHalves;
-  using Shared = SharedMemory<Fp4Product>;
+  static constexpr int kStages = Shape::num_stages(0, kPackedStages * sizeof(Packed));
+  static constexpr int kStagesTogether = kHalves, kWays = 1;
 
-  // A thread for the tokens and one for the weights.
-  static __device__ __forceinline__ void produce(const Call& call, const Maps& maps, const Share<Fp4Product>& share,
-                                                 Shared& shared) {
-    const int thread = threadIdx.x % kWarpgroup;
-    const int tiles = call.token_tiles * call.column_tiles;
-    if (thread == 0) {
-      RingPosition<kStages> at;
-      for (int index = share.first; index < tiles; index += share.step) {
-        const int token = find_tile<Fp4Product>(call, index).token;
-        for (int stage = share.begin; stage < share.end; ++stage) {
-          Barrier* const full = &shared.full[at.index];
-          shared.empty[at.index].wait(at.parity ^ 1);
-          full->arrive_and_expect(call.box_tokens * kSwizzleBytes);
-          load_matrix_box(shared.tokens[at.index], &maps.tokens, full, token, stage * kStageBlocks * kFp4Block);
-          at.advance();
-        }
-      }
-    } else if (thread == 32) {
-      RingPosition<kPackedStages> at;
-      for (int index = share.first; index < tiles; index += share.step) {
-        const int column = find_tile<Fp4Product>(call, index).column;
-        for (int stage = share.begin; stage < share.end; stage += kHalves) {
-          Barrier* const full = &shared.barriers.full[at.index];
-          Packed& to = shared.packed[at.index];
-          shared.barriers.empty[at.index].wait(at.parity ^ 1);
-          full->arrive_and_expect(kColumns * kPackedBytes + kHalves * kScaleTileBytes);
-          load_matrix_box(to.values, &maps.weights, full, column, stage / kHalves * kPackedBytes);
-          load_matrix_box(to.scales, &maps.scales, full, column / kScaleTileRows,
-                          stage * (kScaleTileBytes / kScaleElement));
-          at.advance();
-        }
+  static __device__ __forceinline__ void prefetch(const Call&, const Maps& maps) {
+    prefetch_tensor_map(&maps.weights);
+    prefetch_tensor_map(&maps.scales);
+  }
+
+  class Source {
+   public:
+    __device__ __forceinline__ Source(const Call&, const Maps& maps, const Share<Fp4Product>&, Shared& shared)
+        : maps_(maps), shared_(shared) {}
+
+    __device__ __forceinline__ void next(int stage) {
+      if (stage % kHalves == 0) {
+        shared_.extra.empty[at_.index].wait(at_.parity ^ 1);
+      } else {
+        at_.advance();
       }
     }
-  }
+
+    static __device__ __forceinline__ int bytes() { return 0; }
+
+    __device__ __forceinline__ void load(int, Barrier&, const Tile& tile, int stage) {
+      if (stage % kHalves != 0) return;
+      Packed& to = shared_.packed[at_.index];
+      Barrier& full = shared_.extra.full[at_.index];
+      full.arrive_and_expect(kColumns * kPackedBytes + kHalves * kScaleTileBytes);
+      load_matrix_box(to.values, &maps_.weights, &full, tile.column, stage / kHalves * kPackedBytes);
+      load_matrix_box(to.scales, &maps_.scales, &full, tile.column / kScaleTileRows,
+                      stage * (kScaleTileBytes / kScaleElement));
+    }
+
+   private:
+    const Maps& maps_;
+    Shared& shared_;
+    RingPosition<kPackedStages> at_;
+  };
+
+  struct Words {
+    uint2 values[2];     // block t of row g, and of row g + 8
+    uint32_t scales[2];  // theirs
+    bool has_block;      // whether K reaches so far: scales of no block may be anything
+  };
+  struct Factors {
+    uint32_t scales[2];  // of the two rows, each twice
+  };
 
   class Decoder {
    public:
@@ -153,10 +154,11 @@ struct Fp4Product {
 
     __device__ __forceinline__ void start(int begin) { block_ = begin * kStageBlocks + threadIdx.x % 4; }
 
+    template <int kWay>
     __device__ __forceinline__ void load(int, int half, Words& words) {
       const int t = threadIdx.x % 4;
       const Packed& from = shared_.packed[at_.index];
-      if (half == 0) shared_.barriers.full[at_.index].wait(at_.parity);
+      if (half == 0) shared_.extra.full[at_.index].wait(at_.parity);
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const int row = row_ + 8 * r;
@@ -167,23 +169,23 @@ struct Fp4Product {
       words.has_block = block_ < blocks_;
       block_ += kStageBlocks;
       if (half == 1) {
-        shared_.barriers.empty[at_.index].arrive();
+        __syncwarp();
+        shared_.extra.empty[at_.index].arrive_if(threadIdx.x % 32 == 0);
         at_.advance();
       }
     }
 
-    __device__ __forceinline__ void decode(const Words& words, Weights& weights) const {
-      const HalfPairs scales = half_of_e4m3(words.has_block ? words.scales[0] | words.scales[1] << 8 : 0);
+    template <int kWay>
+    __device__ __forceinline__ void decode(const Words& words, int step, Factors& factors, uint32_t (&a)[4]) const {
+      if (step == 0) {
+        const HalfPairs scales = half_of_e4m3(words.has_block ? words.scales[0] | words.scales[1] << 8 : 0);
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const uint32_t scale = scale_pair(scales, r);
+        for (int r = 0; r < 2; ++r) factors.scales[r] = scale_pair(scales, r);
+      }
 #pragma unroll
-        for (int w = 0; w < 2; ++w) {
-          uint32_t pairs[4];
-          widen(w == 0 ? words.values[r].x : words.values[r].y, scale, pairs);
-#pragma unroll
-          for (int i = 0; i < 4; ++i) weights[2 * w + i / 2][r + 2 * (i % 2)] = pairs[i];
-        }
+      for (int i = 0; i < 4; ++i) {
+        const uint2& two = words.values[i % 2];
+        a[i] = widen_pair(step < 2 ? two.x : two.y, 2 * (step % 2) + i / 2, factors.scales[i % 2]);
       }
     }
 
@@ -196,15 +198,15 @@ struct Fp4Product {
 
   class Epilogue {
    public:
-    __device__ __forceinline__ Epilogue(const Call& call, int, int) : factor_(kProductFactor * *call.alpha) {}
+    __device__ __forceinline__ Epilogue(const Call& call, Shared&, int, int) : factor_(kProductFactor * *call.alpha) {}
 
-    __device__ __forceinline__ void share(TokenConstant (&)[kTokens]) const {}
+    __device__ __forceinline__ void share() const {}
 
-    // Of two tokens' sums of the first column, then of the second.
-    __device__ __forceinline__ void round(const TokenConstant*, const Sum (&sums)[4], uint32_t& first,
-                                          uint32_t& second) const {
-      first = round_pair(sums[0], sums[1]);
-      second = round_pair(sums[2], sums[3]);
+    __device__ __forceinline__ void stage(uint8_t* panel, int first_row, int, const float (&sums)[8]) const {
+      uint32_t pairs[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) pairs[i] = round_pair(sums[2 * i], sums[2 * i + 1]);
+      stage_pairs(panel, first_row, pairs);
     }
 
    private:
@@ -224,17 +226,10 @@ Status launch_tokens(const Fp4MmParams& params, int splits, Stream stream) {
   Fp4Call call = {make_tile_call<P>(params.m, params.n, ceil_div(params.k, kPackedK) * kHalves, splits)};
   call.blocks = static_cast<int>(params.k / kFp4Block);
   call.alpha = params.alpha;
-  const uint64_t wide_columns = static_cast<uint64_t>(fp4_wide_columns(params.k));
+  const int64_t wide_columns = fp4_wide_columns(params.k);
   const uint64_t scale_row = static_cast<uint64_t>(params.padded_blocks) * kScaleTileRows;  // of tiles of scales
   typename P::Maps maps;
-  SGL_RETURN_IF_ERROR(encode_matrix_map(name, &maps.tokens,
-                                        {.data = params.workspace,
-                                         .rows = static_cast<uint64_t>(params.m),
-                                         .columns = wide_columns,
-                                         .row_bytes = wide_columns * 2,
-                                         .box_rows = static_cast<uint32_t>(call.box_tokens),
-                                         .box_columns = kSwizzleBytes / 2,
-                                         .element_bytes = 2}));
+  SGL_RETURN_IF_ERROR(encode_tokens<P>(name, &maps.tokens, params.workspace, params.m, wide_columns, wide_columns * 2));
   SGL_RETURN_IF_ERROR(encode_matrix_map(name, &maps.weights,
                                         {.data = const_cast<uint8_t*>(params.b.values),
                                          .rows = static_cast<uint64_t>(params.n),
@@ -268,19 +263,6 @@ Status launch_widen(const Fp4MmParams& params, Stream stream) {
                 static_cast<uint4*>(params.workspace), chunks);
 }
 
-// From a tile chosen at run time to its instantiation.
-template <class Output>
-Status launch_choice(const Fp4MmParams& params, const TokenTileChoice& choice, Stream stream) {
-  using Launch = Status(const Fp4MmParams&, int, Stream);
-  constexpr auto kLaunches = []<int... i>(std::integer_sequence<int, i...>) {
-    struct {
-      Launch* at[kNumTokenTiles];
-    } table = {{&launch_tokens<Output, kTokenTiles[i].tokens>...}};
-    return table;
-  }(std::make_integer_sequence<int, kNumTokenTiles>());
-  return kLaunches.at[choice.tile](params, choice.splits, stream);
-}
-
 }  // namespace
 
 bool fp4_many_tokens_takes(const Fp4MmParams& params) {
@@ -289,14 +271,17 @@ bool fp4_many_tokens_takes(const Fp4MmParams& params) {
          matrix_map_fits(params.a.values, params.m, params.k, params.a.stride) &&
          matrix_map_fits(params.b.values, params.n, params.k, params.b.stride) &&
          matrix_map_fits(params.output, params.m, params.n, params.output_stride * 2) &&
-         int64_t{ceil_div(params.m, kTokenTiles[0].tokens)} * ceil_div(params.n, kColumns) <= kMostTiles;
+         int64_t{ceil_div(params.m, kTiles[0].tokens)} * ceil_div(params.n, kColumns) <= kMostTiles;
 }
 
 Status multiply_fp4_many_tokens(const Fp4MmParams& params, Stream stream) {
   SGL_RETURN_IF_ERROR(launch_widen(params, stream));
-  const TokenTileChoice choice = choose_tile(params.m, params.n, ceil_div(params.k, kPackedK), kHalves);
-  return params.output_dtype == DType::kF16 ? launch_choice<__half>(params, choice, stream)
-                                            : launch_choice<__nv_bfloat16>(params, choice, stream);
+  const TokenTileChoice choice = choose_tile(params.m, params.n, ceil_div(params.k, kPackedK), kHalves, kTiles, kTimes);
+  return launch_tile<std::size(kTiles)>(choice.tile, [&]<int kTile>() {
+    constexpr int kTokens = kTiles[kTile].tokens;
+    return params.output_dtype == DType::kF16 ? launch_tokens<__half, kTokens>(params, choice.splits, stream)
+                                              : launch_tokens<__nv_bfloat16, kTokens>(params, choice.splits, stream);
+  });
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

@@ -32,20 +32,18 @@ __device__ __forceinline__ uint32_t take_bits(uint32_t a, uint32_t mask, uint32_
 
 // Values i and i + 4 of a word's eight as a pair of f16 (scaled, see above).
 __device__ __forceinline__ uint32_t widen_pair(uint32_t word, int i, uint32_t scale) {
-  const uint32_t top = word << (12 - 4 * i);
-  return multiply_halves(take_bits(top, 0x80008000, (top & 0x70007000) >> 3), scale);
+  // The upper bytes of f16, where all else is 0: of values 1, 3, 5 and 7, or of 0, 2, 4 and 6. What pairs of a word
+  // share the compiler computes once.
+  const uint32_t bytes = i % 2 == 1 ? take_bits(word, 0x80808080, word >> 3 & 0x0e0e0e0e)
+                                    : take_bits(word << 4, 0x80808080, word << 1 & 0x0e0e0e0e);
+  // The first and third bytes moved up, or the others as they are.
+  return multiply_halves(i < 2 ? __byte_perm(bytes, 0, 0x2404) : bytes & 0xff00ff00, scale);
 }
 
 // All four pairs. Both operands have the same order along K.
 __device__ __forceinline__ void widen(uint32_t word, uint32_t scale, uint32_t (&pairs)[4]) {
-  // The upper bytes of f16, where all else is 0: of values 1, 3, 5 and 7, and of 0, 2, 4 and 6.
-  const uint32_t odd = take_bits(word, 0x80808080, word >> 3 & 0x0e0e0e0e);
-  const uint32_t even = take_bits(word << 4, 0x80808080, word << 1 & 0x0e0e0e0e);
-  constexpr uint32_t kLow = 0x2404, kHigh = 0xff00ff00;  // the first and third bytes moved up, the others as they are
-  pairs[0] = multiply_halves(__byte_perm(even, 0, kLow), scale);
-  pairs[1] = multiply_halves(__byte_perm(odd, 0, kLow), scale);
-  pairs[2] = multiply_halves(even & kHigh, scale);
-  pairs[3] = multiply_halves(odd & kHigh, scale);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) pairs[i] = widen_pair(word, i, scale);
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

@@ -1,55 +1,83 @@
 // Products of many tokens with packed weights on Hopper: wgmma with weights that are decoded in registers, whatever
 // their format.
 //
-// Operands are swapped: a tile is 128 columns of the result by kTokens tokens, and each of the two warpgroups that
-// multiply has 64 of the columns. Its weights are operand A: they go from shared memory to registers, are decoded
-// there, each of them once for all tokens of the tile, and never return. While the tensor cores multiply one stage of
-// K, the next one is decoded.
+// Operands are swapped: a tile is 128 or 192 columns of the result by kTokens tokens, and each of the two or three
+// warpgroups that multiply has 64 of the columns. Its weights are operand A: they go from shared memory to registers,
+// are decoded there, each of them once for all tokens of the tile, and never return. A warp that has asked for a step
+// of K decodes the weights of the next but one while the tensor cores multiply.
 //
 // Grid: a persistent block a multiprocessor. Tiles are taken in groups of some rows of tiles, column by column, so that
-// what runs at a time shares its operands in the L2 cache. The producers run ahead into the next tile. Where there are
-// few tiles, a cluster of blocks shares the K of each, and adds up the sums over its shared memory.
+// what runs at a time shares its operands in the L2 cache. The producer, a warp, runs ahead into the next tile. Where
+// there are few tiles, a cluster of blocks shares the K of each, and adds up the sums over its shared memory.
 //
-// What orders shared memory: a copy is asked for when all threads that multiply have arrived at the place's `empty`,
-// each behind its own loads of the place and its warpgroup's wait_wgmma() for the instructions that read it; they read
+// What orders shared memory: a copy is asked for when all warps that multiply have arrived at the place's `empty`, each
+// behind its own loads of the place and its warpgroup's wait_wgmma() for the instructions that read it; they read
 // behind the place's `full`. A cluster's sums lie where the ring was: by then all copies have been waited for, and a
 // barrier follows the last wait_wgmma(). No block ends before all of its cluster have read its sums.
 #pragma once
 
 #include <algorithm>
-#include <cstddef>
+#include <type_traits>
+#include <utility>
 
 #include "kernels/base/launch.h"
+#include "kernels/device/cluster.cuh"
 #include "kernels/device/pdl.cuh"
 #include "kernels/device/pipeline_sm90.cuh"
 #include "kernels/device/tma_sm90.cuh"
 #include "kernels/device/wgmma_registers_sm90.cuh"
+#include "kernels/gemm/many_tokens_tiles_sm90a.h"
 
 namespace sgl_kernel::SGL_TARGET::many_tokens_mm {
 
-inline constexpr int kWarpgroup = 128, kWarpgroups = 2;  // threads of one; those that multiply
-inline constexpr int kWarpgroupColumns = 64;             // rows of the instruction
-inline constexpr int kColumns = kWarpgroups * kWarpgroupColumns;
+inline constexpr int kWarpgroup = 128;                     // threads
 inline constexpr int kStepBytes = 32;                      // of a token, in an instruction
 inline constexpr int kSteps = kSwizzleBytes / kStepBytes;  // of a stage
-inline constexpr int kThreads = (1 + kWarpgroups) * kWarpgroup;
-inline constexpr int kStartRegisters = 65536 / kThreads / 8 * 8;  // of a thread, at the launch
-inline constexpr int kSharedBytes = 227 * 1024;                   // what a block can have
-inline constexpr int kOtherBytes = 2048;                          // room for barriers and alignment
-inline constexpr int kBoxAlignment = 128;                         // of boxes that are not swizzled
+inline constexpr int kMostStages = 8;
+inline constexpr int kSharedBytes = 227 * 1024;  // what a block can have
+inline constexpr int kOtherBytes = 256;          // room for barriers
+inline constexpr int kBoxAlignment = 128;        // of boxes that are not swizzled
 
-// Product: the format. It has
-//   Operand, Sum              int8_t and int32_t, or __half and float
-//   kTokens, kStages          of a tile; of the ring
-//   kProducerRegisters, kConsumerRegisters    of a thread, from its start on
-//   kFullArrivals             of the producers, at each stage
-//   kStagesTogether           what splits of K are multiples of
-//   Call, Maps                what its kernel is given; a Call is a TileCall
+// What a format's Product is built on; Operand is int8_t, __half or __nv_bfloat16.
+template <class Operand_, int kWarpgroups_, int kTokens_>
+struct ProductShape {
+  using Operand = Operand_;
+  using Sum = std::conditional_t<std::is_same_v<Operand, int8_t>, int32_t, float>;
+  static constexpr int kWarpgroups = kWarpgroups_;  // that multiply
+  static constexpr int kTokens = kTokens_;
+  static constexpr int kColumns = kWarpgroups * kWarpgroupColumns;
+  static constexpr int kStageK = kSwizzleBytes / sizeof(Operand);
+  static constexpr int kMultiplying = kWarpgroups * kWarpgroup;  // threads
+  static constexpr int kThreads = kWarpgroup + kMultiplying;
+  // Of a thread, from its start on; together no more than a multiprocessor has.
+  static constexpr int kProducerRegisters = kWarpgroups == 2 ? 40 : 32,
+                       kConsumerRegisters = kWarpgroups == 2 ? 232 : 160;
+  // Tokens of a box of the result, of which each warpgroup has two on their way to memory.
+  static constexpr int kPanel = token_panel(kTokens);
+  static constexpr int kPanelBytes = kPanel * kWarpgroupColumns * 2;
+
+  // Stages that fit in the ring beside `other_bytes`, if each has so many bytes of packed weights.
+  static constexpr int num_stages(int packed_bytes, int other_bytes) {
+    const int left = kSharedBytes - kOtherBytes - kWarpgroups * 2 * kPanelBytes - other_bytes;
+    return std::min(kMostStages, left / (kTokens * kSwizzleBytes + packed_bytes));
+  }
+};
+
+// A Product is a ProductShape with
+//   kStages                   of the ring
 //   Packed, kPackedStages     what else is in shared memory for a stage or some, and how often
-//   Barriers                  besides the ring's own, with their init()
-//   produce()                 what the warpgroup of the producers does
-//   Words, Decoder            what a lane reads of a stage; load() reads it and decode() makes operand A of it
-//   Epilogue, TokenConstant   from two tokens' sums to a pair of results; what it needs of each token
+//   kStagesTogether           what K and its splits are multiples of
+//   Extra                     more of shared memory, with init() by one thread
+//   Call, Maps                what its kernel is given: a TileCall; the maps of tokens, weights, result and more
+//   prefetch()                the maps of what is packed
+//   Source                    of what is packed: the producer's next() stage, then load() by one of its lanes, bytes()
+//                             of which are at the stage's barrier
+//   kWays                     of decoding: template arguments 0 <= kWay < kWays
+//   Words, Factors, Decoder   what a lane reads of a stage; what is carried from step to step; way() where there are
+//                             several, start() of a tile, load<kWay>() and decode<kWay>(), which makes a step's operand
+//                             A
+//   Epilogue                  what a tile's sums lack: it is loaded before the product, share()d by the warpgroup
+//                             behind it, and stage()s the sums of 16 tokens in a panel of shared memory
 struct TileCall {
   int n;
   int stages;  // of K
@@ -58,29 +86,16 @@ struct TileCall {
   int box_tokens;
 };
 
-// Tokens of a box of the result, of which each warpgroup has two on their way to memory.
-constexpr int panel_of(int tokens) { return tokens % 64 == 0 ? 64 : 32; }
-constexpr int panel_bytes(int tokens) { return panel_of(tokens) * kWarpgroupColumns * 2; }
-
-// What is left for the ring.
-constexpr int ring_bytes(int tokens, int constant_bytes) {
-  return kSharedBytes - kOtherBytes - kWarpgroups * (2 * panel_bytes(tokens) + tokens * constant_bytes);
-}
-
-// Operand A of a stage.
-using Weights = uint32_t[kSteps][4];
-
 template <class P>
 using Sums = typename P::Sum[P::kTokens / 2];
 
 template <class P>
 struct SharedMemory {
+  alignas(kSwizzleAtomBytes) uint8_t panels[P::kWarpgroups][2][P::kPanelBytes];
   alignas(kSwizzleAtomBytes) uint8_t tokens[P::kStages][P::kTokens * kSwizzleBytes];
-  alignas(kSwizzleAtomBytes) typename P::Packed packed[P::kPackedStages];
-  alignas(kSwizzleAtomBytes) uint8_t panels[kWarpgroups][2][panel_bytes(P::kTokens)];
-  typename P::TokenConstant constants[kWarpgroups][P::kTokens];
+  typename P::Packed packed[P::kPackedStages];
+  typename P::Extra extra;
   Barrier full[P::kStages], empty[P::kStages];
-  typename P::Barriers barriers;
 };
 
 struct Tile {
@@ -96,26 +111,58 @@ __device__ __forceinline__ Tile find_tile(const TileCall& call, int index) {
   const int rows = min(kGroupRows, call.token_tiles - group * kGroupRows);
   const int column = in_group / rows;
   const int row = group * kGroupRows + in_group - column * rows;
-  return {row * P::kTokens, column * kColumns};
+  return {row * P::kTokens, column * P::kColumns};
 }
 
 // What a block does: some tiles, the first of which is `first`, and of each the stages [begin, end).
 template <class P>
 struct Share {
   int first, step, begin, end, rank;
+  Tile first_tile;
 
   __device__ __forceinline__ explicit Share(const TileCall& call)
       : first(blockIdx.x / call.splits),
         step(gridDim.x / call.splits),
         begin(0),
         end(call.stages),
-        rank(blockIdx.x - first * call.splits) {
+        rank(blockIdx.x - first * call.splits),
+        first_tile(many_tokens_mm::find_tile<P>(call, first)) {
     if (call.splits == 1) return;
     const int units = call.stages / P::kStagesTogether;
     begin = units * rank / call.splits * P::kStagesTogether;
     end = units * (rank + 1) / call.splits * P::kStagesTogether;
   }
+
+  __device__ __forceinline__ Tile find_tile(const TileCall& call, int index) const {
+    return index == first ? first_tile : many_tokens_mm::find_tile<P>(call, index);
+  }
 };
+
+// What the producer does: the whole warp counts, so that all numbers are in its uniform registers, and one of its lanes
+// asks the copy engine. That answers in order: were stages not asked for one by one, each with all that it has, the
+// first would wait for later ones' tokens. What is packed comes first, as it comes from memory.
+template <class P>
+__device__ __forceinline__ void produce(const typename P::Call& call, const typename P::Maps& maps,
+                                        const Share<P>& share, SharedMemory<P>& shared) {
+  const int tiles = call.token_tiles * call.column_tiles;
+  typename P::Source source(call, maps, share, shared);
+  wait_for_predecessor();
+  RingPosition<P::kStages> at;
+  for (int index = share.first; index < tiles; index += share.step) {
+    const Tile tile = share.find_tile(call, index);
+    for (int stage = share.begin; stage < share.end; ++stage) {
+      Barrier& full = shared.full[at.index];
+      shared.empty[at.index].wait(at.parity ^ 1);
+      source.next(stage);
+      if (elect_one()) {
+        full.arrive_and_expect(call.box_tokens * kSwizzleBytes + source.bytes());
+        source.load(at.index, full, tile, stage);
+        load_matrix_box(shared.tokens[at.index], &maps.tokens, &full, tile.token, stage * P::kStageK);
+      }
+      at.advance();
+    }
+  }
+}
 
 // Four tiles of 8 x 8 numbers to shared memory, each transposed: lane i points at row i % 8 of tile i / 8 as it is
 // stored, and gives the pair of rows 2 * (i % 4) of column i / 4 of each tile.
@@ -125,24 +172,14 @@ __device__ __forceinline__ void store_transposed(void* row, const uint32_t (&til
                : "memory");
 }
 
-// Rounds a lane's sums of 16 tokens, two columns of two n8 tiles of the tokens, and leaves them in a panel: rows of a
-// warpgroup's columns, swizzled. `constants` are those of the 16 tokens.
-template <class P>
-__device__ __forceinline__ void stage_sums(uint8_t* panel, int first_token, const typename P::Sum (&sums)[8],
-                                           const typename P::Epilogue& epilogue,
-                                           const typename P::TokenConstant* constants) {
-  constexpr int kRowBytes = kWarpgroupColumns * 2;
-  static_assert(kRowBytes == kSwizzleBytes);
+// For an Epilogue whose warps have 16 columns each: a lane's results, pairs of tokens of its two columns, of the 16
+// tokens from row first_row of a panel on. A panel has rows of a warpgroup's columns, swizzled.
+__device__ __forceinline__ void stage_pairs(uint8_t* panel, int first_row, const uint32_t (&pairs)[4]) {
+  static_assert(kWarpgroupColumns * 2 == kSwizzleBytes);
   const int warp = threadIdx.x % kWarpgroup / 32, lane = threadIdx.x % 32;
-  // store_transposed(): the token and the chunk of 8 columns that this lane's address stands for.
-  const int token = first_token + lane / 16 * 8 + lane % 8, chunk = (2 * warp + lane / 8 % 2) ^ (lane % 8);
-  uint32_t words[4];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    epilogue.round(constants + 8 * half + 2 * (lane % 4), reinterpret_cast<const typename P::Sum(&)[4]>(sums[4 * half]),
-                   words[2 * half], words[2 * half + 1]);
-  }
-  store_transposed(panel + token * kRowBytes + chunk * 16, words);
+  // store_transposed(): the row and the chunk of 8 columns that this lane's address stands for.
+  const int row = first_row + lane / 16 * 8 + lane % 8, chunk = (2 * warp + lane / 8 % 2) ^ (lane % 8);
+  store_transposed(panel + row * kSwizzleBytes + chunk * 16, pairs);
 }
 
 // Sends off a warpgroup's sums, a panel of tokens at a time. `panels` counts those sent so far.
@@ -150,60 +187,48 @@ template <class P>
 __device__ __forceinline__ void store_tile(SharedMemory<P>& shared, const CUtensorMap* result_map, int first_token,
                                            int first_column, int warpgroup, const typename P::Epilogue& epilogue,
                                            int& panels, Sums<P>& sums) {
-  constexpr int kPanel = panel_of(P::kTokens);
   const bool is_first = threadIdx.x % kWarpgroup == 0;
 #pragma unroll
-  for (int panel = 0; panel < P::kTokens / kPanel; ++panel) {
+  for (int panel = 0; panel < P::kTokens / P::kPanel; ++panel) {
     uint8_t* const staged = shared.panels[warpgroup][panels & 1];
     // The panel's last occupant must have been read.
     if (is_first) wait_for_store_reads<1>();
     named_barrier_sync(1 + warpgroup, kWarpgroup);
 #pragma unroll
-    for (int i = 0; i < kPanel; i += 16) {
-      const int token = panel * kPanel + i;
-      stage_sums<P>(staged, i, reinterpret_cast<const typename P::Sum(&)[8]>(sums[token / 2]), epilogue,
-                    shared.constants[warpgroup] + token);
+    for (int i = 0; i < P::kPanel; i += 16) {
+      const int token = panel * P::kPanel + i;
+      epilogue.stage(staged, i, token, reinterpret_cast<const typename P::Sum(&)[8]>(sums[token / 2]));
     }
     fence_shared_for_async_proxy();
     named_barrier_sync(1 + warpgroup, kWarpgroup);
     if (is_first) {
-      store_matrix_box(result_map, staged, first_token + panel * kPanel, first_column);
+      store_matrix_box(result_map, staged, first_token + panel * P::kPanel, first_column);
       commit_stores();
     }
     ++panels;
   }
 }
 
-// Adds to a thread's sums what a block of the cluster has left at that place of its shared memory.
-template <class Sum>
-__device__ __forceinline__ void add_from_rank(const Sum* mine, uint32_t rank, Sum (&sums)[4]) {
-  uint4 part;
-  asm volatile(
-      "{\n"
-      ".reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %4, %5;\n"
-      "ld.shared::cluster.v4.b32 {%0, %1, %2, %3}, [remote];\n"
-      "}\n"
-      : "=r"(part.x), "=r"(part.y), "=r"(part.z), "=r"(part.w)
-      : "r"(shared_address(mine)), "r"(rank)
-      : "memory");
-  const auto& parts = reinterpret_cast<const Sum(&)[4]>(part);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) sums[i] += parts[i];
-}
-
 // With splits: each block leaves its sums in its shared memory, in the place of the ring, and then adds up its share of
 // the tokens over the cluster, in the order of K.
 template <class P>
 __device__ __forceinline__ void leave_sums(SharedMemory<P>& shared, const Sums<P>& sums) {
-  constexpr int kAllConsumers = 1 + kWarpgroups;  // a named barrier
-  static_assert(offsetof(SharedMemory<P>, panels) >= kWarpgroups * kWarpgroup * sizeof(sums));
-  named_barrier_sync(kAllConsumers, kWarpgroups * kWarpgroup);  // nobody multiplies any more
-  uint4* const parts = reinterpret_cast<uint4*>(&shared);
+  constexpr int kAllConsumers = 1 + P::kWarpgroups;  // a named barrier
+  static_assert(sizeof(shared.tokens) + sizeof(shared.packed) >= P::kMultiplying * sizeof(sums));
+  named_barrier_sync(kAllConsumers, P::kMultiplying);  // nobody multiplies any more
+  // As numbers: for floats that are moved as integers the compiler would wait for each of the instructions.
+  using Vector = std::conditional_t<std::is_same_v<typename P::Sum, float>, float4, int4>;
+  Vector* const parts = reinterpret_cast<Vector*>(shared.tokens);
 #pragma unroll
   for (int i = 0; i < P::kTokens / 8; ++i) {
-    parts[i * kWarpgroups * kWarpgroup + threadIdx.x] = reinterpret_cast<const uint4&>(sums[4 * i]);
+    parts[i * P::kMultiplying + threadIdx.x] = {sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]};
   }
+}
+
+// Each block of the cluster has some 16s of a tile's tokens.
+template <class P>
+__device__ __forceinline__ int first_shared_token(const TileCall& call, int rank) {
+  return P::kTokens / 16 * rank / call.splits * 16;
 }
 
 template <class P>
@@ -211,33 +236,36 @@ __device__ __forceinline__ void store_share(const TileCall& call, SharedMemory<P
                                             const CUtensorMap* result_map, const Tile& tile, int rank, int warpgroup,
                                             const typename P::Epilogue& epilogue) {
   using Sum = typename P::Sum;
-  const int tokens = P::kTokens / call.splits;  // a multiple of 16, see split_fits()
   const int first_column = tile.column + warpgroup * kWarpgroupColumns;
-  const Sum* const parts = reinterpret_cast<const Sum*>(&shared) + 4 * threadIdx.x;
-  uint8_t* const staged = shared.panels[warpgroup][0];
-  for (int token = 0; token < tokens; token += 16) {
-    Sum sums[2][4] = {};
-#pragma unroll 2
-    for (int from = 0; from < call.splits; ++from) {
+  const uint4* const parts = reinterpret_cast<const uint4*>(shared.tokens) + threadIdx.x;
+  const int begin = first_shared_token<P>(call, rank), end = first_shared_token<P>(call, rank + 1);
+  uint8_t* const staged = shared.panels[warpgroup][0];  // both panels, see split_fits()
+  for (int token = begin; token < end; token += 16) {
+    uint4 tiles[kMostSplits][2];  // of eight tokens each; all asked for before the first is waited for
+#pragma unroll
+    for (int from = 0; from < kMostSplits; ++from) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        add_from_rank(parts + ((rank * tokens + token) / 8 + i) * (4 * kWarpgroups * kWarpgroup), from, sums[i]);
+        tiles[from][i] = make_uint4(0, 0, 0, 0);
+        if (from < call.splits) tiles[from][i] = load_from_block(parts + (token / 8 + i) * P::kMultiplying, from);
       }
     }
-    stage_sums<P>(staged, token, reinterpret_cast<const Sum(&)[8]>(sums), epilogue,
-                  shared.constants[warpgroup] + rank * tokens + token);
+    Sum sums[8] = {};
+#pragma unroll
+    for (int from = 0; from < kMostSplits; ++from) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) sums[i] += reinterpret_cast<const Sum(&)[2][4]>(tiles[from])[i / 4][i % 4];
+    }
+    epilogue.stage(staged, token - begin, token, sums);
   }
   fence_shared_for_async_proxy();
   named_barrier_sync(1 + warpgroup, kWarpgroup);
   if (threadIdx.x % kWarpgroup == 0 && first_column < call.n) {
-    store_matrix_box(result_map, staged, tile.token + rank * tokens, first_column);
+    for (int token = begin; token < end; token += 16) {
+      store_matrix_box(result_map, staged + (token - begin) * kSwizzleBytes, tile.token + token, first_column);
+    }
     commit_stores();
   }
-}
-
-__device__ __forceinline__ void pin_weights(Weights& weights) {
-#pragma unroll
-  for (int step = 0; step < kSteps; ++step) pin_registers(weights[step]);
 }
 
 template <class P>
@@ -246,96 +274,123 @@ class Consumer {
   __device__ __forceinline__ Consumer(const typename P::Call& call, SharedMemory<P>& shared)
       : shared_(shared), decoder_(call, shared) {}
 
-  // The sums of a tile's stages [begin, end). While a stage is multiplied the next one is decoded.
+  // The sums of a tile's stages [begin, end).
+  template <int kWay = 0>
   __device__ __forceinline__ void multiply(int begin, int end, Sums<P>& sums) {
-    Weights even, odd;
-    decoder_.start(begin);
-    decode(even);
-    int left = end - begin;
-    for (bool fresh = true; left > 1; left -= 2, fresh = false) {
-      step(sums, even, odd, 1, fresh, true);
-      step(sums, odd, even, 0, false, left > 2);
+    if constexpr (kWay + 1 < P::kWays) {
+      if (decoder_.way() != kWay) return multiply<kWay + 1>(begin, end, sums);
     }
-    if (P::kStagesTogether % 2 != 0 && left == 1) step(sums, even, odd, 1, end - begin == 1, false);
+    Progress progress;
+    decoder_.start(begin);
+    load<kWay>(progress, 0);
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) decode<kWay>(progress, i);
+    constexpr int kTogether = P::kStagesTogether;
+    int stage = begin;
+    for (; stage < end - kTogether; stage += kTogether) {
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        multiply_stage<kWay, false>(progress, (i + 1) % kTogether, i == 0 && stage == begin, sums);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kTogether - 1; ++i) {
+      multiply_stage<kWay, false>(progress, i + 1, i == 0 && stage == begin, sums);
+    }
+    multiply_stage<kWay, true>(progress, 0, kTogether == 1 && stage == begin, sums);
     wait_wgmma<0>();
     pin_registers(sums);
-    pin_weights(even);
-    pin_weights(odd);
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) pin_registers(progress.weights[i]);
     release(previous_);
     previous_ = -1;
   }
 
  private:
-  // The first stage.
-  __device__ __forceinline__ void decode(Weights& weights) {
-    typename P::Words words;
-    shared_.full[at_.index].wait(at_.parity);
-    decoder_.load(at_.index, 0, words);
-    decoder_.decode(words, weights);
+  // So many steps before they are multiplied are weights decoded.
+  static constexpr int kAhead = 2;
+
+  struct Progress {
+    typename P::Words words;  // of the stage that is being decoded
+    typename P::Factors factors;
+    uint32_t weights[kSteps][4];  // operand A, a ring of steps
+  };
+
+  // What a lane needs of the next stage, which is number `which` of those together.
+  template <int kWay>
+  __device__ __forceinline__ void load(Progress& progress, int which) {
+    shared_.full[loaded_.index].wait(loaded_.parity);
+    decoder_.template load<kWay>(loaded_.index, which, progress.words);
+    loaded_.advance();
   }
 
-  // Multiplies a stage, and decodes the next one if there is `more`. `next_odd` is 1 if that one's number is odd.
-  __device__ __forceinline__ void step(Sums<P>& sums, Weights& weights, Weights& next, int next_odd, bool fresh,
-                                       bool more) {
-    pin_registers(sums);
-    pin_weights(weights);
-    open_wgmma();
-    const uint64_t tokens = make_descriptor(shared_address(shared_.tokens[at_.index]), 0);
+  template <int kWay>
+  __device__ __forceinline__ void decode(Progress& progress, int step) {
+    decoder_.template decode<kWay>(progress.words, step, progress.factors, progress.weights[step]);
+  }
+
+  // A step's instruction starts behind the last one's, and until then the warp may have to wait: so each is followed by
+  // a step's decoding.
+  template <int kWay, bool kIsLast>
+  __device__ __forceinline__ void multiply_stage(Progress& progress, int next_which, bool fresh, Sums<P>& sums) {
+    const uint64_t tokens = make_descriptor(shared_address(shared_.tokens[multiplied_.index]), 0);
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
+      pin_registers(sums);
+      pin_registers(progress.weights[i]);
+      open_wgmma();
       wgmma_registers_transposed<typename P::Operand, P::kTokens>(
-          sums, weights[i], tokens + descriptor_offset(i * kStepBytes), i == 0 ? !fresh : 1);
+          sums, progress.weights[i], tokens + descriptor_offset(i * kStepBytes), i == 0 ? !fresh : 1);
+      commit_wgmma();
+      pin_registers(sums);
+      constexpr int kFree = kSteps - kAhead;
+      wait_wgmma<kFree>();  // the weights that are decoded next take a finished step's place
+      if (i == kFree - 1) release(previous_);
+      const int next = (i + kAhead) % kSteps;
+      if (!kIsLast || next > i) {
+        pin_registers(progress.weights[next]);
+        decode<kWay>(progress, next);
+      }
+      if (!kIsLast && next == kSteps - 1) load<kWay>(progress, next_which);
     }
-    commit_wgmma();
-    pin_registers(sums);
-    const int multiplied = at_.index;
-    at_.advance();
-    typename P::Words words;
-    if (more) {
-      shared_.full[at_.index].wait(at_.parity);
-      decoder_.load(at_.index, next_odd, words);
-    }
-    if (previous_ >= 0) {
-      wait_wgmma<1>();
-      pin_weights(next);  // the last stage's: free from here on
-      release(previous_);
-    }
-    previous_ = multiplied;
-    if (more) decoder_.decode(words, next);
+    previous_ = multiplied_.index;
+    multiplied_.advance();
   }
 
-  // Every thread says that it has read the stage.
-  __device__ __forceinline__ void release(int stage) { shared_.empty[stage].arrive(); }
+  // Every warp says that it has read the stage, if there is one.
+  __device__ __forceinline__ void release(int stage) {
+    __syncwarp();
+    shared_.empty[max(stage, 0)].arrive_if(stage >= 0 && threadIdx.x % 32 == 0);
+  }
 
   SharedMemory<P>& shared_;
   typename P::Decoder decoder_;
-  RingPosition<P::kStages> at_;
-  int previous_ = -1;  // a stage that is being multiplied, beside the last one
+  RingPosition<P::kStages> loaded_, multiplied_;  // the next ones to be
+  int previous_ = -1;                             // a stage that is being multiplied, beside the last one
 };
 
 template <class P>
-__global__ void __launch_bounds__(kThreads, 1) many_tokens_mm_kernel(const __grid_constant__ typename P::Call call,
-                                                                     const __grid_constant__ typename P::Maps maps) {
+__global__ void __launch_bounds__(P::kThreads, 1) many_tokens_mm_kernel(const __grid_constant__ typename P::Call call,
+                                                                        const __grid_constant__ typename P::Maps maps) {
   extern __shared__ __align__(kSwizzleAtomBytes) uint8_t dynamic_shared[];
   SharedMemory<P>& shared = *reinterpret_cast<SharedMemory<P>*>(dynamic_shared);
   const int warpgroup = __shfl_sync(~0u, threadIdx.x / kWarpgroup, 0);
   if (threadIdx.x == 0) {
     prefetch_tensor_map(&maps.tokens);
-    prefetch_tensor_map(&maps.weights);
     prefetch_tensor_map(&maps.result);
+    P::prefetch(call, maps);
     for (int stage = 0; stage < P::kStages; ++stage) {
-      shared.full[stage].init(P::kFullArrivals);
-      shared.empty[stage].init(kWarpgroups * kWarpgroup);
+      shared.full[stage].init(1);
+      shared.empty[stage].init(P::kMultiplying / 32);
     }
-    shared.barriers.init();
+    shared.extra.init();
     fence_barrier_init();
   }
   __syncthreads();
   const Share<P> share(call);
-  if (warpgroup == kWarpgroups) {
+  if (warpgroup == P::kWarpgroups) {
     give_back_registers_down_to<P::kProducerRegisters>();
-    wait_for_predecessor();
-    P::produce(call, maps, share, shared);
+    if (__shfl_sync(~0u, threadIdx.x % kWarpgroup / 32, 0) == 0) produce<P>(call, maps, share, shared);
     if (call.splits > 1) {
       __syncwarp();
       cluster_sync();
@@ -348,13 +403,13 @@ __global__ void __launch_bounds__(kThreads, 1) many_tokens_mm_kernel(const __gri
     Consumer<P> consumer(call, shared);
     int panels = 0;
     for (int index = share.first; index < tiles; index += share.step) {
-      const Tile tile = find_tile<P>(call, index);
+      const Tile tile = share.find_tile(call, index);
       const int first_column = tile.column + warpgroup * kWarpgroupColumns;
-      typename P::Epilogue epilogue(call, tile.token, first_column);
+      typename P::Epilogue epilogue(call, shared, tile.token, first_column);
       Sums<P> sums;
       consumer.multiply(share.begin, share.end, sums);
       if (index + share.step >= tiles) release_successors();
-      epilogue.share(shared.constants[warpgroup]);
+      epilogue.share();
       if (call.splits > 1) {
         leave_sums<P>(shared, sums);
         cluster_sync();
@@ -368,59 +423,18 @@ __global__ void __launch_bounds__(kThreads, 1) many_tokens_mm_kernel(const __gri
   }
 }
 
-inline int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
-
-// A tile, and a model of its time: with t tiles on p multiprocessors and s stages, ceil(t / p) * (s * stage_us +
-// end_us); with K split over the blocks of a cluster s are a block's stages, and kSplitUs + tokens * blocks *
-// kSplitTokenUs join.
-struct TokenTile {
-  int tokens;
-  float stage_us, end_us;
-};
-inline constexpr float kSplitUs = 1.2f, kSplitTokenUs = 0.006f;
-
-// A stage takes the time of one of gptq_marlin_gemm's, whose figures these are. Of these tiles' times, the ones that
-// the model chooses are 0.5% above the least on average, 16% at most (QServe's and NVFP4's products on an H200,
-// 2026-11-23; M from 16 to 8192, the N and K of Qwen3-VL-235B and DeepSeek-V3).
-inline constexpr TokenTile kTokenTiles[] = {
-    {32, 0.25f, 1.3f},  {64, 0.292f, 1.4f},  {96, 0.333f, 1.62f},  {128, 0.385f, 1.55f},
-    {160, 0.43f, 1.8f}, {192, 0.49f, 2.52f}, {224, 0.566f, 2.42f}, {256, 0.638f, 2.2f},
-};
-inline constexpr int kNumTokenTiles = sizeof(kTokenTiles) / sizeof(kTokenTiles[0]);
-
-struct TokenTileChoice {
-  int tile;    // an index of kTokenTiles
-  int splits;  // of K
-};
-
-// Whether the blocks of a cluster can share a tile out: each stores 16 tokens or a multiple, as many as its panels
-// hold.
-constexpr bool split_fits(int tokens, int splits) {
-  return tokens % (16 * splits) == 0 && tokens / splits <= panel_of(tokens);
-}
-
-// What takes the least time. `units` are what K can be split into, each of them of stages_together stages.
-inline TokenTileChoice choose_tile(int64_t m, int64_t n, int units, int stages_together) {
-  TokenTileChoice best = {};
-  float best_us = 0.0f;
-  for (int i = kNumTokenTiles - 1; i >= 0; --i) {
-    const TokenTile& tile = kTokenTiles[i];
-    const int64_t count = int64_t{ceil_div(m, tile.tokens)} * ceil_div(n, kColumns);
-    for (int splits : {1, 2, 3, 4}) {
-      if (splits > 1 && (!split_fits(tile.tokens, splits) || splits > units)) continue;
-      // Not all multiprocessors belong to a cluster of more than two.
-      if (splits > 1 && count * splits > (splits > 2 ? num_sms() * 3 / 4 : num_sms())) continue;
-      const float split_us = splits > 1 ? kSplitUs + kSplitTokenUs * static_cast<float>(tile.tokens * splits) : 0.0f;
-      const float stages = static_cast<float>(ceil_div(units, splits) * stages_together);
-      const float us =
-          static_cast<float>(ceil_div(count, num_sms())) * (stages * tile.stage_us + tile.end_us) + split_us;
-      if (best_us == 0.0f || us < best_us) {
-        best = {i, splits};
-        best_us = us;
-      }
-    }
-  }
-  return best;
+// The map of the tokens, [m, k], with stride_bytes from row to row.
+template <class P>
+Status encode_tokens(const char* operator_name, CUtensorMap* map, const void* tokens, int64_t m, int64_t k,
+                     int64_t stride_bytes) {
+  return encode_matrix_map(operator_name, map,
+                           {.data = const_cast<void*>(tokens),
+                            .rows = static_cast<uint64_t>(m),
+                            .columns = static_cast<uint64_t>(k),
+                            .row_bytes = static_cast<uint64_t>(stride_bytes),
+                            .box_rows = static_cast<uint32_t>(std::min<int64_t>(m, P::kTokens)),
+                            .box_columns = P::kStageK,
+                            .element_bytes = sizeof(typename P::Operand)});
 }
 
 // The map of the result, 16-bit, [m, n].
@@ -432,7 +446,7 @@ Status encode_result(const char* operator_name, CUtensorMap* map, void* result, 
                             .rows = static_cast<uint64_t>(m),
                             .columns = static_cast<uint64_t>(n),
                             .row_bytes = static_cast<uint64_t>(stride) * 2,
-                            .box_rows = static_cast<uint32_t>(splits > 1 ? P::kTokens / splits : panel_of(P::kTokens)),
+                            .box_rows = static_cast<uint32_t>(splits > 1 ? 16 : P::kPanel),
                             .box_columns = kWarpgroupColumns,
                             .element_bytes = 2});
 }
@@ -443,7 +457,7 @@ TileCall make_tile_call(int64_t m, int64_t n, int stages, int splits) {
           .stages = stages,
           .splits = splits,
           .token_tiles = ceil_div(m, P::kTokens),
-          .column_tiles = ceil_div(n, kColumns),
+          .column_tiles = ceil_div(n, P::kColumns),
           .box_tokens = static_cast<int>(std::min<int64_t>(m, P::kTokens))};
 }
 
@@ -451,17 +465,25 @@ template <class P>
 Status launch_product(const char* operator_name, const typename P::Call& call, const typename P::Maps& maps,
                       Stream stream) {
   static_assert(sizeof(SharedMemory<P>) <= kSharedBytes);
-  // The block's pool is what it was launched with.
-  static_assert(P::kProducerRegisters + kWarpgroups * P::kConsumerRegisters <= (1 + kWarpgroups) * kStartRegisters);
   const int tiles = call.token_tiles * call.column_tiles;
   SGL_RETURN_IF_ERROR(allow_shared_memory(operator_name, many_tokens_mm_kernel<P>, sizeof(SharedMemory<P>)));
   return launch(operator_name, many_tokens_mm_kernel<P>,
                 {.grid = dim3(call.splits > 1 ? tiles * call.splits : std::min(num_sms(), tiles)),
-                 .block = dim3(kThreads),
+                 .block = dim3(P::kThreads),
                  .shared_bytes = sizeof(SharedMemory<P>),
                  .pdl = true,
                  .cluster = call.splits},
                 stream, call, maps);
+}
+
+// From a tile chosen at run time to its instantiation: launch.operator()<tile>().
+template <int kTiles, class Launch>
+Status launch_tile(int tile, Launch launch) {
+  return [&]<int... i>(std::integer_sequence<int, i...>) {
+    Status status;
+    ((tile == i ? static_cast<void>(status = launch.template operator()<i>()) : void()), ...);
+    return status;
+  }(std::make_integer_sequence<int, kTiles>());
 }
 
 }  // namespace sgl_kernel::SGL_TARGET::many_tokens_mm

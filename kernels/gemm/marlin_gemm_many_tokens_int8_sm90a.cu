@@ -3,8 +3,9 @@
 
 namespace sgl_kernel::SGL_TARGET {
 
-Status marlin_many_tokens_int8(const MarlinGemmParams& params, const TokenTileChoice& choice, Stream stream) {
-  return many_tokens::launch_token_tile<marlin::Format::kInt8>(params, choice, stream);
+Status marlin_many_tokens_int8(const MarlinGemmParams& params, const many_tokens_mm::TokenTileChoice& choice,
+                               Stream stream) {
+  return marlin_many_tokens::launch_format<marlin::Format::kInt8>(params, choice, stream);
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

@@ -11,8 +11,6 @@
 //   8192 x 7168 x 16384   1497         560    1390       455
 #include <cuda_fp16.h>
 
-#include <utility>
-
 #include "kernels/gemm/many_tokens_mm_sm90a.cuh"
 #include "kernels/gemm/qserve_mm_scale.cuh"
 #include "kernels/gemm/qserve_mm_sm90a.h"
@@ -22,11 +20,20 @@ namespace {
 
 using namespace many_tokens_mm;
 
-constexpr int kStageK = kSwizzleBytes;                // numbers of a byte
-constexpr int kTilesAcross = kColumns / kQserveTile;  // tiles of weights of a stage
-constexpr int kTilesAlong = kStageK / kQserveTile;    // "
-constexpr int kWeightElement = 8;                     // bytes: a box has 256 elements across at most
-static_assert(kTilesAlong == kSteps && kStageK == kQserveGroup);
+constexpr int kWarpgroups = 2, kColumns = kWarpgroups * kWarpgroupColumns;
+constexpr int kTilesAcross = kColumns / kQserveTile;  // tiles of weights of a stage, which has a group's numbers
+constexpr int kTilesAlong = kSteps;
+constexpr int kWeightElement = 8;  // bytes: a box has 256 elements across at most
+static_assert(kTilesAlong * kQserveTile == kQserveGroup);
+
+// Those by channel are fitted to the times on an H200 (2026-11-23) of products with M from 64 to 2048, the N and K of
+// Qwen3-VL-235B and DeepSeek-V3; those by group are of gptq_marlin_gemm's tiles. What the model chooses took 0.1% and
+// 0.3% longer than the best choice, in the mean.
+constexpr TokenTile kTiles[] = {{2, 32}, {2, 64}, {2, 96}, {2, 128}, {2, 160}, {2, 192}, {2, 224}, {2, 256}};
+constexpr TileTime kChannelTimes[] = {{0.184f, 2.5f}, {0.230f, 2.3f}, {0.268f, 2.2f}, {0.305f, 2.6f},
+                                      {0.410f, 2.8f}, {0.490f, 2.6f}, {0.547f, 3.1f}, {0.620f, 3.6f}};
+constexpr TileTime kGroupTimes[] = {{0.25f, 1.3f}, {0.292f, 1.4f}, {0.333f, 1.62f}, {0.385f, 1.55f},
+                                    {0.43f, 1.8f}, {0.49f, 2.52f}, {0.566f, 2.42f}, {0.638f, 2.2f}};
 
 template <bool kGrouped>
 struct QserveStage {
@@ -45,63 +52,64 @@ struct QserveCall : TileCall {
 };
 
 template <bool kGrouped, int kTokens_>
-struct QserveProduct {
-  using Operand = int8_t;
-  using Sum = int32_t;
+struct QserveProduct : ProductShape<int8_t, kWarpgroups, kTokens_> {
+  using Shape = ProductShape<int8_t, kWarpgroups, kTokens_>;
+  using Shape::kTokens, Shape::kStageK, typename Shape::Sum;
+  using Shared = SharedMemory<QserveProduct>;
   using Call = QserveCall;
   using Packed = QserveStage<kGrouped>;
-  static constexpr int kTokens = kTokens_;
-  static constexpr int kMostStages = 8;
-  static constexpr int kStageBytes = kTokens * kSwizzleBytes + sizeof(Packed);
-  static constexpr int kStages = std::min<int>(kMostStages, ring_bytes(kTokens, sizeof(__half2)) / kStageBytes);
-  static constexpr int kPackedStages = kStages;
-  static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
-  static constexpr int kFullArrivals = kGrouped ? 3 : 2, kStagesTogether = 1;
-  using Shared = SharedMemory<QserveProduct>;
-
   struct Maps {
     CUtensorMap tokens, weights, scales, zeros, result;
   };
-  struct Barriers {
+  using TokenConstant = __half2;  // scale and sum
+  struct Extra {
+    TokenConstant constants[kWarpgroups][kTokens];
+
     __device__ __forceinline__ void init() {}
   };
+  static constexpr int kStages = Shape::num_stages(sizeof(Packed), sizeof(Extra)), kPackedStages = kStages;
+  static constexpr int kStagesTogether = 1, kWays = 1;
+  static_assert(kStageK == kQserveGroup);
 
-  // A thread for each of the tokens, the weights, and the scales and zeros: asking the copy engine for a box takes a
-  // thread so long that one for all would not keep up.
-  static __device__ __forceinline__ void produce(const Call& call, const Maps& maps, const Share<QserveProduct>& share,
-                                                 Shared& shared) {
-    const int warp = threadIdx.x % kWarpgroup / 32;
-    if (threadIdx.x % 32 != 0 || warp >= kFullArrivals) return;
-    const int tiles = call.token_tiles * call.column_tiles;
-    const int bytes = warp == 0   ? call.box_tokens * kSwizzleBytes
-                      : warp == 1 ? static_cast<int>(sizeof(QserveStage<false>))
-                                  : 2 * kColumns;
-    RingPosition<kStages> at;
-    for (int index = share.first; index < tiles; index += share.step) {
-      const Tile tile = find_tile<QserveProduct>(call, index);
-      for (int stage = share.begin; stage < share.end; ++stage) {
-        Barrier* const full = &shared.full[at.index];
-        Packed& to = shared.packed[at.index];
-        shared.empty[at.index].wait(at.parity ^ 1);
-        full->arrive_and_expect(bytes);
-        if (warp == 0) {
-          load_matrix_box(shared.tokens[at.index], &maps.tokens, full, tile.token, stage * kStageK);
-        } else if (warp == 1) {
-          load_matrix_box(to.weights, &maps.weights, full, tile.column / kQserveTile,
-                          stage * (kTilesAlong * kQserveTileBytes / kWeightElement));
-        } else if constexpr (kGrouped) {
-          load_matrix_box(to.scales, &maps.scales, full, stage, tile.column);
-          load_matrix_box(to.zeros, &maps.zeros, full, stage, tile.column);
-        }
-        at.advance();
-      }
+  static __device__ __forceinline__ void prefetch(const Call&, const Maps& maps) {
+    prefetch_tensor_map(&maps.weights);
+    if constexpr (kGrouped) {
+      prefetch_tensor_map(&maps.scales);
+      prefetch_tensor_map(&maps.zeros);
     }
   }
+
+  class Source {
+   public:
+    __device__ __forceinline__ Source(const Call&, const Maps& maps, const Share<QserveProduct>&, Shared& shared)
+        : maps_(maps), shared_(shared) {}
+
+    __device__ __forceinline__ void next(int) {}
+
+    static __device__ __forceinline__ int bytes() { return sizeof(QserveStage<false>) + (kGrouped ? 2 * kColumns : 0); }
+
+    __device__ __forceinline__ void load(int place, Barrier& full, const Tile& tile, int stage) const {
+      Packed& to = shared_.packed[place];
+      load_matrix_box(to.weights, &maps_.weights, &full, tile.column / kQserveTile,
+                      stage * (kTilesAlong * kQserveTileBytes / kWeightElement));
+      if constexpr (kGrouped) {
+        load_matrix_box(to.scales, &maps_.scales, &full, stage, tile.column);
+        load_matrix_box(to.zeros, &maps_.zeros, &full, stage, tile.column);
+      }
+    }
+
+   private:
+    const Maps& maps_;
+    Shared& shared_;
+  };
 
   // A lane's columns are 16 * warp + lane / 4 of the warpgroup's, and 8 more.
   struct Words {
     uint4 of_step[kSteps];
     uint32_t scales, zeros;  // two bytes each
+  };
+  struct Factors {
+    uint32_t scales[2], zeros[2];  // of the two columns
   };
 
   class Decoder {
@@ -113,6 +121,7 @@ struct QserveProduct {
 
     __device__ __forceinline__ void start(int) {}
 
+    template <int kWay>
     __device__ __forceinline__ void load(int index, int, Words& words) const {
       const Packed& stage = shared_.packed[index];
       const int lane = threadIdx.x % 32;
@@ -127,23 +136,22 @@ struct QserveProduct {
       }
     }
 
-    __device__ __forceinline__ void decode(const Words& words, Weights& weights) const {
-      const int shift = 4 * half_;
+    template <int kWay>
+    __device__ __forceinline__ void decode(const Words& words, int step, Factors& factors, uint32_t (&a)[4]) const {
+      if (kGrouped && step == 0) {
 #pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
-        const uint4& four = words.of_step[step];
-        const uint32_t word[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const uint32_t shifted = word[i] >> shift;
-          if constexpr (kGrouped) {
-            const int column = 8 * (i % 2);
-            weights[step][i] =
-                scale_qserve_weights(shifted, words.scales >> column & 0xff, words.zeros >> column & 0xff);
-          } else {
-            weights[step][i] = shifted & 0x0f0f0f0f;
-          }
+        for (int r = 0; r < 2; ++r) {
+          factors.scales[r] = words.scales >> 8 * r & 0xff;
+          factors.zeros[r] = words.zeros >> 8 * r & 0xff;
         }
+      }
+      const uint4& four = words.of_step[step];
+      const uint32_t word[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const uint32_t shifted = word[i] >> 4 * half_;
+        a[i] = kGrouped ? scale_qserve_weights(shifted, factors.scales[i % 2], factors.zeros[i % 2])
+                        : shifted & 0x0f0f0f0f;
       }
     }
 
@@ -152,11 +160,10 @@ struct QserveProduct {
     const int across_, half_;  // the tile of weights, and which of its halves
   };
 
-  using TokenConstant = __half2;  // scale and sum
-
   class Epilogue {
    public:
-    __device__ __forceinline__ Epilogue(const Call& call, int first_token, int first_column) {
+    __device__ __forceinline__ Epilogue(const Call& call, Shared& shared, int first_token, int first_column)
+        : shared_constants_(shared.extra.constants[threadIdx.x / kWarpgroup]) {
       const int thread = threadIdx.x % kWarpgroup;
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
@@ -172,22 +179,29 @@ struct QserveProduct {
     }
 
     // Leaves the tokens' constants where the warpgroup reads them.
-    __device__ __forceinline__ void share(TokenConstant (&constants)[kTokens]) const {
+    __device__ __forceinline__ void share() const {
       const int thread = threadIdx.x % kWarpgroup;
 #pragma unroll
       for (int i = 0; i < kPieces; ++i) {
-        if (thread + i * kWarpgroup < kTokens) constants[thread + i * kWarpgroup] = constants_[i];
+        if (thread + i * kWarpgroup < kTokens) shared_constants_[thread + i * kWarpgroup] = constants_[i];
       }
     }
 
-    // Of two tokens' sums of the first column, then of the second.
-    __device__ __forceinline__ void round(const TokenConstant* tokens, const Sum (&sums)[4], uint32_t& first,
-                                          uint32_t& second) const {
-      const uint2 bits = *reinterpret_cast<const uint2*>(tokens);
-      const float2 token0 = __half22float2(reinterpret_cast<const __half2&>(bits.x));
-      const float2 token1 = __half22float2(reinterpret_cast<const __half2&>(bits.y));
-      first = round_pair(token0, token1, sums[0], sums[1], 0);
-      second = round_pair(token0, token1, sums[2], sums[3], 1);
+    __device__ __forceinline__ void stage(uint8_t* panel, int first_row, int token, const Sum (&sums)[8]) const {
+      uint32_t pairs[4];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int own = token + 8 * half + threadIdx.x % 4 * 2;
+        const uint2 bits = *reinterpret_cast<const uint2*>(shared_constants_ + own);
+        const float2 token0 = __half22float2(reinterpret_cast<const __half2&>(bits.x));
+        const float2 token1 = __half22float2(reinterpret_cast<const __half2&>(bits.y));
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          const Sum* const pair = sums + 4 * half + 2 * r;
+          pairs[2 * half + r] = round_pair(token0, token1, pair[0], pair[1], r);
+        }
+      }
+      stage_pairs(panel, first_row, pairs);
     }
 
    private:
@@ -205,6 +219,7 @@ struct QserveProduct {
       return reinterpret_cast<const uint32_t&>(pair);
     }
 
+    TokenConstant* const shared_constants_;
     float scales_[2], zeros_[2];
     TokenConstant constants_[kPieces];
   };
@@ -214,7 +229,7 @@ template <bool kGrouped, int kTokens>
 Status launch_tokens(const QserveMmParams& params, int splits, Stream stream) {
   using P = QserveProduct<kGrouped, kTokens>;
   const char* const name = params.operator_name;
-  QserveCall call = {make_tile_call<P>(params.m, params.n, ceil_div(params.k, kStageK), splits)};
+  QserveCall call = {make_tile_call<P>(params.m, params.n, ceil_div(params.k, P::kStageK), splits)};
   call.m = static_cast<int>(params.m);
   call.row_scales = static_cast<const __half*>(params.row_scales);
   call.column_scales = static_cast<const __half*>(params.column_scales);
@@ -223,14 +238,7 @@ Status launch_tokens(const QserveMmParams& params, int splits, Stream stream) {
   const uint64_t n = static_cast<uint64_t>(params.n), k = static_cast<uint64_t>(params.k);
   const uint64_t weight_row = k * kQserveTile / 2;
   typename P::Maps maps = {};
-  SGL_RETURN_IF_ERROR(encode_matrix_map(name, &maps.tokens,
-                                        {.data = const_cast<int8_t*>(params.input),
-                                         .rows = static_cast<uint64_t>(params.m),
-                                         .columns = k,
-                                         .row_bytes = static_cast<uint64_t>(params.input_stride),
-                                         .box_rows = static_cast<uint32_t>(call.box_tokens),
-                                         .box_columns = kStageK,
-                                         .element_bytes = 1}));
+  SGL_RETURN_IF_ERROR(encode_tokens<P>(name, &maps.tokens, params.input, params.m, params.k, params.input_stride));
   SGL_RETURN_IF_ERROR(encode_matrix_map(name, &maps.weights,
                                         {.data = const_cast<uint8_t*>(params.weights),
                                          .rows = n / kQserveTile,
@@ -260,31 +268,24 @@ Status launch_tokens(const QserveMmParams& params, int splits, Stream stream) {
   return launch_product<P>(name, call, maps, stream);
 }
 
-// From a tile chosen at run time to its instantiation.
-template <bool kGrouped>
-Status launch_choice(const QserveMmParams& params, const TokenTileChoice& choice, Stream stream) {
-  using Launch = Status(const QserveMmParams&, int, Stream);
-  constexpr auto kLaunches = []<int... i>(std::integer_sequence<int, i...>) {
-    struct {
-      Launch* at[kNumTokenTiles];
-    } table = {{&launch_tokens<kGrouped, kTokenTiles[i].tokens>...}};
-    return table;
-  }(std::make_integer_sequence<int, kNumTokenTiles>());
-  return kLaunches.at[choice.tile](params, choice.splits, stream);
-}
-
 }  // namespace
 
 bool qserve_many_tokens_takes(const QserveMmParams& params) {
   constexpr int64_t kMostTiles = int64_t{1} << 30;
   return params.k > 0 && matrix_map_fits(params.input, params.m, params.k, params.input_stride) &&
          matrix_map_fits(params.output, params.m, params.n, params.output_stride * 2) &&
-         int64_t{ceil_div(params.m, kTokenTiles[0].tokens)} * ceil_div(params.n, kColumns) <= kMostTiles;
+         int64_t{ceil_div(params.m, kTiles[0].tokens)} * ceil_div(params.n, kColumns) <= kMostTiles;
 }
 
 Status multiply_qserve_many_tokens(const QserveMmParams& params, Stream stream) {
-  const TokenTileChoice choice = choose_tile(params.m, params.n, ceil_div(params.k, kStageK), 1);
-  return params.grouped ? launch_choice<true>(params, choice, stream) : launch_choice<false>(params, choice, stream);
+  const int stages = ceil_div(params.k, kQserveGroup);
+  const TokenTileChoice choice =
+      choose_tile(params.m, params.n, stages, 1, kTiles, params.grouped ? kGroupTimes : kChannelTimes);
+  return launch_tile<std::size(kTiles)>(choice.tile, [&]<int kTile>() {
+    constexpr int kTokens = kTiles[kTile].tokens;
+    return params.grouped ? launch_tokens<true, kTokens>(params, choice.splits, stream)
+                          : launch_tokens<false, kTokens>(params, choice.splits, stream);
+  });
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

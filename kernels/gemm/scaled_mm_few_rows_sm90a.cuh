@@ -30,6 +30,7 @@
 #include <type_traits>
 
 #include "kernels/base/launch.h"
+#include "kernels/device/cluster.cuh"
 #include "kernels/device/matmul_sm90.cuh"
 #include "kernels/device/pdl.cuh"
 #include "kernels/gemm/scaled_mm_block_scales_sm90a.cuh"
@@ -85,21 +86,6 @@ struct Call {
   int box_rows;  // of both operands together
 };
 
-// Four neighbours in the shared memory of a block of the cluster.
-__device__ __forceinline__ int4 load_from_rank(const void* mine, uint32_t rank) {
-  int4 value;
-  asm volatile(
-      "{\n"
-      ".reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %4, %5;\n"
-      "ld.shared::cluster.v4.b32 {%0, %1, %2, %3}, [remote];\n"
-      "}\n"
-      : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-      : "r"(shared_address(mine)), "r"(rank)
-      : "memory");
-  return value;
-}
-
 // Neighbouring columns of the output that a thread stores at a time, always the same ones of a tile.
 inline constexpr int kColsAThread = 4;
 template <class C>
@@ -148,15 +134,15 @@ __device__ __forceinline__ void store_share(const Call& call, SharedMemory<C>& s
        token += call.splits * kTokensAStep) {
     const Sum* mine = &shared.partial[token][offset];
     Sum total[kColsAThread] = {};
-    const auto add = [&](const int4& loaded) {
+    const auto add = [&](const uint4& loaded) {
       const Sum* part = reinterpret_cast<const Sum*>(&loaded);
 #pragma unroll
       for (int e = 0; e < kColsAThread; ++e) total[e] += part[e];
     };
     if (call.splits == 1) {
-      add(*reinterpret_cast<const int4*>(mine));
+      add(*reinterpret_cast<const uint4*>(mine));
     } else {
-      for (int split = 0; split < call.splits; ++split) add(load_from_rank(mine, split));
+      for (int split = 0; split < call.splits; ++split) add(load_from_block(mine, split));
     }
     const float row_scale = shared.row_scales[token];
     float value[kColsAThread];
