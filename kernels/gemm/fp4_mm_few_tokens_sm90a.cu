@@ -11,10 +11,10 @@
 // Bound by widening: a warp issues 655 instructions for 64 columns by 128 along K of 8 tokens. Measured on an H200,
 // 2026-11-23, f16, in µs:
 //   N x K       9216 x 4096   4096 x 8192   4096 x 1536   2112 x 7168   24576 x 1536   7168 x 16384
-//    1 token    10.8          10.5          3.9           7.4           10.5           22.1
-//    8 tokens   10.9          10.7          4.0           7.5           10.7           22.3
-//   16 tokens   12.8          12.5          4.7           8.6           12.5           26.8
-//   32 tokens   16.5          16.2          6.0           10.8          16.4           35.5
+//    1 token    10.8          10.8          4.1           7.0           10.6          22.4
+//    8 tokens   11.0          10.7          4.2           7.2           10.6          22.6
+//   16 tokens   12.8          12.4          4.7           8.2           12.5          26.8
+//   32 tokens   16.6          16.4          6.1           10.4          16.5          36.1
 #include <algorithm>
 
 #include "kernels/device/mma_16bit.cuh"

@@ -9,16 +9,15 @@
 // stages along K; of a stage each warp has the step of its columns and of its part of K, and nothing but the ring's
 // barriers holds the warps together. Their sums meet as in few_tokens_mm_sm90a.cuh.
 //
-// Bound by memory where the weight is large and the tokens are few, by decoding (the shifts and masks of the integer
-// pipeline) and multiplying where they are more, and by start and end where the weight is small. Measured on an H200,
-// 2026-11-23, bf16, groups of 128, in µs:
+// Bound by memory where the weight is large and the tokens are few, by decoding and multiplying where they are more,
+// and by start and end, 3 µs, where the weight is small. Measured on an H200, 2026-11-23, bf16, groups of 128, in µs:
 //   N x K                  9216 x 4096   4096 x 8192   4096 x 1536   2112 x 7168   24576 x 1536   7168 x 16384
-//   uint4b8     1 token    9.2           7.2           3.5           6.2           9.0            18.8
-//              16 tokens   10.7          8.5           4.0           6.2           10.4           22.1
-//              32 tokens   13.4          10.1          4.7           7.4           13.6           29.4
-//   uint8b128   1 token    12.9          10.7          4.6           7.9           13.9           33.8
-//              16 tokens   13.1          11.6          4.6           7.3           14.1           32.4
-//              32 tokens   16.2          13.0          5.3           8.8           16.8           38.4
+//   uint4b8     1 token    8.2           7.0           3.2           5.1           7.3           17.7
+//              16 tokens   9.5           8.0           3.6           5.8           8.0           20.0
+//              32 tokens   12.6          9.8           4.8           7.3           13.0          27.3
+//   uint8b128   1 token    11.9          10.4          3.9           7.1           11.6          31.1
+//              16 tokens   12.9          11.6          4.3           7.0           12.2          32.2
+//              32 tokens   15.2          12.9          5.3           8.4           15.8          35.4
 #pragma once
 
 #include <algorithm>
