@@ -3,12 +3,13 @@
 // a warp takes one of them. Scales and zeros of a group, the K of a stage, join the weights modulo 256.
 //
 // Bound by power and the tensor cores from some 1000 tokens on, by the last wave of tiles below, and by the latency of
-// the ring for few. Measured on an H200, 2026-11-23, random operands, TOPS; the peer is sgl-kernel 0.4.2:
+// the ring for few. Measured on an H200, 2026-11-23, random operands, TOPS; the peer is sgl-kernel 0.4.2, of another
+// run that day:
 //   M x N x K             by channel   peer   by group   peer
-//   1024 x 4096 x 8192    1587         536    1472       412
-//   8192 x 9216 x 4096    1435         519    1368       431
-//   8192 x 24576 x 1536   1224         429    1225       400
-//   8192 x 7168 x 16384   1497         560    1390       455
+//   1024 x 4096 x 8192    1586         536    1563       412
+//   8192 x 9216 x 4096    1602         519    1546       431
+//   8192 x 24576 x 1536   1254         429    1207       400
+//   8192 x 7168 x 16384   1562         560    1537       455
 #include <cuda_fp16.h>
 
 #include "kernels/gemm/many_tokens_mm_sm90a.cuh"
