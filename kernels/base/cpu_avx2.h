@@ -18,15 +18,17 @@
 
 namespace sgl_kernel {
 
+// Whether the process's environment does not have variable=0.
+inline bool is_wanted(const char* variable) {
+  const char* value = std::getenv(variable);
+  return value == nullptr || std::strcmp(value, "0") != 0;
+}
+
 // SGL_KERNEL_AVX2=0 makes the plain loops serve, as they do on other CPUs.
 inline bool has_avx2() {
-  static const bool wanted = [] {
-    const char* value = std::getenv("SGL_KERNEL_AVX2");
-    return value == nullptr || std::strcmp(value, "0") != 0;
-  }();
-  static const bool supported =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  return wanted && supported;
+  static const bool has = is_wanted("SGL_KERNEL_AVX2") && __builtin_cpu_supports("avx2") &&
+                          __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  return has;
 }
 
 SGL_AVX2 inline __m256 load8(const float* from) { return _mm256_loadu_ps(from); }

@@ -13,8 +13,11 @@
 //   block_scale_b  [ceil(N / 128) * 128, ceil(K / 64) * 4]  likewise
 //   alpha          f32, one element: the inverse of the product of both global scales
 //
-// Products are exact, sums are f32, rounded once. The targets without tensor cores for FP4 (and so far the others)
-// widen to f16, which holds a value times its scale exactly. NaN scales make their row's or column's results NaN.
+// Products are exact, sums are f32, rounded once. sm_100a and sm_120a have tensor cores for FP4, which read scales
+// without their sign: give none that are negative. What we have for those two targets is compiled and has never run.
+// The others widen to f16, which holds a value times its scale exactly; so does sm_100a where K is no multiple of 64, N
+// is none of 8 or rows are not aligned to 16 bytes. NaN scales make their row's or column's results NaN.
+//
 // M == 0 or N == 0 is a no-op; K == 0 gives zeros. An element does not depend on other rows; its bits may depend on M,
 // which decides the order of additions.
 //

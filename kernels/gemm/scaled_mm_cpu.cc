@@ -1,11 +1,12 @@
-// Scaled products of 8-bit matrices on the CPU: e4m3 and e5m2 are decoded to f32, int8 to int16. Bound by decoding
-// up to four rows (scaled_mm_few_rows_cpu.h), by multiply-adds beyond.
+// Scaled products of 8-bit matrices on CPUs without AMX: e4m3 and e5m2 are decoded to f32, int8 to int16. Bound by
+// decoding up to four rows (scaled_mm_few_rows_cpu.h), by multiply-adds beyond.
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
 #include "kernels/base/cpu_avx2.h"
 #include "kernels/base/float_types.h"
+#include "kernels/gemm/scaled_mm_amx_cpu.h"
 #include "kernels/gemm/scaled_mm_few_rows_cpu.h"
 #include "kernels/gemm/scaled_mm_params.h"
 #include "kernels/gemm/tiled_mm_cpu.h"
@@ -123,6 +124,10 @@ void multiply_batches(const ScaledMmParams& params) {
 }  // namespace
 
 Status scaled_mm(const ScaledMmParams& params, Stream) {
+  if (has_amx()) {
+    amx_scaled_mm(params);
+    return OkStatus();
+  }
   params.a_dtype == DType::kI8 ? multiply_batches<int16_t>(params) : multiply_batches<float>(params);
   return OkStatus();
 }

@@ -270,13 +270,15 @@ def cutlass_scaled_fp4_mm(
     Args:
       a: [M, K / 2], uint8: two e2m1 values a byte, the first in the low bits. K is a multiple of 16.
       b: [N, K / 2], uint8.
-      block_scale_a: [ceil(M / 128) · 128, ceil(K / 64) · 4], float8_e4m3fn, in tiles of 128 × 4; contiguous.
+      block_scale_a: [ceil(M / 128) · 128, ceil(K / 64) · 4], float8_e4m3fn, not negative, in tiles of 128 × 4;
+        contiguous.
       block_scale_b: [ceil(N / 128) · 128, ceil(K / 64) · 4], likewise. Both start at multiples of 16 bytes.
       alpha: float32, one element: 1 / (global scale of a · global scale of b).
       out_dtype: float16 or bfloat16.
 
     Returns:
-      [M, N], out_dtype. Products are exact, sums are float32's.
+      [M, N], out_dtype. Products are exact, sums are float32's. sm_100a and sm_120a multiply on FP4 tensor cores, which
+      no machine of ours has: that code is compiled and has never run. Other GPUs widen to float16.
 
     Raises:
       ValueError: another shape, dtype, stride or device.

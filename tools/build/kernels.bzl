@@ -14,9 +14,11 @@ def kernel_library(
         name,
         targets = SM_TARGETS,
         sm90a_replaces = [],
+        sm100a_replaces = [],
+        sm120a_replaces = [],
+        sm100a_deps = [],
         hdrs = [],
         deps = [],
-        cuda_deps = [],
         copts = [],
         exclude = [],
         **kwargs):
@@ -27,7 +29,7 @@ def kernel_library(
       <name>.cc  <name>_*.cc    its host side and its CPU target
       <name>.cu  <name>_*.cu    portable CUDA: compiled for each of its SM targets
       <name>_*.cuh              what its CUDA sources share
-      <name>*_sm90a.cu          compiled for sm_90a only
+      <name>*_sm90a.cu          compiled for sm_90a only; likewise _sm100a, _sm120a
     In the .cc files SGL_HAS_SM_90A and the like are defined for the targets that
     are both built and served.
 
@@ -36,9 +38,11 @@ def kernel_library(
       targets: the SM targets that the CUDA sources serve.
       sm90a_replaces: portable sources that are not compiled for sm_90a, because
         a <name>*_sm90a.cu stands in for them.
+      sm100a_replaces: likewise for sm_100a.
+      sm120a_replaces: likewise for sm_120a.
+      sm100a_deps: further libraries of the <name>*_sm100a.cu, as @cutlass.
       hdrs: further headers, those that several concepts of a folder share.
       deps: further C++ libraries.
-      cuda_deps: further libraries of the CUDA sources, as @cutlass.
       copts: further flags for the .cc files.
       exclude: patterns of files that belong to another concept, where that
         one's name begins with this one's.
@@ -51,30 +55,49 @@ def kernel_library(
         [name + ".h", name + "_*.h", name + "_*.cuh"],
         exclude = not_ours,
     ) + hdrs
-    hopper = native.glob([name + "*_sm90a.cu"], exclude = not_ours)
+    replaces = {
+        "sm_90a": sm90a_replaces,
+        "sm_100a": sm100a_replaces,
+        "sm_120a": sm120a_replaces,
+    }
+    own = {
+        target: native.glob(
+            [name + "*_" + target.replace("_", "") + ".cu"],
+            exclude = not_ours,
+        )
+        for target in replaces
+    }
+    replaced = {source: True for sources in replaces.values() for source in sources}.keys()
     portable = native.glob(
         [name + ".cu", name + "_*.cu"],
-        exclude = not_ours + hopper + sm90a_replaces,
+        exclude = not_ours + [source for sources in own.values() for source in sources] + replaced,
     )
 
-    # Which sources are compiled for which targets. In the linker's order: a
-    # target's own sources may call the ones that all targets share.
-    groups = {
-        name + "_cuda_sm90a": (hopper, [t for t in targets if t == "sm_90a"]),
-        name + "_cuda_before_sm90a": (sm90a_replaces, [t for t in targets if t != "sm_90a"]),
-        name + "_cuda": (portable, targets),
-    }
+    # Which sources are compiled for which targets, and with what. In the linker's
+    # order: a target's own sources may call the ones that all targets share.
+    groups = [
+        (target, own[target], [t for t in targets if t == target], sm100a_deps if target == "sm_100a" else [])
+        for target in own
+    ] + [
+        ("replaced_" + source[:-len(".cu")], [source], [
+            t
+            for t in targets
+            if source not in replaces.get(t, [])
+        ], [])
+        for source in replaced
+    ] + [("shared", portable, targets, [])]
     all_deps = deps + ["//kernels/base"]
     cuda_libraries = []
-    for library, (sources, served) in groups.items():
+    for part, sources, served, cuda_deps in groups:
         if sources and served:
+            library = name + "_cuda_" + part
             cuda_library(
                 name = library,
                 srcs = sources,
                 hdrs = headers,
                 targets = served,
                 deps = all_deps + ["//kernels/device"] + select({
-                    "//tools/build:with_cuda": cuda_deps,
+                    "//tools/build:with_sm_100a": cuda_deps,
                     "//conditions:default": [],
                 }),
                 visibility = ["//visibility:private"],

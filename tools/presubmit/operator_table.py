@@ -33,7 +33,7 @@ def table() -> str:
         if listed:
             rows.append(f"| **{family.name}** |{' |' * len(TARGETS)}")
         for concept, targets in listed:
-            own = {"sm_90a"} if [*family.glob(f"{concept}*_sm90a.cu")] else set()
+            own = {t for t in TARGETS if [*family.glob(f"{concept}*_{t.replace('_', '')}.cu")]}
             header = (family / f"{concept}.h").read_text()
             for operator in re.findall(r"^Status (\w+)\(", header, re.MULTILINE):
                 own_here = own if operator not in PORTABLE else set()
