@@ -9,12 +9,12 @@
 // ring's barriers holds the warps together. Their sums meet as in few_tokens_mm_sm90a.cuh.
 //
 // Bound by widening: a warp issues 655 instructions for 64 columns by 128 along K of 8 tokens. Measured on an H200,
-// 2026-11-23, f16, in µs:
+// 2026-11-23, bf16, in µs:
 //   N x K       9216 x 4096   4096 x 8192   4096 x 1536   2112 x 7168   24576 x 1536   7168 x 16384
-//    1 token    10.8          10.8          4.1           7.0           10.6          22.4
-//    8 tokens   11.0          10.7          4.2           7.2           10.6          22.6
-//   16 tokens   12.8          12.4          4.7           8.2           12.5          26.8
-//   32 tokens   16.6          16.4          6.1           10.4          16.5          36.1
+//    1 token    11.4          10.8          4.1           7.0           10.6          22.1
+//    8 tokens   11.2          11.0          4.2           7.1           10.7          22.3
+//   16 tokens   13.0          12.7          4.8           8.2           12.6          26.6
+//   32 tokens   16.6          16.3          6.2           10.5          16.6          36.4
 #include <algorithm>
 
 #include "kernels/device/mma_16bit.cuh"
@@ -79,6 +79,9 @@ struct Config {
   static constexpr int kStageBytes =
       kBoxes * (kColumns + kTokens) * kSwizzleBytes + kScaleTiles * (kScaleTileBytes + kTokenScaleBytes);
   static constexpr int kStages = std::min(8, (kMostBytes - kReceivedBytes - kBarrierBytes) / kStageBytes);
+  // Stages asked for at first, and then ahead of the one that has come. Widening takes as long as the loads: it is to
+  // begin early, so no more is on its way than must be.
+  static constexpr int kAhead = std::min(2, kStages - 2);
   static_assert(kStages > 2);
 };
 
@@ -259,29 +262,27 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocks)
   Consumer<C> consumer(call, shared, first_token, column_warp, depth_warp, begin);
   wait_for_predecessor();
   if (warp == 0 && elect_one()) {
-    for (int i = 0; i < min(C::kStages, count); ++i) {
+    for (int i = 0; i < min(C::kAhead, count); ++i) {
       ask<C>(call, maps, shared, first_column, first_token, i, begin + i);
     }
   }
   __syncwarp();
   float sums[C::Weight::kColumnBlocks][C::kTokenTiles][4] = {};
   RingPosition<C::kStages> at;
-  // The warps take turns to fill a place of the ring anew: that of two stages ago, where hardly a warp still is.
-  constexpr int kBehind = 2;
-  int turn = warp + kBehind;
+  int turn = warp;  // of the warps to ask for a stage, in a place where hardly a warp still is
   for (int i = 0; i < count; ++i) {
+    shared.full[at.index].wait(at.parity);
     if (i == turn) {
-      const int done = i - kBehind, place = done % C::kStages, next = done + C::kStages;
+      const int next = i + C::kAhead, place = next % C::kStages;
       if (next < count && elect_one()) {
-        shared.empty[place].wait(done / C::kStages & 1);
+        if (next >= C::kStages) shared.empty[place].wait((next / C::kStages - 1) & 1);
         ask<C>(call, maps, shared, first_column, first_token, place, begin + next);
       }
       __syncwarp();
       turn += C::kWarps;
     }
     // Not before the last stage was asked for: their blocks would crowd some multiprocessors.
-    if (i == count - C::kStages + kBehind) release_successors();
-    shared.full[at.index].wait(at.parity);
+    if (i == count - 1 - C::kAhead) release_successors();
     consumer.multiply(at.index, sums);
     __syncwarp();
     if (elect_one()) shared.empty[at.index].arrive();

@@ -12,12 +12,12 @@
 // Bound by memory where the weight is large and the tokens are few, by decoding and multiplying where they are more,
 // and by start and end, 3 µs, where the weight is small. Measured on an H200, 2026-11-23, bf16, groups of 128, in µs:
 //   N x K                  9216 x 4096   4096 x 8192   4096 x 1536   2112 x 7168   24576 x 1536   7168 x 16384
-//   uint4b8     1 token    8.2           7.0           3.2           5.1           7.3           17.7
-//              16 tokens   9.5           8.0           3.6           5.8           8.0           20.0
-//              32 tokens   12.6          9.8           4.8           7.3           13.0          27.3
-//   uint8b128   1 token    11.9          10.4          3.9           7.1           11.6          31.1
-//              16 tokens   12.9          11.6          4.3           7.0           12.2          32.2
-//              32 tokens   15.2          12.9          5.3           8.4           15.8          35.4
+//   uint4b8     1 token    8.2           6.8           3.2           5.1           6.9           17.5
+//              16 tokens   9.3           7.6           3.6           5.8           7.8           19.4
+//              32 tokens   12.7          9.8           4.8           7.3           12.9          27.0
+//   uint8b128   1 token    11.9          10.3          3.9           6.7           11.5          30.8
+//              16 tokens   12.8          11.5          4.3           7.0           12.1          32.0
+//              32 tokens   15.2          12.7          5.2           8.4           15.8          35.4
 #pragma once
 
 #include <algorithm>
@@ -25,7 +25,6 @@
 #include <type_traits>
 
 #include "kernels/device/mma_16bit.cuh"
-#include "kernels/device/mma_int8.cuh"
 #include "kernels/device/tma_sm90.cuh"
 #include "kernels/device/vec.cuh"
 #include "kernels/gemm/few_tokens_mm_sm90a.cuh"
@@ -108,6 +107,11 @@ struct Config {
   static constexpr int kBlocks = kWarps == 4 ? 3 : kPaired ? 2 : 1;
   static constexpr int kMostBytes = 228 * 1024 / kBlocks - 1024, kBarrierBytes = 1024;
   static constexpr int kStages = std::min(6, (kMostBytes - kReceivedBytes - kBarrierBytes) / kStageBytes);
+  // Stages asked for at first, and then ahead of the one that has come. Decoding 4 bits takes as long as their loads:
+  // it is to begin early, so no more of the weight is on its way to a multiprocessor than must be.
+  static constexpr bool kPaced = kBits == 4 && kTokenTiles <= 2;
+  static constexpr int kAhead = std::min(kStages - 2, kPaced ? 48 * 1024 / (kBlocks * kWeightBytes) : kStages);
+  static constexpr int kFirst = kPaced ? kAhead : kStages;
   static_assert(kStageK % kBoxK == 0);
   static_assert(kStages > 2);
 };
@@ -406,28 +410,26 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocks)
   const Consumer<C> consumer(call, shared, column_warp, depth_warp);
   wait_for_predecessor();
   if (warp == 0 && elect_one()) {
-    for (int i = 0; i < min(C::kStages, count); ++i) ask<C>(call, maps, shared, first_column, i, begin + i);
+    for (int i = 0; i < min(C::kFirst, count); ++i) ask<C>(call, maps, shared, first_column, i, begin + i);
   }
   __syncwarp();
   float sums[C::Weight::kColumnBlocks][C::kTokenTiles][4] = {};
   Step<C> step;
   RingPosition<C::kStages> at;
-  // The warps take turns to fill a place of the ring anew: that of two stages ago, where hardly a warp still is.
-  constexpr int kBehind = 2;
-  int turn = warp + kBehind;
+  int turn = warp;  // of the warps to ask for a stage, in a place where hardly a warp still is
   for (int i = 0; i < count; ++i) {
+    shared.full[at.index].wait(at.parity);
     if (i == turn) {
-      const int done = i - kBehind, place = done % C::kStages, next = done + C::kStages;
-      if (next < count && elect_one()) {
-        shared.empty[place].wait(done / C::kStages & 1);
+      const int next = i + C::kAhead, place = next % C::kStages;
+      if (next >= C::kFirst && next < count && elect_one()) {
+        if (next >= C::kStages) shared.empty[place].wait((next / C::kStages - 1) & 1);
         ask<C>(call, maps, shared, first_column, place, begin + next);
       }
       __syncwarp();
       turn += C::kWarps;
     }
     // Not before the last stage was asked for: their blocks would crowd some multiprocessors.
-    if (i == count - C::kStages + kBehind) release_successors();
-    shared.full[at.index].wait(at.parity);
+    if (i == count - 1 - C::kAhead) release_successors();
     consumer.multiply(at.index, step, sums);
     __syncwarp();
     if (elect_one()) shared.empty[at.index].arrive();
