@@ -34,4 +34,13 @@ __device__ __forceinline__ void store_to_block(uint32_t* own, uint32_t value, in
   asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(remote), "r"(value) : "memory");
 }
 
+// What block `block` has where `own` is in this block's shared memory. That block must not have ended.
+__device__ __forceinline__ float load_from_block(const float* own, int block) {
+  uint32_t remote;
+  float value;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(shared_address(own)), "r"(block));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(remote) : "memory");
+  return value;
+}
+
 }  // namespace sgl_kernel::SGL_TARGET
