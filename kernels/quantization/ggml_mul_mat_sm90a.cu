@@ -1,8 +1,9 @@
 // ggml_mul_mat_a8 on Hopper: a first small kernel quantizes X into the workspace, a second one multiplies.
 //
-// A block has a tile of 64 or 128 rows of W by 16 to 128 tokens. For few tokens the strands of k (ggml_mul_mat_sm90a.cuh
-// says what they are) are shared out over a cluster of four blocks, which then add up each other's sums; for many, a
-// block does them all.
+// A block has a tile of 64 or 128 rows of W by 16 to 128 tokens. For few tokens the strands of k
+// (ggml_mul_mat_sm90a.cuh says what they are) are shared out over a cluster of four blocks, which then add up each
+// other's sums; for many, a block does them all. Bound by the instructions that make the integer sums of a group floats
+// and scale them, three for each sum, and for few tokens by those that decode W. Not measured yet.
 #include <algorithm>
 
 #include "kernels/base/launch.h"
@@ -17,12 +18,14 @@ namespace {
 
 constexpr char kName[] = "ggml_mul_mat_a8";
 constexpr int kQuantizeThreads = 256;
+constexpr int kMostSharedBytes = 227 << 10;  // of a block, on Hopper
 
 // Four lanes a group. Tokens behind the last one are left as they are: what they hold is in no other token's sums.
-template <int kTokens>
+// kScales is the weights' number of scales in a group, 0 if they have no offsets.
+template <int kTokens, int kScales>
 __global__ void __launch_bounds__(kQuantizeThreads)
-    ggml_quantize_activations_kernel(ActivationChunk<kTokens>* chunks, Activations X, int64_t num_tokens,
-                                     int num_groups, bool halves) {
+    ggml_quantize_activations_kernel(ActivationChunk<kTokens, (kScales > 0)>* chunks, Activations X, int64_t num_tokens,
+                                     int num_groups) {
   release_successors();
   wait_for_predecessor();
   const int64_t task = int64_t{blockIdx.x} * kQuantizeThreads + threadIdx.x;
@@ -35,19 +38,23 @@ __global__ void __launch_bounds__(kQuantizeThreads)
   const uint2 bytes = quantize_group(x, scale);
   if (!present) return;
   const int num_chunks = (num_groups + kChunkGroups - 1) / kChunkGroups;
-  ActivationChunk<kTokens>& chunk = chunks[token / kTokens * num_chunks + group / kChunkGroups];
+  auto& chunk = chunks[token / kTokens * num_chunks + group / kChunkGroups];
   const int row = static_cast<int>(token % kTokens), column = group % kChunkGroups;
-  *reinterpret_cast<uint2*>(
-      &chunk.quants[row][swizzled_piece(row, column * 2 + quarter / 2) + quarter % 2 * 8]) = bytes;
+  *reinterpret_cast<uint2*>(&chunk.quants[row][swizzled_piece(row, column * 2 + quarter / 2) + quarter % 2 * 8]) =
+      bytes;
   if (quarter == 0) {
-    const float2 sums = __half22float2(scale.sums);
-    const uint32_t packed = *reinterpret_cast<const uint32_t*>(&scale.sums);
-    chunk.scales[column][row] = {scale.d, halves ? packed : __float_as_uint(sums.x + sums.y)};
+    auto& pair = chunk.scales[column][row / 2];
+    pair.d[row % 2] = scale.d;
+    if constexpr (kScales == 1) {
+      const float2 sums = __half22float2(scale.sums);
+      pair.sums[row % 2] = __float_as_uint(sums.x + sums.y);
+    } else if constexpr (kScales == 2) {
+      pair.sums[row % 2] = *reinterpret_cast<const uint32_t*>(&scale.sums);
+    }
   }
 }
 
-// One element of the tile's result.
-template <class Shape>
+// One element of a block's result; tile: which of its warpgroups'.
 __device__ __forceinline__ void store_result(const TileParams& params, int64_t first_row, int64_t first_token, int tile,
                                              int token, int row, float value) {
   const int64_t r = first_row + tile * kTileRows + row, t = first_token + token;
@@ -57,10 +64,9 @@ __device__ __forceinline__ void store_result(const TileParams& params, int64_t f
 }
 
 template <class Shape>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::kLeastBlocks) ggml_mul_mat_tile_kernel(const __grid_constant__ TileParams params) {
-  extern __shared__ uint8_t unaligned[];
-  uint8_t* const shared =
-      unaligned + (kSwizzleAtomBytes - shared_address(unaligned) % kSwizzleAtomBytes) % kSwizzleAtomBytes;
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kLeastBlocks)
+    ggml_mul_mat_tile_kernel(const __grid_constant__ TileParams params) {
+  extern __shared__ __align__(kSwizzleAtomBytes) uint8_t shared[];
   auto& barriers = *reinterpret_cast<typename Shape::Barriers*>(shared + Shape::kBarriersOffset);
   constexpr int kTokens = Shape::kTokens, kBlockRows = Shape::kRowTiles * kTileRows;
   const int strand = Shape::kClusterStrands ? static_cast<int>(blockIdx.x % kStrands) : 0;
@@ -93,7 +99,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kLeastBlocks) ggml_mul
       float value = load_from_block(place, 0);
 #pragma unroll
       for (int rank = 1; rank < kStrands; ++rank) value += load_from_block(place, rank);
-      store_result<Shape>(params, first_row, first_token, 0, token, row, value);
+      store_result(params, first_row, first_token, 0, token, row, value);
     }
     arrive_at_cluster();  // no block leaves while another reads it
     wait_for_cluster();
@@ -101,22 +107,24 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kLeastBlocks) ggml_mul
     __syncthreads();
     for (int i = threadIdx.x; i < Shape::kRowTiles * kTokens * kTileRows; i += Shape::kThreads) {
       const int row = i % kTileRows, token = i / kTileRows % kTokens, tile = i / (kTileRows * kTokens);
-      store_result<Shape>(params, first_row, first_token, tile, token, row, multiplier.sums_out[tile][token][row]);
+      store_result(params, first_row, first_token, tile, token, row, multiplier.sums_out[tile][token][row]);
     }
   }
 }
 
 template <class Format, int kTokens, int kRowTiles, bool kClusterStrands>
 Status multiply(TileParams params, const Activations& X, Stream stream) {
-  using Shape = TileShape<Format, kTokens, kRowTiles, kClusterStrands>;
+  using Shape = MulMatShape<Format, kTokens, kRowTiles, kClusterStrands>;
+  static_assert(Shape::kSharedBytes <= kMostSharedBytes);
   if (params.num_groups > 0) {
     const int64_t lanes = params.num_tokens * params.num_groups * 4;
-    auto* chunks = reinterpret_cast<ActivationChunk<kTokens>*>(const_cast<uint8_t*>(params.X));
-    SGL_RETURN_IF_ERROR(launch(kName, ggml_quantize_activations_kernel<kTokens>,
+    auto* chunks = reinterpret_cast<typename Shape::Chunk*>(const_cast<uint8_t*>(params.X));
+    constexpr int kScales = Format::kHasOffset ? Format::kScales : 0;
+    SGL_RETURN_IF_ERROR(launch(kName, ggml_quantize_activations_kernel<kTokens, kScales>,
                                {.grid = static_cast<unsigned>((lanes + kQuantizeThreads - 1) / kQuantizeThreads),
                                 .block = kQuantizeThreads,
                                 .pdl = true},
-                               stream, chunks, X, params.num_tokens, params.num_groups, Format::kScales == 2));
+                               stream, chunks, X, params.num_tokens, params.num_groups));
   }
   constexpr int kBlockRows = kRowTiles * kTileRows;
   params.row_blocks = (params.rows + kBlockRows - 1) / kBlockRows;

@@ -33,17 +33,23 @@ constexpr int round_up(size_t value, size_t multiple) {
   return static_cast<int>((value + multiple - 1) / multiple * multiple);
 }
 
-// What belongs to 32 quantized activations besides their bytes, as wgmma's tiles read it.
-struct TokenScale {
-  float d;
-  uint32_t sums;  // of the quants: an f32, or for formats with two scales a group two f16, of either half
+// What belongs to 32 quantized activations of two neighbouring tokens besides their bytes: the scales, and where the
+// format has offsets the sums of the quants; an f32, or for formats with two scales a group two f16, of either half.
+template <bool kHasSums>
+struct alignas(8) ScalePair {
+  float d[2];
+};
+template <>
+struct alignas(16) ScalePair<true> {
+  float d[2];
+  uint32_t sums[2];
 };
 
 // A chunk of a tile of tokens, in the workspace [token tile][chunk] as in shared memory.
-template <int kTokens>
+template <int kTokens, bool kHasSums>
 struct ActivationChunk {
   uint8_t quants[kTokens][kChunkGroups * kGroupSize];  // its 16-byte pieces swizzled
-  TokenScale scales[kChunkGroups][kTokens];
+  ScalePair<kHasSums> scales[kChunkGroups][kTokens / 2];
 };
 
 // Where the 16-byte piece `piece` of a token's row is.
@@ -105,7 +111,7 @@ struct alignas(16) WarpWeights {
 // A block: kRowTiles warpgroups, with 64 rows each, share the tokens' chunks. kClusterStrands: its strand alone is this
 // block's, by its rank in a cluster of kStrands blocks; else all strands are.
 template <class Format_, int kTokens_, int kRowTiles_, bool kClusterStrands_>
-struct TileShape {
+struct MulMatShape {
   using Format = Format_;
   static constexpr int kTokens = kTokens_, kRowTiles = kRowTiles_;
   static constexpr bool kClusterStrands = kClusterStrands_;
@@ -113,7 +119,7 @@ struct TileShape {
   static constexpr int kStages = 3;  // of X
   // That must fit a multiprocessor's registers.
   static constexpr int kLeastBlocks = !kClusterStrands ? 1 : kTokens == 64 ? 4 : 5;
-  using Chunk = ActivationChunk<kTokens>;
+  using Chunk = ActivationChunk<kTokens, Format::kHasOffset>;
   static constexpr int kChunkBytes = round_up(sizeof(Chunk), kSwizzleAtomBytes);
   static constexpr int kSumsPitch = kTileRows + 4;  // the lanes of a fragment then touch all 32 banks
   using Sums = float[kRowTiles][kTokens][kSumsPitch];
@@ -129,14 +135,17 @@ struct TileShape {
   static constexpr int kSumsOffset = kClusterStrands ? 0 : round_up(sizeof(Buffers), 16);
   static constexpr int kBarriersOffset =
       round_up(kClusterStrands ? std::max(sizeof(Sums), sizeof(Buffers)) : kSumsOffset + sizeof(Sums), 16);
-  // The first buffer is aligned in the kernel.
-  static constexpr int kSharedBytes = kSwizzleAtomBytes + kBarriersOffset + sizeof(Barriers);
+  static constexpr int kSharedBytes = kBarriersOffset + sizeof(Barriers);
 };
 
-// The tokens of one matrix instruction: where a group has two scales, there are two of them.
+// What a warpgroup multiplies before it waits and scales: some groups, for all tokens or a half of them. Where a group
+// has two scales, it needs two matrix instructions.
 template <class Shape>
-inline constexpr int kDotTokens = Shape::Format::kScales == 2 && Shape::kTokens > 32 ? Shape::kTokens / 2
-                                                                                      : Shape::kTokens;
+struct ProductBatch {
+  static constexpr int kScales = Shape::Format::kScales;
+  static constexpr int kTokens = kScales == 2 && Shape::kTokens >= 64 ? Shape::kTokens / 2 : Shape::kTokens;
+  static constexpr int kGroups = std::clamp(64 / (kTokens * kScales), 1, kChunkGroups);
+};
 
 template <class Shape>
 struct TileMultiplier {
@@ -144,14 +153,17 @@ struct TileMultiplier {
   using Block = typename Format::Block;
   using Weights = WarpWeights<Format>;
   static constexpr int kTokens = Shape::kTokens;
+  static constexpr int kBatchTokens = ProductBatch<Shape>::kTokens, kBatchGroups = ProductBatch<Shape>::kGroups;
 
   const TileParams& params;
   typename Shape::Buffers& buffers;
   typename Shape::Barriers& barriers;
   float (&sums_out)[Shape::kRowTiles][kTokens][Shape::kSumsPitch];
-  const int lane, warp;  // the warp in the block
+  const int lane, warp;                // the warp in the block
   const int64_t first_row, row_bytes;  // the warp's rows
-  const uint8_t* const X;              // the tile's chunks
+  const int num_rows;
+  const uint8_t* const W;  // the warp's first row
+  const uint8_t* const X;  // the tile's chunks
   Weights& weights;
 
   float sums[kTokens / 2];  // of this strand so far
@@ -166,55 +178,61 @@ struct TileMultiplier {
         warp(threadIdx.x / kWarpSize),
         first_row(row_block * Shape::kRowTiles * kTileRows + warp * kWarpRows),
         row_bytes(int64_t{params.num_groups / Format::kGroupsPerBlock} * sizeof(Block)),
+        num_rows(static_cast<int>(max(int64_t{0}, min(int64_t{kWarpRows}, params.rows - first_row)))),
+        W(params.W + first_row * row_bytes),
         X(params.X + token_tile * params.num_chunks() * static_cast<int64_t>(sizeof(typename Shape::Chunk))),
         weights(buffers.weights[warp]) {}
 
-  __device__ __forceinline__ const uint8_t* run_of(int row, int slice) const {
-    return params.W + (first_row + row) * row_bytes + int64_t{slice} * Weights::kRun;
+  __device__ __forceinline__ int bytes_of(int slice) const {
+    const int64_t left = row_bytes - int64_t{slice} * Weights::kRun;
+    return left < Weights::kRun ? static_cast<int>(left) : Weights::kRun;
   }
 
   // Asks the strand's slices of the warp's rows into the L2 cache: a hint and no read, allowed before the predecessor
   // has ended.
   __device__ __forceinline__ void prefetch(int strand) const {
-    const int num_slices = params.num_slices();
-    const int slices = (num_slices - strand + kStrands - 1) / kStrands;
+    const int slices = (params.num_slices() - strand + kStrands - 1) / kStrands;
 #pragma unroll 1
     for (int i = lane; i < slices * kWarpRows; i += kWarpSize) {
       const int row = i % kWarpRows, slice = strand + i / kWarpRows * kStrands;
-      const int64_t at = int64_t{slice} * Weights::kRun;
-      if (first_row + row >= params.rows) continue;
-      const uint8_t* run = run_of(row, slice);
-      const int64_t left = row_bytes - at;
-      const int bytes = left < Weights::kRun ? static_cast<int>(left) : Weights::kRun;
-      for (int b = 0; b < bytes; b += kCacheLine) prefetch_to_l2(run + b);
+      if (row >= num_rows) continue;
+      const uint8_t* run = W + row * row_bytes + int64_t{slice} * Weights::kRun;
+      for (int at = 0; at < bytes_of(slice); at += kCacheLine) prefetch_to_l2(run + at);
     }
   }
 
   // Starts to copy a slice of the warp's rows.
   __device__ __forceinline__ void copy_weights(int slice, int stage) const {
     auto& staged = weights.staged[stage];
-    const int64_t left = row_bytes - int64_t{slice} * Weights::kRun;
-    const int bytes = left < Weights::kRun ? static_cast<int>(left) : Weights::kRun;
-    constexpr int kPieces = Weights::kPitch / kPiece;
-    constexpr int kSteps = (kWarpRows * kPieces + kWarpSize - 1) / kWarpSize;
+    const uint8_t* run = W + int64_t{slice} * Weights::kRun;
+    const int bytes = bytes_of(slice);
     if (first_row > 0 && first_row + kWarpRows < params.rows) {  // a row is longer than a piece: not at an edge of W
+      constexpr int kRowLanes = Weights::kPitch / kPiece <= kWarpSize / 2 ? kWarpSize / 2 : kWarpSize;
+      constexpr int kStepRows = kWarpSize / kRowLanes;
+      const int row = lane / kRowLanes, at = lane % kRowLanes * kPiece;
+      const uint8_t* source = run + row * row_bytes + at;
+      uint32_t shared = shared_address(&staged[row][at]);
+      asm volatile("" : "+r"(shared));  // or it is reckoned for each copy
 #pragma unroll
-      for (int i = 0; i < kSteps; ++i) {
-        const int row = (i * kWarpSize + lane) / kPieces, at = (i * kWarpSize + lane) % kPieces * kPiece;
-        const uint8_t* run = run_of(row, slice);
-        const int offset = staged_offset(run);
-        if (row < kWarpRows && at < offset + bytes) copy_async_16(&staged[row][at], run - offset + at);
+      for (int i = 0; i < kWarpRows; i += kStepRows) {
+        const int offset = staged_offset(source);
+        if (at < offset + bytes) copy_async_16(shared + i * Weights::kPitch, source - offset);
+        source += kStepRows * row_bytes;
       }
     } else {
 #pragma unroll 1
-      for (int row = 0; row < kWarpRows && first_row + row < params.rows; ++row) {
-        stage_run_at_edge(staged[row], run_of(row, slice), bytes, params.W, params.W + params.rows * row_bytes);
+      for (int row = 0; row < num_rows; ++row) {
+        stage_run_at_edge(staged[row], run + row * row_bytes, bytes, params.W, params.W + params.rows * row_bytes);
       }
     }
   }
 
+  // Where a slice of a row is in shared memory.
   __device__ __forceinline__ const Block* blocks_of(int row, int slice, int stage) const {
-    return reinterpret_cast<const Block*>(weights.staged[stage][row] + staged_offset(run_of(row, slice)));
+    const uint32_t low_address = static_cast<uint32_t>(reinterpret_cast<uint64_t>(W)) +
+                                 static_cast<uint32_t>(row) * static_cast<uint32_t>(row_bytes) +
+                                 static_cast<uint32_t>(slice * Weights::kRun);
+    return reinterpret_cast<const Block*>(weights.staged[stage][row] + low_address % kPiece);
   }
 
   // The scales of a slice, for every lane to read. What was not copied gets a scale of 0, and is decoded, too, whatever
@@ -225,10 +243,10 @@ struct TileMultiplier {
 #pragma unroll
     for (int i = 0; i < kWarpRows; i += kRowStep) {
       const int row = i + lane / kSliceGroups;
-      const bool present = first_row + row < params.rows && slice * kSliceGroups + group < params.num_groups;
+      const bool present = row < num_rows && slice * kSliceGroups + group < params.num_groups;
       WeightGroup decoded;
-      Format::set_scales(blocks_of(row, slice, stage)[group / Format::kGroupsPerBlock],
-                         group % Format::kGroupsPerBlock, decoded);
+      Format::set_scales(blocks_of(row, slice, stage)[group / Format::kGroupsPerBlock], group % Format::kGroupsPerBlock,
+                         decoded);
 #pragma unroll
       for (int s = 0; s < Format::kScales; ++s) {
         (&weights.scales[group][s][row % 8].x)[row / 8] = present ? decoded.scale[s] : 0.0f;
@@ -239,21 +257,27 @@ struct TileMultiplier {
     }
   }
 
+  // The operands of a group's matrix instructions: where a half has a scale of its own, it has an instruction, too,
+  // with zeros for the other half.
+  using Operands = uint32_t[Format::kScales][4];
+
   // The lane's part of a group of the warp's rows: of rows lane / 4 and lane / 4 + 8, of either half.
-  __device__ __forceinline__ void decode(const Block* const (&blocks)[2], int group, uint32_t (&words)[4]) const {
+  __device__ __forceinline__ void decode(const Block* const (&blocks)[2], int group, Operands& a) const {
+    constexpr int kSecond = Format::kScales - 1;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const uint2 halves =
           Format::words(blocks[r][group / Format::kGroupsPerBlock], group % Format::kGroupsPerBlock, lane % 4);
-      words[r] = halves.x;
-      words[2 + r] = halves.y;
+      if constexpr (Format::kScales == 2) a[0][2 + r] = a[1][r] = 0;
+      a[0][r] = halves.x;
+      a[kSecond][2 + r] = halves.y;
     }
   }
 
-  // Adds the scaled sums of a group over kDotTokens<Shape> tokens, from `first` on.
-  template <int kFirst, int kCount>
-  __device__ __forceinline__ void add_scaled(const int32_t (&dots)[Format::kScales][kCount / 2], int group,
-                                             const TokenScale* scales) {
+  // Adds the scaled sums of a group, for the tokens from kFirst on.
+  template <int kFirst>
+  __device__ __forceinline__ void add_scaled(const int32_t (&dots)[Format::kScales][kBatchTokens / 2], int group,
+                                             const ScalePair<Format::kHasOffset> (&pairs)[kTokens / 2]) {
     float2 scale[Format::kScales], offset[Format::kScales];
 #pragma unroll
     for (int s = 0; s < Format::kScales; ++s) {
@@ -261,10 +285,8 @@ struct TileMultiplier {
       if constexpr (Format::kHasOffset) offset[s] = weights.offsets[group][s][lane / 4];
     }
 #pragma unroll
-    for (int j = 0; j < kCount / 8; ++j) {
-      const uint4 pair = *reinterpret_cast<const uint4*>(&scales[kFirst + 8 * j + lane % 4 * 2]);
-      const float d[2] = {__uint_as_float(pair.x), __uint_as_float(pair.z)};
-      const uint32_t x_sums[2] = {pair.y, pair.w};
+    for (int j = 0; j < kBatchTokens / 8; ++j) {
+      const ScalePair<Format::kHasOffset> pair = pairs[kFirst / 2 + 4 * j + lane % 4];
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
         const int r = c / 2, e = c % 2;
@@ -272,62 +294,54 @@ struct TileMultiplier {
         if constexpr (Format::kScales == 2) {
           value = __fmaf_rn(r == 0 ? scale[1].x : scale[1].y, static_cast<float>(dots[1][4 * j + c]), value);
           if constexpr (Format::kHasOffset) {
-            const float2 halves = __half22float2(*reinterpret_cast<const __half2*>(&x_sums[e]));
+            const float2 halves = __half22float2(*reinterpret_cast<const __half2*>(&pair.sums[e]));
             value = __fmaf_rn(r == 0 ? offset[0].x : offset[0].y, halves.x, value);
             value = __fmaf_rn(r == 0 ? offset[1].x : offset[1].y, halves.y, value);
           }
         } else if constexpr (Format::kHasOffset) {
-          value = __fmaf_rn(r == 0 ? offset[0].x : offset[0].y, __uint_as_float(x_sums[e]), value);
+          value = __fmaf_rn(r == 0 ? offset[0].x : offset[0].y, __uint_as_float(pair.sums[e]), value);
         }
         float& sum = sums[kFirst / 2 + 4 * j + c];
-        sum = __fmaf_rn(d[e], value, sum);
+        sum = __fmaf_rn(pair.d[e], value, sum);
       }
     }
   }
 
-  // The operands of a group's matrix instructions: where a half has a scale of its own, it has an instruction, too, with
-  // zeros for the other half.
-  using Operands = uint32_t[Format::kScales][4];
-  static __device__ __forceinline__ void set_operands(const uint32_t (&words)[4], Operands& a) {
+  // Multiplies a batch of groups, the slice's from `group` on and the chunk's from `column` on, for the tokens from
+  // kFirst on; those from `groups` on are not there.
+  template <int kFirst>
+  __device__ __forceinline__ void multiply_batch(const typename Shape::Chunk& chunk, int group, int groups, int column,
+                                                 Operands (&a)[kBatchGroups]) {
+    int32_t dots[kBatchGroups][Format::kScales][kBatchTokens / 2];
+    const uint64_t descriptor =
+        make_descriptor(shared_address(chunk.quants[kFirst]), 0) + descriptor_offset(column * kGroupSize);
+    const auto pin = [&] {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) a[Format::kScales == 2 ? i / 2 : 0][i] = words[i];
-  }
-
-  // Multiplies a group, the chunk's `column`th, for kCount tokens from kFirst on. `a` holds its weights; behind the last
-  // tokens, those of the next group of the slice.
-  template <int kFirst, int kCount>
-  __device__ __forceinline__ void multiply_group(const uint8_t* chunk, int group, int column, Operands& a,
-                                                 const Block* const (&blocks)[2]) {
-    const uint64_t descriptor = make_descriptor(shared_address(chunk + kFirst * kChunkGroups * kGroupSize), 0) +
-                                descriptor_offset(column * kGroupSize);
-    int32_t dots[Format::kScales][kCount / 2];
+      for (int i = 0; i < kBatchGroups; ++i) {
 #pragma unroll
-    for (int s = 0; s < Format::kScales; ++s) {
-      pin_registers(dots[s]);
-      pin_registers(a[s]);
-    }
+        for (int s = 0; s < Format::kScales; ++s) {
+          pin_registers(dots[i][s]);
+          pin_registers(a[i][s]);
+        }
+      }
+    };
+    pin();
     open_wgmma();
 #pragma unroll
-    for (int s = 0; s < Format::kScales; ++s) {
-      wgmma_registers_transposed<int8_t, kCount>(dots[s], a[s], descriptor, /*accumulate=*/0);
+    for (int i = 0; i < kBatchGroups; ++i) {
+#pragma unroll
+      for (int s = 0; s < Format::kScales; ++s) {
+        wgmma_registers_transposed<int8_t, kBatchTokens>(
+            dots[i][s], a[i][s], descriptor + descriptor_offset(i * kGroupSize), /*accumulate=*/0);
+      }
     }
     commit_wgmma();
-    // In the shadow of the products.
-    constexpr bool kLast = kFirst + kCount == kTokens;
-    uint32_t next[4];
-    if constexpr (kLast) {
-      decode(blocks, group + 1 < kSliceGroups ? group + 1 : group, next);
-      pin_registers(next);
-    }
     wait_wgmma<0>();
+    pin();
 #pragma unroll
-    for (int s = 0; s < Format::kScales; ++s) {
-      pin_registers(dots[s]);
-      pin_registers(a[s]);
+    for (int i = 0; i < kBatchGroups; ++i) {
+      if (group + i < groups) add_scaled<kFirst>(dots[i], group + i, chunk.scales[column + i]);
     }
-    if constexpr (kLast) set_operands(next, a);
-    const auto* scales = reinterpret_cast<const typename Shape::Chunk*>(chunk)->scales[column];
-    add_scaled<kFirst, kCount>(dots, group, scales);
   }
 
   // Brings the strand's sums to shared memory: behind the first, adds them to what is there.
@@ -398,22 +412,21 @@ struct TileMultiplier {
         __syncwarp();
         const Block* const blocks[2] = {blocks_of(lane / 4, slice, stage), blocks_of(lane / 4 + 8, slice, stage)};
         const int groups = min(kSliceGroups, params.num_groups - slice * kSliceGroups);
-        Operands a = {};
-        uint32_t words[4];
-        decode(blocks, 0, words);
-        set_operands(words, a);
 #pragma unroll 1
         for (int first = 0; first < groups; first += kChunkGroups) {
           copy_chunk();
           __syncwarp();
           barriers.full[ring.index].wait(ring.parity);
-          const uint8_t* chunk = buffers.chunks[ring.index];
+          const Chunk& chunk = *reinterpret_cast<const Chunk*>(buffers.chunks[ring.index]);
 #pragma unroll
-          for (int i = 0; i < kChunkGroups; ++i) {
-            if (first + i >= groups) break;
-            constexpr int kCount = kDotTokens<Shape>;
-            multiply_group<0, kCount>(chunk, first + i, i, a, blocks);
-            if constexpr (kCount < kTokens) multiply_group<kCount, kCount>(chunk, first + i, i, a, blocks);
+          for (int column = 0; column < kChunkGroups; column += kBatchGroups) {
+            if (first + column >= groups) break;
+            Operands a[kBatchGroups];
+#pragma unroll
+            for (int i = 0; i < kBatchGroups; ++i) decode(blocks, first + column + i, a[i]);
+            multiply_batch<0>(chunk, first + column, groups, column, a);
+            if constexpr (kBatchTokens < kTokens)
+              multiply_batch<kBatchTokens>(chunk, first + column, groups, column, a);
           }
           __syncwarp();
           barriers.empty[ring.index].arrive_if(lane == 0);
