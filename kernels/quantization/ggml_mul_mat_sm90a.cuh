@@ -118,7 +118,7 @@ struct MulMatShape {
   static constexpr int kThreads = kRowTiles * kWarpgroupSize;
   static constexpr int kStages = 3;  // of X
   // That must fit a multiprocessor's registers.
-  static constexpr int kLeastBlocks = !kClusterStrands ? 1 : kTokens == 64 ? 4 : 5;
+  static constexpr int kLeastBlocks = !kClusterStrands ? 1 : kTokens > 64 ? 2 : kTokens == 64 ? 4 : 5;
   using Chunk = ActivationChunk<kTokens, Format::kHasOffset>;
   static constexpr int kChunkBytes = round_up(sizeof(Chunk), kSwizzleAtomBytes);
   static constexpr int kSumsPitch = kTileRows + 4;  // the lanes of a fragment then touch all 32 banks
