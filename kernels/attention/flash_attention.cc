@@ -431,6 +431,10 @@ Status fwd(TensorView out, TensorView softmax_lse, TensorView out_accum, TensorV
   const int64_t seqlen_k = page_table.has_value()     ? page_table->size(1) * k.size(1)
                            : cu_seqlens_k.has_value() ? max_seqlen_k.value_or(k.size(0))
                                                       : k.size(1);
+  Check extents("fwd");  // before they are multiplied
+  extents.that(seqlen_q >= 0 && seqlen_q <= INT32_MAX, "max_seqlen_q", seqlen_q, "from 0 to 2^31 - 1");
+  extents.that(seqlen_k >= 0 && seqlen_k <= INT32_MAX, "max_seqlen_k", seqlen_k, "from 0 to 2^31 - 1");
+  SGL_RETURN_IF_ERROR(extents.status());
   int most_merged = 1;
   if (merges_splits(seqlen_q, q.size(-2) / k.size(-2), v.size(-1), q_v.has_value())) {
     SGL_RETURN_IF_ERROR(
@@ -441,8 +445,6 @@ Status fwd(TensorView out, TensorView softmax_lse, TensorView out_accum, TensorV
   Check check("fwd");
   check.that(!given_out.has_value() || given_out->data() == out.data(), "out", "is not the result tensor",
              "the same memory");
-  check.that(seqlen_q >= 0, "max_seqlen_q", seqlen_q, "at least 0");
-  check.that(seqlen_k >= 0 && seqlen_k <= INT32_MAX, "max_seqlen_k", seqlen_k, "from 0 to 2^31 - 1");
   check.that(std::max(seqlen_q, q.size(-3)) * q.size(-2) <= INT32_MAX, "q", q.size(-3) * q.size(-2),
              "at most 2^31 - 1 rows and heads in a sequence");
   check.that(!k_new.has_value() || k_new->size(-3) <= INT32_MAX, "k_new.shape[-3]",

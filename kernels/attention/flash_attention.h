@@ -79,14 +79,14 @@ Status fwd(TensorView out, TensorView softmax_lse, TensorView out_accum, TensorV
 // none.
 int64_t fwd_most_merged_splits(Device device);
 
-// How many partial results num_splits <= 256 splits leave, with fwd_most_merged_splits() of the device. The extents are
-// those that fwd() goes by.
+// How many partial results num_splits splits leave, with fwd_most_merged_splits() of the device: 1 beyond 256 splits,
+// which fwd() refuses. The extents are those that fwd() goes by.
 int64_t fwd_num_partials(int64_t num_splits, int64_t num_heads, int64_t num_heads_k, int64_t seqlen_q,
                          int64_t head_dim_v, bool has_q_v, int64_t most_merged);
 
-// How many ways to split the keys so that a GPU of `num_sms` multiprocessors is done soonest: between 1 and 256. From
-// the shapes alone: seqlen_q and seqlen_k are the extents or bounds that fwd() goes by, appended keys included; the
-// windows are -1 where there are none, most_merged is fwd_most_merged_splits().
+// How many ways to split the keys so that a GPU of `num_sms` multiprocessors is done soonest: between 1 and 256, and 1
+// for extents that fwd() refuses. From the shapes alone: seqlen_q and seqlen_k are the extents or bounds that fwd()
+// goes by, appended keys included; the windows are -1 where there are none, most_merged is fwd_most_merged_splits().
 int64_t fwd_num_splits(int64_t batch, int64_t num_heads, int64_t num_heads_k, int64_t seqlen_q, int64_t seqlen_k,
                        int64_t head_dim_v, bool has_q_v, bool is_fp8, int64_t window_left, int64_t window_right,
                        int64_t num_sms, int64_t most_merged);

@@ -75,7 +75,7 @@ int64_t splits_of_many_rows(int64_t blocks, int64_t tiles, int64_t slots) {
 
 int64_t fwd_num_partials(int64_t num_splits, int64_t num_heads, int64_t num_heads_k, int64_t seqlen_q,
                          int64_t head_dim_v, bool has_q_v, int64_t most_merged) {
-  if (num_splits <= 1 || num_heads_k <= 0) return 1;
+  if (num_splits <= 1 || num_splits > kMaxSplits || num_heads_k <= 0) return 1;
   const bool merges = merges_splits(seqlen_q, num_heads / num_heads_k, head_dim_v, has_q_v);
   return partials_of(num_splits, merges ? most_merged : 1);
 }
@@ -83,12 +83,20 @@ int64_t fwd_num_partials(int64_t num_splits, int64_t num_heads, int64_t num_head
 int64_t fwd_num_splits(int64_t batch, int64_t num_heads, int64_t num_heads_k, int64_t seqlen_q, int64_t seqlen_k,
                        int64_t head_dim_v, bool has_q_v, bool is_fp8, int64_t window_left, int64_t window_right,
                        int64_t num_sms, int64_t most_merged) {
-  if (batch <= 0 || num_heads <= 0 || num_heads_k <= 0 || seqlen_q <= 0 || seqlen_k <= 0 || num_sms <= 0) return 1;
+  // What is not in these ranges fwd() refuses: here it may only not overflow, or divide by 0.
+  constexpr int64_t kMost = int64_t{1} << 31;
+  for (int64_t size : {batch, num_heads, num_heads_k, seqlen_q, seqlen_k, num_sms}) {
+    if (size <= 0 || size > kMost) return 1;
+  }
   const int64_t group = num_heads / num_heads_k;
+  if (group == 0) return 1;
   const bool wide = has_wide_values(head_dim_v, has_q_v), few = few_packed_rows(seqlen_q, group) && !wide;
   const int64_t tile_rows = wide ? 32 : few ? 16 : 128;
-  if (window_left >= 0 && window_right >= 0) seqlen_k = std::min(seqlen_k, window_left + window_right + seqlen_q);
-  const int64_t blocks = batch * num_heads_k * ((seqlen_q * group + tile_rows - 1) / tile_rows);
+  if (window_left >= 0 && window_right >= 0) {
+    seqlen_k = std::min(seqlen_k, std::min(window_left, kMost) + std::min(window_right, kMost) + seqlen_q);
+  }
+  const int64_t row_tiles = (seqlen_q * group + tile_rows - 1) / tile_rows;
+  const int64_t blocks = std::min(std::min(batch * num_heads_k, kMost) * std::min(row_tiles, kMost), kMost);
   // A tile of twice as many keys of fp8 takes as long (reckoned by the bytes, not measured).
   const int64_t tile_keys = few && is_fp8 ? 2 * kSplitTile : kSplitTile;
   const int64_t tiles = (seqlen_k + tile_keys - 1) / tile_keys;

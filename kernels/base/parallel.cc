@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -32,8 +33,12 @@ thread_local bool in_parallel_region = false;
 
 class Pool {
  public:
+  // With fewer workers than asked for where the system has no more threads: the caller runs what nobody claims.
   explicit Pool(int workers) {
-    for (int worker = 0; worker < workers; ++worker) std::thread([this] { work(); }).detach();
+    try {
+      for (int worker = 0; worker < workers; ++worker) std::thread([this] { work(); }).detach();
+    } catch (const std::system_error&) {
+    }
   }
 
   // Runs the ranges, on this thread and on those workers that come in time: one that has lost its processor, or sleeps,

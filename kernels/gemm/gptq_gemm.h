@@ -33,8 +33,10 @@ Status gptq_shuffle(TensorView workspace, TensorView q_weight, TensorView q_perm
 //   b_g_idx        [K] or [0]        int32, from 0 to K - 1 or to G - 1
 // N is a multiple of 32; K a multiple of G wherever groups are not read from b_g_idx. Sums are f32. On a GPU the weight
 // is rounded to f16 before, where groups are read from b_g_idx or are no multiples of 32 rows (2 bits: 64, 3 bits:
-// 128). M decides the order of additions. M == 0 or N == 0 is a no-op. A b_g_idx out of range is refused as q_perm is.
-// On a GPU b_q_weight, b_gptq_scales and result are 16-byte aligned.
+// 128). M decides the order of additions. An infinity in a row of a makes its results infinite, or NaN where the weight
+// is zero; with up to 8 tokens and a shuffled weight of 4 bits on Hopper it makes all of them NaN. M == 0 or N == 0 is
+// a no-op. A b_g_idx out of range is refused as q_perm is. On a GPU b_q_weight, b_gptq_scales and result are 16-byte
+// aligned.
 Status gptq_gemm(TensorView result, TensorView workspace, TensorView a, TensorView b_q_weight, TensorView b_gptq_qzeros,
                  TensorView b_gptq_scales, TensorView b_g_idx, bool use_shuffle, int64_t bit, Stream stream);
 

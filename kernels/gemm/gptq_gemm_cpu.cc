@@ -1,4 +1,5 @@
 // GPTQ weights on the CPU.
+#include <algorithm>
 #include <cstring>
 
 #include "kernels/base/float_types.h"

@@ -1,7 +1,6 @@
 // What the targets of the GPTQ operators take.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 #include "kernels/base/status.h"

@@ -1,14 +1,13 @@
 // gptq_gemm on Hopper: the weights that servers have, 4-bit ones in gptq_shuffle's order, go through
 // stream_mm_sm90a.cuh (which says grid and bound), the rest through the portable kernels.
 //
-// Measured on an H200, 2026-11-23, groups of 128, in µs; the best peer's (sgl-kernel 0.4.2) in the same day's:
-//   N x K        9216 x 4096   4096 x 8192   3072 x 4096   4096 x 1536   2112 x 7168   7168 x 16384
-//   1 token      9.6           9.7           5.1           3.5           5.7           19.5
-//   8 tokens     9.9           11.3          5.6           3.9           6.0           19.8
-//   16 tokens    11.8          11.9          6.2           4.6           7.9           25.3
-//   peer, 1      12.0          11.5          10.1          9.8           10.4          24.4
-//   peer, 16     43.0          38.5          18.3          13.3          25.8          119
-// The rings' stages were tuned once more after that.
+// Measured on an H200, 2026-11-23, groups of 128, in µs; sgl-kernel 0.4.2's in the same run:
+//   N x K            9216 x 4096   4096 x 8192   3072 x 4096   4096 x 1536   2112 x 7168   7168 x 16384
+//   1 token          9.8           9.1           5.2           3.6           5.9           19.2
+//   8 tokens         10.2          9.6           5.5           4.1           6.5           20.2
+//   16 tokens        11.7          12.1          6.5           4.7           8.0           25.6
+//   sgl-kernel, 1    11.8          12.1          9.8           9.5           10.0          24.1
+//   sgl-kernel, 16   42.5          38.2          18.2          13.1          25.7          119
 #include "kernels/gemm/gptq_gemm_portable.h"
 #include "kernels/gemm/gptq_gemm_stream_sm90a.cuh"
 #include "kernels/gemm/mixed_mm_splits.cuh"

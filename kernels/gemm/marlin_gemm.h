@@ -6,6 +6,10 @@
 // Sums are f32: the numbers q - zero are exact in a's dtype, and a group's sum is scaled in f32. But with float zero
 // points on a GPU the difference, and with irregular groups there, or many tokens and several groups on Hopper, the
 // whole weight is rounded to a's dtype.
+//
+// What is not finite in a row of a stays in its results: a NaN makes them NaN, an infinity infinite, or NaN where the
+// number is zero. But with up to 16 tokens and uint4b8 on Hopper an infinity makes all of them NaN, as the zero point
+// is subtracted from the sums there.
 #pragma once
 
 #include <optional>

@@ -2,7 +2,6 @@
 // partial sums meet in the workspace. By the sizes alone, so that the order of additions is the same on every GPU.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 namespace sgl_kernel {

@@ -8,10 +8,10 @@
 // splits, which the number of rows does not change. Bound by reading B; what is short is bound by the way from the
 // predecessor's end to the first numbers, and from the last ones to the result.
 //
-// Measured on an H200, 2026-11-23, K = 7168, in µs; the best peer's (sgl-kernel 0.4.2) in the same day's:
+// Measured on an H200, 2026-11-23, K = 7168, in µs; sgl-kernel 0.4.2's in the same run:
 //   tokens x columns   1 x 256   16 x 256   1 x 384   16 x 384   1 x 2112   8 x 2112   16 x 2112
-//                      3.1       3.6        3.7       4.2        10.1       10.5       11.2
-//   peer               3.1       7.7        3.6       8.1        9.9        9.9        10.2
+//                      3.2       3.7        3.8       4.3        10.7       10.7       11.3
+//   sgl-kernel         3.1       7.4        3.5       8.1        9.9        9.9        10.2
 #include <algorithm>
 
 #include "kernels/base/launch.h"

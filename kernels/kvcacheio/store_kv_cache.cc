@@ -102,7 +102,9 @@ Status store_kv_cache(TensorView k_cache, TensorView v_cache, TensorView out_loc
     check.that(k_cache.size(0) == v_cache.size(0), "v_cache.shape[0]", v_cache.size(0), "k_cache.shape[0]");
   check.no_overlap("k_cache", k_cache, "v_cache", v_cache)
       .no_overlap("k_cache", k_cache, "v", v)
-      .no_overlap("v_cache", v_cache, "k", k);
+      .no_overlap("v_cache", v_cache, "k", k)
+      .no_overlap("k_cache", k_cache, "out_loc", out_loc)
+      .no_overlap("v_cache", v_cache, "out_loc", out_loc);
   SGL_RETURN_IF_ERROR(check.status());
   if (k.empty() && v.empty()) return OkStatus();
   SGL_RETURN_IF_ERROR(check.in_range("out_loc", out_loc, k_cache.size(0), "k_cache.shape[0]", stream).status());

@@ -74,7 +74,7 @@ void check_list(Check& check, const char* name, const TensorView& list, DType dt
 
 int64_t whole_tiles(int64_t rows) { return (rows + kScaleTileRows - 1) / kScaleTileRows * kScaleTileRows; }
 
-// That both lists of offsets stay within the tensors, if checks_values().
+// That both lists of offsets ascend and stay within the tensors, if checks_values().
 Status check_offsets(const Fp4QuantParams& params, const TensorView& input_offsets, const TensorView& scale_offsets,
                      Stream stream) {
   if (!checks_values(input_offsets.device(), stream)) return OkStatus();
@@ -87,6 +87,7 @@ Status check_offsets(const Fp4QuantParams& params, const TensorView& input_offse
     const std::string element = std::string(name) + "[" + std::to_string(index) + "]";
     return Check(params.operator_name).that(false, element.c_str(), is, expected).status();
   };
+  int64_t free = 0;  // the first row of scales behind those of the experts so far
   for (int i = 0; i <= params.num_experts; ++i) {
     const int64_t before = i == 0 ? 0 : rows[i - 1];
     if (rows[i] < before || rows[i] > params.num_rows) {
@@ -94,7 +95,12 @@ Status check_offsets(const Fp4QuantParams& params, const TensorView& input_offse
     }
     if (i == 0 || rows[i] == before) continue;
     const int64_t first = scale_rows[i - 1];
-    if (first < 0 || first + whole_tiles(rows[i] - before) > params.num_scale_rows) {
+    if (first < free || first % kScaleTileRows != 0) {
+      return error("output_scale_offset_by_experts", i - 1, first,
+                   "a multiple of 128, not less than where the scales of the experts before end");
+    }
+    free = first + whole_tiles(rows[i] - before);
+    if (free > params.num_scale_rows) {
       return error("output_scale_offset_by_experts", i - 1, first, "whole tiles of 128 rows within output_scale");
     }
   }

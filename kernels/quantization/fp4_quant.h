@@ -33,9 +33,9 @@ Status scaled_fp4_quant(TensorView output, TensorView input, TensorView output_s
 //   input_global_scale              [E] f32: global of each expert
 //   input_offset_by_experts         [E + 1] int32: expert e has rows offset[e] … offset[e + 1] - 1, ascending
 //   output_scale_offset_by_experts  [E + 1] int32: its scales begin at row offset[e] of output_scale, a
-//                                   multiple of 128, and reach over whole tiles
-// Rows of no expert, and scales of no row, are not written. Offsets that lead out of a tensor are InvalidArgument; on
-// a GPU only if checks_values() (SGL_KERNEL_CHECK=1), otherwise nothing is written for them.
+//                                   multiple of 128, and reach over whole tiles, behind those of the experts before
+// Rows of no expert, and scales of no row, are not written. Other offsets are InvalidArgument; on a GPU only if
+// checks_values() (SGL_KERNEL_CHECK=1), otherwise nothing is written for those that lead out of a tensor.
 Status scaled_fp4_experts_quant(TensorView output, TensorView output_scale, TensorView input,
                                 TensorView input_global_scale, TensorView input_offset_by_experts,
                                 TensorView output_scale_offset_by_experts, Stream stream);

@@ -12,8 +12,8 @@
 //             with what the cache holds.
 //
 // Measured on an H200, 2026-11-23, bf16, inputs beyond the L2 cache, a scale a token: 16384 tokens of 4096 / 7168
-// elements take 48.1 / 82.6 µs (4180 / 4270 GB/s), 1024 of 4096 5.4, 128 1.4, one 1.3. A tensor's scale given: of
-// 16384x4096 47.6 µs (4230 GB/s), of 128x4096 1.6, of 4096 0.8; found: 80.5 µs (4170 GB/s with both reads), 3.0, 1.0,
+// elements take 48.0 / 82.5 µs (4190 / 4270 GB/s), 1024 of 4096 5.3, 128 1.9, one 1.1. A tensor's scale given: of
+// 16384x4096 47.6 µs (4230 GB/s), of 128x4096 1.6, of 4096 0.8; found: 77.8 µs (4310 GB/s with both reads), 3.1, 1.1,
 // of 16x4096 2.0.
 #include <algorithm>
 

@@ -13,7 +13,7 @@
 //                   behind the last group are 0
 //   masked_m  [E] int32, only with a three-dimensional input: of expert e the first masked_m[e] tokens are
 //             computed, and what belongs to the others is not written
-// group_size is 16, 32, 64 or 128, and divides H. eps is at least 1e-30. fp8_min and fp8_max are the limits of
+// group_size is 16, 32, 64 or 128, and divides H. eps is 1e-30 to 1e30. fp8_min and fp8_max are the limits of
 // output_q's dtype: -448 and 448, -128 and 127. input and output_q have a dense last dimension, and start, and step, by
 // multiples of 16 bytes.
 //

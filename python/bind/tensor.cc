@@ -107,26 +107,39 @@ const DLPackExchangeAPI* exchange_api(PyTypeObject* type) {
   return api;
 }
 
+// Makes the error that a tensor's own library has raised a value_error, with the first line of its text.
+[[noreturn]] void throw_undescribed(py::error_already_set& error) {
+  const std::string text = py::str(error.value());
+  throw py::value_error("cannot be described by DLPack: " + text.substr(0, text.find('\n')));
+}
+
+DLManagedTensor* ask_dlpack(py::handle object, py::object* owner) {
+  // A stream of -1 asks the producer not to synchronize: the operator runs on the producer's own current stream.
+  const bool on_cuda = py::cast<py::tuple>(object.attr("__dlpack_device__")())[0].cast<int>() == kDLCUDA;
+  *owner = on_cuda ? object.attr("__dlpack__")(py::arg("stream") = -1) : object.attr("__dlpack__")();
+  auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(owner->ptr(), "dltensor"));
+  if (managed == nullptr) throw py::error_already_set();
+  return managed;
+}
+
 }  // namespace
 
 bool load_tensor(py::handle object, TensorView* view, py::object* owner) {
   if (object.is_none()) return false;
-  if (const DLPackExchangeAPI* api = exchange_api(Py_TYPE(object.ptr()))) {
-    last_used = api;
-    DLTensor tensor;
-    if (api->dltensor_from_py_object_no_sync(object.ptr(), &tensor) != 0) throw py::error_already_set();
-    *view = view_of(tensor);
+  try {
+    if (const DLPackExchangeAPI* api = exchange_api(Py_TYPE(object.ptr()))) {
+      last_used = api;
+      DLTensor tensor;
+      if (api->dltensor_from_py_object_no_sync(object.ptr(), &tensor) != 0) throw py::error_already_set();
+      *view = view_of(tensor);
+      return true;
+    }
+    if (!py::hasattr(object, "__dlpack__")) return false;
+    *view = view_of(ask_dlpack(object, owner)->dl_tensor);
     return true;
+  } catch (py::error_already_set& error) {
+    throw_undescribed(error);
   }
-  if (!py::hasattr(object, "__dlpack__")) return false;
-  // A stream of -1 asks the producer not to synchronize: the operator runs on the producer's own current stream.
-  const bool on_cuda = py::cast<py::tuple>(object.attr("__dlpack_device__")())[0].cast<int>() == kDLCUDA;
-  py::object capsule = on_cuda ? object.attr("__dlpack__")(py::arg("stream") = -1) : object.attr("__dlpack__")();
-  auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
-  if (managed == nullptr) throw py::error_already_set();
-  *view = view_of(managed->dl_tensor);
-  *owner = std::move(capsule);
-  return true;
 }
 
 Stream current_stream(Device device) {

@@ -10,9 +10,9 @@
 
 namespace sgl_kernel::bind {
 
-// False if `object` is no tensor. Raises (pybind11::error_already_set, value_error) if it is one that cannot be
-// described: an unknown dtype, a device that is neither a CPU nor CUDA, more than TensorView::kMaxRank dimensions. The
-// value_error's text goes on behind an operator's and an argument's name.
+// False if `object` is no tensor. Throws pybind11::value_error if it is one that cannot be described: an unknown dtype,
+// a device that is neither a CPU nor CUDA, more than TensorView::kMaxRank dimensions, or what its own library refuses
+// (a sparse tensor, one without memory). The text goes on behind an operator's and an argument's name.
 bool load_tensor(pybind11::handle object, TensorView* view, pybind11::object* owner);
 
 // The stream that the tensor library now works on; null for the CPU.

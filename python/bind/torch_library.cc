@@ -97,10 +97,6 @@ const Torch& torch() {
   return *torch;
 }
 
-void check(TorchError error) {
-  if (error != 0) throw std::runtime_error("sgl_kernel: torch cannot describe a tensor argument");
-}
-
 }  // namespace
 
 void register_with_torch(const char* name, StackFunction function) {
@@ -113,7 +109,9 @@ void register_with_torch(const char* name, StackFunction function) {
 Stream torch_stream(Device device) {
   if (device.is_cpu()) return {};
   void* stream = nullptr;
-  check(torch().get_current_cuda_stream(device.index, &stream));
+  if (torch().get_current_cuda_stream(device.index, &stream) != 0) {
+    throw std::runtime_error("sgl_kernel: torch has no current stream of cuda:" + std::to_string(device.index));
+  }
   return {stream};
 }
 
@@ -131,9 +129,11 @@ TensorView StackTensor::view() const {
   void* data = nullptr;
   int64_t rank = 0, *sizes = nullptr, *strides = nullptr;
   int32_t torch_dtype = 0, device_type = 0, device_index = 0;
-  check(torch().get_data_ptr(handle_, &data) | torch().get_dim(handle_, &rank) | torch().get_sizes(handle_, &sizes) |
-        torch().get_strides(handle_, &strides) | torch().get_dtype(handle_, &torch_dtype) |
-        torch().get_device_type(handle_, &device_type) | torch().get_device_index(handle_, &device_index));
+  if (torch().get_data_ptr(handle_, &data) | torch().get_dim(handle_, &rank) | torch().get_sizes(handle_, &sizes) |
+      torch().get_strides(handle_, &strides) | torch().get_dtype(handle_, &torch_dtype) |
+      torch().get_device_type(handle_, &device_type) | torch().get_device_index(handle_, &device_index)) {
+    throw std::invalid_argument("is None or has no strided memory, expected a tensor");
+  }
   if (rank > TensorView::kMaxRank) {
     throw std::invalid_argument("has " + std::to_string(rank) + " dimensions, expected at most " +
                                 std::to_string(TensorView::kMaxRank));

@@ -39,7 +39,8 @@ class StackTensor {
   StackTensor(const StackTensor&) = delete;
   StackTensor& operator=(const StackTensor&) = delete;
 
-  // Throws std::invalid_argument if it has a dtype, device or rank that no operator takes: "has …", "is on …".
+  // Throws std::invalid_argument if it is none, or has a dtype, device or rank that no operator takes: "has …", "is on
+  // …".
   TensorView view() const;
 
  private:

@@ -92,6 +92,9 @@ def _attention_results(
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if tensor.dim() < 3:  # the native function looks at the rest
             raise ValueError(f"fwd: {name} has {tensor.dim()} dimensions, expected 3 or 4")
+    for name, tensor in (("cu_seqlens_q", cu_seqlens_q), ("page_table", page_table)):
+        if tensor is not None and tensor.dim() == 0:
+            raise ValueError(f"fwd: {name} has 0 dimensions, expected 1 or 2")
     rows = q.shape[:-2]
     num_heads, head_dim_v = q.shape[-2], v.shape[-1]
     if out is None:

@@ -56,6 +56,8 @@ def _norm_in_two_forms(operator: Callable[..., None]):
     call_any = two_forms(_third_is_tensor, into)(functional)
 
     def decorate(documented):
+        into.__qualname__ = functional.__qualname__ = documented.__name__  # which is told of wrong arguments
+
         # The usual calls are spelled out: to pass *args and **kwargs on is as slow as the rest of Python's part.
         @functools.wraps(documented)
         def call(first=None, second=None, third=None, /, *rest, eps=None, out=None, enable_pdl=None, **named):
@@ -162,6 +164,8 @@ def _second_is_wider(name: str):
     def is_destination(args: tuple, kwargs: dict) -> bool:
         if len(args) != 2 or not isinstance(args[0], torch.Tensor) or not isinstance(args[1], torch.Tensor):
             return False
+        if args[0].dim() == 0 or args[1].dim() == 0:  # the native function refuses it
+            return False
         first, second = args[0].size(-1), args[1].size(-1)
         if first == 2 * second:
             return False
@@ -176,7 +180,7 @@ def _second_is_wider(name: str):
 
 
 def _gated_output(input: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
-    return input.new_empty((*input.shape[:-1], input.shape[-1] // 2)) if out is None else out
+    return input.new_empty((*input.shape[:-1], *(size // 2 for size in input.shape[-1:]))) if out is None else out
 
 
 @two_forms(_second_is_wider("silu_and_mul"), _silu_and_mul)

@@ -271,7 +271,7 @@ def cutlass_scaled_fp4_mm(
       a: [M, K / 2], uint8: two e2m1 values a byte, the first in the low bits. K is a multiple of 16.
       b: [N, K / 2], uint8.
       block_scale_a: [ceil(M / 128) · 128, ceil(K / 64) · 4], float8_e4m3fn, in tiles of 128 × 4; contiguous.
-      block_scale_b: [ceil(N / 128) · 128, ceil(K / 64) · 4], likewise.
+      block_scale_b: [ceil(N / 128) · 128, ceil(K / 64) · 4], likewise. Both start at multiples of 16 bytes.
       alpha: float32, one element: 1 / (global scale of a · global scale of b).
       out_dtype: float16 or bfloat16.
 
@@ -311,7 +311,8 @@ def qserve_w4a8_per_chn_gemm(
 
     Args:
       in_feats: [M, K], int8; rows may be strided.
-      kernel: [N, K / 2], int8: the weights q, 0 to 15, in QServe's tiles of 32 × 32 (kernels/gemm/qserve_mm.h).
+      kernel: [N, K / 2], int8: the weights q, 0 to 15, in QServe's tiles of 32 × 32 (kernels/gemm/qserve_mm.h),
+        contiguous, at a multiple of 16 bytes.
       wscales: float16, N numbers.
       ascales: float16, M numbers.
       w_szs: float16, N numbers: scale times zero point.
@@ -346,9 +347,10 @@ def qserve_w4a8_per_group_gemm(
 
     Args:
       in_feats: [M, K], int8; rows may be strided. K is a multiple of 128.
-      kernel: [N, K / 2], int8: the weights q, 0 to 15, in QServe's tiles of 32 × 32 (kernels/gemm/qserve_mm.h).
+      kernel: [N, K / 2], int8: the weights q, 0 to 15, in QServe's tiles of 32 × 32 (kernels/gemm/qserve_mm.h),
+        contiguous, at a multiple of 16 bytes.
       zeros: [K / 128, N], int8, in QServe's order of rows: minus the zero point times the scale.
-      scales_i8: [K / 128, N], int8, in that order.
+      scales_i8: [K / 128, N], int8, in that order; both like kernel contiguous, at a multiple of 16 bytes.
       wscales: float16, N numbers.
       ascales: float16, M numbers.
       out_feats: [M, N], float16: takes the result.
@@ -374,58 +376,26 @@ def _scratch(a, size):
     return a.new_empty(size, dtype=torch.uint8)
 
 
+# Places among gptq_marlin_gemm's arguments behind c_or_none.
+_WEIGHT, _PERM, _SIZE_N = 0, 5, 9
+
+
 @fakes("gptq_marlin_gemm")
-def _fake_gptq_marlin_gemm(a, c_or_none, *args):
-    size_n = args[9]
-    return a.new_empty((_extent(a, 0), size_n))
+def _fake_gptq_marlin_gemm(a, c_or_none, *others):
+    return a.new_empty((_extent(a, 0), others[_SIZE_N]))
 
 
 @implements("gptq_marlin_gemm")
-def _gptq_marlin_gemm(
-    a,
-    c_or_none,
-    b_q_weight,
-    b_scales,
-    global_scale_or_none,
-    b_zeros_or_none,
-    g_idx_or_none,
-    perm_or_none,
-    workspace,
-    b_q_type_id,
-    size_m,
-    size_n,
-    size_k,
-    is_k_full,
-    use_atomic_add,
-    use_fp32_reduce,
-    is_zp_float,
-):
-    # Of a wrong call only the native function's message should be seen.
-    m, n, k = _extent(a, 0), max(size_n, 0), _extent(a, 1)
+def _gptq_marlin_gemm(a, c_or_none, *others):
+    # Of a wrong call only the native function's message should be seen. It refuses more columns than the weight has
+    # bits before it looks at the result, which need not be allocated for them.
+    perm, m, n, k = others[_PERM], _extent(a, 0), max(others[_SIZE_N], 0), _extent(a, 1)
+    if n > 32 * others[_WEIGHT].numel():
+        n = 0
     result = a.new_empty((m, n)) if c_or_none is None else c_or_none
-    gathers = perm_or_none is not None and perm_or_none.numel() > 0
+    gathers = perm is not None and perm.numel() > 0
     scratch = _scratch(a, _native.gptq_marlin_gemm_workspace_size(m, n, k, gathers, a.is_cuda))
-    _native.gptq_marlin_gemm(
-        result,
-        scratch,
-        a,
-        c_or_none,
-        b_q_weight,
-        b_scales,
-        global_scale_or_none,
-        b_zeros_or_none,
-        g_idx_or_none,
-        perm_or_none,
-        workspace,
-        b_q_type_id,
-        size_m,
-        size_n,
-        size_k,
-        is_k_full,
-        use_atomic_add,
-        use_fp32_reduce,
-        is_zp_float,
-    )
+    _native.gptq_marlin_gemm(result, scratch, a, c_or_none, *others)
     return result
 
 
@@ -497,8 +467,11 @@ def gptq_marlin_gemm(
         order, always.
       is_zp_float: see b_zeros.
 
+    All but a are contiguous; on a GPU a, b_q_weight, b_scales and float16 b_zeros start at multiples of 16 bytes.
+
     Returns:
-      c, or a new tensor [M, N]. Sums are float32.
+      c, or a new tensor [M, N]. Sums are float32. An infinity in a row of a makes its results infinite, or NaN where
+      the weight is zero; with up to 16 tokens and uint4b8 on Hopper it makes all of them NaN.
 
     Raises:
       ValueError: another shape, dtype, stride, device or type.
@@ -526,7 +499,7 @@ def gptq_gemm(
         result[m, n] = Σ_k a[m, p(k)] · (q[k, n] - zeros[g(k), n] - 1) · scales[g(k), n]
 
     Args:
-      a: [M, K], float16.
+      a: [M, K], float16. K and N are multiples of 32.
       b_q_weight: int32 [K · bit / 32, N], packed along K; through gptq_shuffle before, if use_shuffle.
       b_gptq_qzeros: int32 [G, N · bit / 32], packed along N; one is added to each.
       b_gptq_scales: [G, N], float16.
@@ -535,8 +508,11 @@ def gptq_gemm(
       use_shuffle: whether the weight went through gptq_shuffle.
       bit: 2, 3, 4 or 8.
 
+    All are contiguous; on a GPU a, b_q_weight and b_gptq_scales start at multiples of 16 bytes.
+
     Returns:
-      [M, N], float16. Sums are float32.
+      [M, N], float16. Sums are float32. An infinity in a row of a makes its results infinite, or NaN where the weight
+      is zero; with up to 8 tokens and a shuffled weight of 4 bits on Hopper it makes all of them NaN.
 
     Raises:
       ValueError: another shape, dtype, stride, device or number.
@@ -550,7 +526,7 @@ def gptq_shuffle(q_weight: torch.Tensor, q_perm: torch.Tensor, bit: int) -> None
     Row k becomes row q_perm[k]; then the numbers of each word are reordered so that neighbours lie 16 bits apart.
 
     Args:
-      q_weight: int32 [K · bit / 32, N], packed along K.
+      q_weight: int32 [K · bit / 32, N], packed along K, contiguous.
       q_perm: int32 [K], or empty for the rows as they are.
       bit: 2, 3, 4 or 8.
 

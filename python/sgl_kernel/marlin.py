@@ -25,16 +25,23 @@ def _fake_awq_marlin_repack(b_q_weight, size_k, size_n, num_bits):
     return _repacked(b_q_weight, size_k, size_n, num_bits)
 
 
+def _destination(b_q_weight, size_k, size_n, num_bits):
+    # Sizes that are not the weight's are refused before the result is looked at: it need not be allocated for them.
+    if size_k * size_n * num_bits != 32 * b_q_weight.numel():
+        return b_q_weight.new_empty((0, 0))
+    return _repacked(b_q_weight, size_k, size_n, num_bits)
+
+
 @implements("gptq_marlin_repack")
 def _gptq_marlin_repack(b_q_weight, perm, size_k, size_n, num_bits):
-    result = _repacked(b_q_weight, size_k, size_n, num_bits)
+    result = _destination(b_q_weight, size_k, size_n, num_bits)
     _native.gptq_marlin_repack(result, b_q_weight, perm, size_k, size_n, num_bits)
     return result
 
 
 @implements("awq_marlin_repack")
 def _awq_marlin_repack(b_q_weight, size_k, size_n, num_bits):
-    result = _repacked(b_q_weight, size_k, size_n, num_bits)
+    result = _destination(b_q_weight, size_k, size_n, num_bits)
     _native.awq_marlin_repack(result, b_q_weight, size_k, size_n, num_bits)
     return result
 

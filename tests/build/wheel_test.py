@@ -1,10 +1,12 @@
 """The wheel, as its user gets it: installed by pip, imported from where it lies."""
 
+import ast
 import base64
 import csv
 import hashlib
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import zipfile
@@ -72,4 +74,11 @@ def test_says_what_it_was_built_from(installed):
 
 
 def test_ships_types(installed):
-    assert (installed / "sgl_kernel" / "py.typed").exists()
+    package = installed / "sgl_kernel"
+    assert (package / "py.typed").exists()
+    imported = [node for node in ast.parse((package / "__init__.pyi").read_text()).body if hasattr(node, "module")]
+    assert "rmsnorm" in {name.name for node in imported for name in node.names}
+    for node in imported:  # what the stub promises is there, under the name that it gives
+        source = package.joinpath(*node.module.split(".")[1:])
+        text = (source / "__init__.py" if source.is_dir() else source.with_suffix(".py")).read_text()
+        assert all(re.search(rf'"{name.name}"', text) for name in node.names), node.module

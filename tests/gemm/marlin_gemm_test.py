@@ -158,6 +158,7 @@ class MarlinGemm(Operator):
         bad_value("size_m", 6, names="a"),
         bad_value("size_m", -1),
         bad_value("size_n", 100),
+        bad_value("size_n", 2**40),  # a result that must not be allocated
         bad_value("size_n", 64, names="b_q_weight"),
         bad_value("size_k", 100),
         bad_value("size_k", 128, names="a"),

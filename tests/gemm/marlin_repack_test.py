@@ -24,6 +24,7 @@ class Repack(Operator):
         bad_value("size_n", 96),
         bad_value("size_n", -64),
         bad_value("size_n", 192, names="b_q_weight"),
+        bad_value("size_n", 2**40),  # a result that must not be allocated
         bad_value("num_bits", 3),
         bad_value("num_bits", 0),
         bad_shape("b_q_weight", (5, 128)),

@@ -22,7 +22,7 @@ def open_bytes(path, data: bytes) -> GgufFile:
 
 def test_sound_file_opens(tmp_path, sound):
     file = open_bytes(tmp_path / "m.gguf", sound)
-    assert file.get("general.architecture") == "llama"
+    assert file.get("general.architecture", str) == "llama"
     assert file.weight("token_embd.weight").columns == tiny_model.HIDDEN
 
 

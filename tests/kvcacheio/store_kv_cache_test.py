@@ -1,9 +1,16 @@
 """store_kv_cache and set_kv_buffer_kernel."""
 
+from functools import partial
+
 import pytest
 import torch
 
-from tests.harness import Operator, bad_alias, bad_index, bad_shape, case, operator_tests
+from tests.harness import Bad, Operator, bad_alias, bad_index, bad_shape, case, operator_tests
+
+
+def slots_in(args, cache):
+    """Slots that lie in the cache that is written."""
+    args["out_loc"] = args[cache].view(-1)[: 4 * len(args.out_loc)].view(torch.int64)
 
 
 class StoreKvCache(Operator):
@@ -34,6 +41,7 @@ class StoreKvCache(Operator):
         bad_index("out_loc", 8),
         bad_alias("k_cache", "v_cache"),
         bad_alias("k_cache", "k"),
+        *(Bad(cache, f"slots in {cache}", partial(slots_in, cache=cache)) for cache in ("k_cache", "v_cache")),
     ]
 
     def make(self, case, draw):

@@ -5,9 +5,6 @@ import torch
 E4M3 = torch.float8_e4m3fn
 E4M3_MAX = 448.0
 
-# For an Operator's `without`.
-NO_OPCHECK = {"passes_opcheck": "its own comparison needs arithmetic that torch does not have for float8"}
-
 
 def to_e4m3(values: torch.Tensor) -> torch.Tensor:
     """float32 → e4m3: to the nearest even, saturated; NaN is 0x7f."""

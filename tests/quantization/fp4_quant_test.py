@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.harness import Bad, Operator, assert_same_bits, bad_alias, bad_index, bad_shape, case, operator_tests
-from tests.quantization.float8 import E4M3, NO_OPCHECK, to_e4m3
+from tests.quantization.float8 import E4M3, to_e4m3
 
 F32, F16, BF16, I32 = torch.float32, torch.float16, torch.bfloat16, torch.int32
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
@@ -68,7 +68,6 @@ class Fp4Quant(Operator):
     inout = ("input", "input_scale")  # upstream's schema marks them as written
     rows = {"input": 0, "output": 0}
     strided = ("input", "output")
-    without = NO_OPCHECK
     accepts = {"input_scale.rank": "one element in any rank"}
     bad = [
         bad_shape("output", (3, 2047)),
@@ -122,7 +121,6 @@ class ExpertsQuant(Operator):
     inout = ("output", "output_scale")
     rows = {"input": 0, "output": 0}
     strided = ("input", "output")
-    without = NO_OPCHECK
     bad = [
         bad_shape("output", (9, 127)),
         bad_shape("output_scale", (384, 3)),
@@ -181,6 +179,8 @@ class ByOffsets(ExpertsQuant):
         bad_index("input_offset_by_experts", 8),
         bad_index("output_scale_offset_by_experts", -128),
         bad_index("output_scale_offset_by_experts", 256),
+        bad_index("output_scale_offset_by_experts", 64),  # within a tile
+        bad_index("output_scale_offset_by_experts", 128),  # where another expert's are
     ]
 
     def experts(self, case):
@@ -287,6 +287,14 @@ def test_grouped(device):
         linear = scales[..., group].permute(2, 1, 0, 4, 3).reshape(256, 8).view(torch.uint8)[:count]
         tiles = expected_scales.view(torch.uint8).view(-1, 2, 32, 4, 4).permute(0, 3, 2, 1, 4).reshape(-1, 8)
         assert torch.equal(linear[:, :6], tiles[:count, :6])
+    for name in ("scaled_fp4_grouped_quant", "silu_and_mul_scaled_fp4_grouped_quant"):
+        quantize = getattr(sgl_kernel, name)
+        with pytest.raises(ValueError, match=rf"^{name}: input_global_scale has shape \[1\], expected \[2\]"):
+            quantize(x, global_scale[:1], mask)
+        with pytest.raises(ValueError, match=rf"^{name}: mask has shape \[1\], expected \[2\]"):
+            quantize(x, global_scale, mask[:1])
+        with pytest.raises(ValueError, match=rf"^{name}: input_tensor has 2 dimensions, expected 3"):
+            quantize(x[0], global_scale, mask)
     fused, fused_scales = sgl_kernel.silu_and_mul_scaled_fp4_grouped_quant(x, global_scale, mask)
     assert fused.shape == (rows, k // 4, groups) and fused_scales.shape == (32, 4, 2, 4, 1, groups)
 
@@ -309,6 +317,20 @@ def test_experts_from_a_map(device):
         assert torch.equal(ours[: last - first, 0], theirs[: last - first, 0])
     with pytest.raises(ValueError, match="scaled_fp4_experts_quant: expert_map"):
         sgl_kernel.scaled_fp4_experts_quant(x, global_scale, offsets, scale_offsets, 3, map)
+    with pytest.raises(ValueError, match="scaled_fp4_experts_quant: input_tensor has 1 dimensions"):
+        sgl_kernel.scaled_fp4_experts_quant(x[0], global_scale, offsets, scale_offsets, 1)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shape", [(2, 3, 64), (64,), (0, 3, 64), (2, 3, 0)])
+def test_any_number_of_dimensions(shape, device):
+    import sgl_kernel
+
+    x, scale = torch.randn(shape, dtype=BF16, device=device), torch.ones(1, device=device)
+    expected, expected_scales = sgl_kernel.scaled_fp4_quant(x.view(torch.Size(shape[:-1]).numel(), shape[-1]), scale)
+    values, scales = sgl_kernel.scaled_fp4_quant(x, scale)
+    assert_same_bits("values", values, expected)
+    assert_same_bits("scales", scales.view(torch.uint8), expected_scales.view(torch.uint8))
 
 
 def test_offsets_out_of_range():

@@ -107,6 +107,7 @@ class Dequantize(Operator):
         bad_value("type", 15),
         bad_value("type", -1),
         bad_value("m", 4, names="W"),
+        bad_value("m", 2**62, names="W"),  # not allocated before it is refused
         bad_value("m", -5),
         bad_value("n", 769),
         bad_value("n", -32),
@@ -154,6 +155,7 @@ class MulMat(Operator):
         bad_value("type", 4),
         bad_value("type", 30),
         bad_value("row", 71, names="W"),
+        bad_value("row", 2**62, names="W"),  # not allocated before it is refused
         bad_value("row", -1),
         bad_shape("X", (5, 575)),
         bad_shape("X", (5, 608), names="W"),
@@ -202,6 +204,7 @@ class SiluAndMulMatVec(Operator):
     bad = [
         bad_value("type", 4),
         bad_value("row", 71, names="W"),
+        bad_value("row", 2**62, names="W"),  # not allocated before it is refused
         bad_value("row", -1),
         bad_shape("X", (5, 1151)),
         bad_shape("X", (5, 1150)),
@@ -230,6 +233,7 @@ class AddRmsnormMatVec(SiluAndMulMatVec):
     bad = [
         bad_value("type", 4),
         bad_value("row", 71, names="W"),
+        bad_value("row", 2**62, names="W"),  # not allocated before it is refused
         bad_value("row", -1),
         bad_value("eps", -1.0),
         bad_shape("X", (5, 575)),

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.harness import Bad, Operator, assert_close, bad_alias, bad_shape, bad_value, case, operator_tests
-from tests.quantization.float8 import E4M3, NO_OPCHECK, assert_bits, to_e4m3, to_int8
+from tests.quantization.float8 import E4M3, assert_bits, to_e4m3, to_int8
 
 F32, F16, BF16, I8 = torch.float32, torch.float16, torch.bfloat16, torch.int8
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
@@ -61,7 +61,6 @@ def groups_of(size) -> Bad:
 
 
 class GroupQuant(Operator):
-    without = NO_OPCHECK
     bad = [
         bad_shape("output_q", (3, 1024)),
         bad_shape("output_s", (3, 8)),

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.harness import Operator, bad_shape, bad_value, case, operator_tests
+from tests.sampling.hard_rows import hard_rows
 
 
 def probabilities(case, draw):
@@ -186,27 +187,13 @@ def test_infinite_logits_are_the_largest(device, vocab):
         assert torch.equal(sgl_kernel.top_k_mask_logits(logits.to(device), k).cpu(), expected)
 
 
-def hard_rows(vocab):
-    """Rows in which an estimate from a sample of the values is wrong, or much lies where it points."""
-    generator = torch.Generator().manual_seed(vocab)
-    rows = torch.softmax(torch.randn(8, vocab, generator=generator) * 3, -1)
-    rows[1] = 1.0 / vocab
-    rows[2] = torch.randint(1, 17, (vocab,), generator=generator) / (8.5 * vocab)
-    rows[3] = rows[3].sort().values
-    rows[4] *= 1e-20
-    rows[5] *= 1e30
-    rows[6, ::3] = float("nan")
-    rows[7, 7] = float("inf")
-    return rows
-
-
 @pytest.mark.cuda
 @pytest.mark.parametrize("vocab", [151936, 32000, 9001, 77])
 def test_cuda_cuts_where_the_cpu_cuts(vocab):
     """Whatever the batch, which says how many blocks a row has."""
     import sgl_kernel
 
-    hard = hard_rows(vocab)
+    hard = torch.stack(list(hard_rows(vocab).values()))
     for function, bound in (
         (sgl_kernel.top_k_renorm_probs, 50),
         (sgl_kernel.top_k_renorm_probs, vocab // 50),

@@ -1,11 +1,12 @@
 """Measures the kernels next to torch and every peer that can be imported, in the same run.
 
-    python -m tools.bench --family elementwise --family sampling --json ours.json
-    python -m tools.bench --family elementwise --json peer.json --peer sgl_kernel --peer_path DIR
-    python -m tools.bench --merge ours.json peer.json --markdown table.md --png picture.png
+    python -m tools.bench --family elementwise --family sampling --json results.json
+    python -m tools.bench --family gemm --json results.json --peer sgl_kernel --peer_path DIR
+    python -m tools.bench --merge results.json more.json --markdown table.md --png picture.png
 
-FlashInfer is measured wherever it can be imported. The public package whose name is sgl_kernel, too, is measured by a
-process of its own: --peer sgl_kernel takes it from DIR, under the label "sgl_kernel"; ours is "ours".
+FlashInfer, and on a CPU llama-cpp-python, are measured wherever they can be imported. The public package whose name is
+sgl_kernel, too, is measured by a process of its own: --peer sgl_kernel takes it from DIR, under the label "sgl_kernel";
+ours is "ours". All take turns.
 """
 
 import argparse
@@ -19,7 +20,8 @@ import torch
 
 from tools.bench import report
 from tools.bench.benchmark import Libraries
-from tools.bench.measure import SECONDS, find_ceilings, make_sets, measure
+from tools.bench.measure import SECONDS, TURNS, Timing, find_ceilings
+from tools.bench.peer import Peer, prepare
 
 
 def optional(name: str):
@@ -30,12 +32,10 @@ def optional(name: str):
         return None
 
 
-def libraries(args) -> Libraries:
-    if args.peer:
-        sys.path[:0] = args.peer_path.split(":")
-        return Libraries(importlib.import_module(args.peer), label=args.peer)
-    flashinfer = optional("flashinfer") if args.device == "cuda" else None
-    return Libraries(importlib.import_module("sgl_kernel"), label="ours", flashinfer=flashinfer, torch=torch)
+def libraries(device: str) -> Libraries:
+    flashinfer = optional("flashinfer") if device == "cuda" else None
+    kernels, llama = importlib.import_module("sgl_kernel"), optional("llama_cpp") if device == "cpu" else None
+    return Libraries(kernels, "ours", device, flashinfer=flashinfer, torch=torch, llama=llama)
 
 
 def device_name(device: str) -> str:
@@ -47,10 +47,24 @@ def device_name(device: str) -> str:
     return "cpu"
 
 
+def in_turns(measurements: dict, version: str, peer: Peer | None) -> list[tuple[str, str, Timing]]:
+    """The name, version and timing of each implementation, here and in the peer's process."""
+    for _ in range(TURNS):
+        for measurement in measurements.values():
+            measurement.turn()
+        if peer:
+            peer.turn()
+    timed = [(name, version, measurement.timing()) for name, measurement in measurements.items()]
+    if peer:
+        version, timings = peer.timings()
+        timed += [(name, version, timing) for name, timing in timings.items()]
+    return timed
+
+
 def run(args) -> tuple[list[dict], int]:
     """The rows, and how many of our own implementations failed."""
-    torch.set_default_device(args.device)
-    of = libraries(args)
+    of = libraries(args.device)
+    peer = Peer(args.peer, args.peer_path.split(":"), args.device, args.seconds) if args.peer else None
     ceilings = find_ceilings(args.device)
     print(f"{device_name(args.device)}: {dataclasses.asdict(ceilings)}")
     rows, failures = [], 0
@@ -60,16 +74,11 @@ def run(args) -> tuple[list[dict], int]:
                 continue
             if args.device == "cpu" and not benchmark.fits_cpu:
                 continue
-            if not benchmark.implementations:
-                continue
-            sets = make_sets(benchmark, args.device)
-            for name, function in benchmark.implementations.items():
-                try:
-                    timing = measure(benchmark, function, sets, args.device, args.seconds)
-                except Exception as error:
-                    print(f"{benchmark.op} {benchmark.shape} {name}: {type(error).__name__}: {str(error)[:200]}")
-                    failures += name.startswith("ours")
-                    continue
+            measurements = prepare(benchmark, args.device, args.seconds)
+            failures += sum(name.startswith("ours") and name not in measurements for name in benchmark.implementations)
+            if peer:
+                peer.prepare(family, benchmark)
+            for name, version, timing in in_turns(measurements, getattr(of.kernels, "__version__", ""), peer):
                 row = {
                     "family": family,
                     "op": benchmark.op,
@@ -83,7 +92,7 @@ def run(args) -> tuple[list[dict], int]:
                     "how": timing.how,
                     "device": device_name(args.device),
                     "torch": torch.__version__,
-                    "version": getattr(of.kernels, "__version__", ""),
+                    "version": version,
                     "ceilings": dataclasses.asdict(ceilings),
                 }
                 rows.append(row)
@@ -92,7 +101,7 @@ def run(args) -> tuple[list[dict], int]:
                     f"{row['gbps']:8.1f} GB/s {row['tflops']:7.1f} TFLOP/s {row['roofline']:5.0%}  {row['how']}",
                     flush=True,
                 )
-            del sets
+            del measurements
             if args.device == "cuda":
                 torch.cuda.empty_cache()
     return rows, failures
@@ -105,7 +114,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--seconds", type=float, default=SECONDS, help="to repeat each implementation for")
     parser.add_argument("--json", help="where the rows go")
-    parser.add_argument("--peer", help="measure this package under its own name, and nothing else")
+    parser.add_argument("--peer", help="a package to measure under its own name, in a process of its own")
     parser.add_argument("--peer_path", default="", help="where that package is: folders, divided by colons")
     parser.add_argument("--merge", nargs="+", metavar="JSON", help="measure nothing: report on these files")
     parser.add_argument("--markdown", help="where the table goes; to the standard output if not given")
@@ -113,7 +122,8 @@ def main() -> int:
     args = parser.parse_args()
     rows, failures = (report.merge(args.merge), 0) if args.merge else run(args)
     if args.json:
-        pathlib.Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")
+        lines = ",\n".join(json.dumps(row) for row in rows)
+        pathlib.Path(args.json).write_text(f"[\n{lines}\n]\n")
     if args.png:
         report.picture(rows, args.png)
     table = report.markdown(rows)

@@ -116,7 +116,7 @@ def prefill(of, length):
             flashinfer_fa3=lambda s: of.flashinfer.single_prefill_with_kv_cache(
                 s.q, s.k, s.v, causal=True, backend="fa3"
             ),
-            torch_cudnn=by_torch(SDPBackend.CUDNN_ATTENTION) if torch.get_default_device().type == "cuda" else None,
+            torch_cudnn=by_torch(SDPBackend.CUDNN_ATTENTION) if of.device == "cuda" else None,
             torch_flash=by_torch(SDPBackend.FLASH_ATTENTION),
         ),
     )

@@ -23,7 +23,7 @@ class Benchmark:
     flops: int = 0
     implementations: dict[str, Callable[[SimpleNamespace], object]] = field(default_factory=dict)
     # "graph": in a CUDA graph, what a server's decode step sees. "host": time of the caller, for queued eager calls.
-    # "process": an implementation measures a process of its own, and returns the µs.
+    # "itself": an implementation measures itself, and returns the µs.
     mode: str = "graph"
 
     @property
@@ -38,8 +38,10 @@ class Libraries:
 
     kernels: object  # a package of the name sgl_kernel: ours, or a peer's
     label: str  # how it is named in the results
+    device: str  # "cpu" or "cuda"
     flashinfer: object = None
     torch: object = None
+    llama: object = None
 
     def implementations(self, **candidates) -> dict:
         """{"sgl_kernel": f, …} without the libraries that are not there. Written as kernels=, flashinfer=, torch=;

@@ -38,7 +38,7 @@ def benchmarks(of: Libraries):
         "import beyond torch",
         "-",
         Inputs,
-        mode="process",
+        mode="itself",
         implementations=of.implementations(
             kernels=lambda _: import_us("sgl_kernel"),
             flashinfer=lambda _: import_us("flashinfer"),

@@ -1,4 +1,4 @@
-"""Time of one call: the median over replays of a CUDA graph, or over wall-clock repeats on a CPU.
+"""Time of one call: the median over replays of a CUDA graph, or over wall-clock repeats on a CPU, in several turns.
 
 Calls rotate over sets of inputs that together exceed the L2 cache three times, as far as MOST_SETS sets do: what is
 smaller than that is in the L2 in a server, too, which has just computed it.
@@ -14,7 +14,9 @@ import torch
 from tools.bench.benchmark import Benchmark, tensors_of
 
 MOST_SETS = 256
-SECONDS = 0.3  # for each implementation
+SECONDS = 0.3  # for each implementation, in all its turns
+TURNS = 5  # A GPU's clock follows what it was doing just before: implementations are compared by taking turns.
+HOST_ROUNDS = 25
 REPLAY_US = 1000  # what a replay should last, so that its own launch does not show
 
 
@@ -45,7 +47,7 @@ class Ceilings:
 
 def make_sets(benchmark: Benchmark, device: str) -> list:
     torch.manual_seed(0)
-    with torch.device(device):
+    with torch.device(device):  # not while the implementations run: a default device slows each of torch's calls
         sets = [benchmark.make()]
         # What ours moves: a set may hold a weight once more, in a form that others take.
         size = benchmark.bytes or sum(t.untyped_storage().nbytes() for t in tensors_of(sets[0]))
@@ -56,22 +58,37 @@ def make_sets(benchmark: Benchmark, device: str) -> list:
         return sets
 
 
-def measure(benchmark: Benchmark, function, sets: list, device: str, seconds: float = SECONDS) -> Timing:
-    function(sets[0])  # compiles, loads, tunes
-    if benchmark.mode == "process":
-        return _timing([function(sets[0]) for _ in range(5)], "process")
-    if device == "cpu":
-        repeats = max(3, min(200, int(seconds * 1e6 / _wall_us(function, sets[0]))))
-        return _timing([_wall_us(function, sets[0]) for _ in range(repeats)], "wall clock")
-    torch.cuda.synchronize()
-    if benchmark.mode == "host":
-        return _host_timing(function, sets[0])
-    single = _events_us(lambda: function(sets[0]), 1)
-    calls = max(len(sets), min(512, int(REPLAY_US / max(single, 1.0))))
-    run, how = _captured(function, sets, calls)
-    once = _events_us(run, calls)
-    replays = max(3, min(100, int(seconds * 1e6 / (once * calls))))
-    return _timing([_events_us(run, calls) for _ in range(replays)], how)
+class Measurement:
+    """Repeats of one implementation, a turn at a time, so that others can be measured in turns with it."""
+
+    def __init__(self, benchmark: Benchmark, function, sets: list, device: str, seconds: float = SECONDS):
+        function(sets[0])  # compiles, loads, tunes
+        self._times = []
+        if benchmark.mode == "itself":
+            self._how, self._per_turn, self._repeat = "itself", 1, lambda: function(sets[0])
+        elif device == "cpu":
+            repeats = max(3, min(200, int(seconds * 1e6 / _wall_us(function, sets[0]))))
+            self._how, self._per_turn, self._repeat = "wall clock", repeats, lambda: _wall_us(function, sets[0])
+        elif benchmark.mode == "host":
+            self._how, self._per_turn, self._repeat = "host", HOST_ROUNDS, lambda: _host_us(function, sets[0])
+        else:
+            torch.cuda.synchronize()
+            single = _events_us(lambda: function(sets[0]), 1)
+            calls = max(len(sets), min(512, int(REPLAY_US / max(single, 1.0))))
+            run, self._how = _captured(function, sets, calls)
+            self._per_turn = max(3, min(100, int(seconds * 1e6 / (_events_us(run, calls) * calls))))
+            self._repeat = lambda: _events_us(run, calls)
+        if benchmark.mode != "itself":
+            self._per_turn = -(-self._per_turn // TURNS)
+
+    def turn(self) -> None:
+        self._times += [self._repeat() for _ in range(self._per_turn)]
+
+    def timing(self) -> Timing:
+        times = sorted(self._times)
+        median = statistics.median(times)
+        spread = (times[int(0.9 * (len(times) - 1))] - times[int(0.1 * (len(times) - 1))]) / median
+        return Timing(median, spread, self._how)
 
 
 def _captured(function, sets, calls):
@@ -106,29 +123,19 @@ def _events_us(run, calls: int) -> float:
     return start.elapsed_time(end) * 1e3 / calls
 
 
-def _host_timing(function, inputs, calls=1000) -> Timing:
+def _host_us(function, inputs, calls=1000) -> float:
     """The caller's time for a call, the GPU keeping up."""
-    times = []
-    for _ in range(25):
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        for _ in range(calls):
-            function(inputs)
-        times.append((time.perf_counter() - begin) / calls * 1e6)
     torch.cuda.synchronize()
-    return _timing(times, "host")
+    begin = time.perf_counter()
+    for _ in range(calls):
+        function(inputs)
+    return (time.perf_counter() - begin) / calls * 1e6
 
 
 def _wall_us(function, inputs) -> float:
     begin = time.perf_counter()
     function(inputs)
     return (time.perf_counter() - begin) * 1e6
-
-
-def _timing(times: list[float], how: str) -> Timing:
-    times = sorted(times)
-    median = statistics.median(times)
-    return Timing(median, (times[int(0.9 * (len(times) - 1))] - times[int(0.1 * (len(times) - 1))]) / median, how)
 
 
 def find_ceilings(device: str) -> Ceilings:
@@ -145,7 +152,9 @@ def find_ceilings(device: str) -> Ceilings:
 
     def time_of(make, function):
         benchmark = Benchmark("ceiling", "", lambda: SimpleNamespace(**make()))
-        return measure(benchmark, function, make_sets(benchmark, device), device).us
+        measurement = Measurement(benchmark, function, make_sets(benchmark, device), device)
+        measurement.turn()
+        return measurement.timing().us
 
     # The copy engine's kernel or torch's own, whichever is faster.
     copies = [lambda s: s.y.copy_(s.x), lambda s: torch.neg(s.x.view(torch.int32), out=s.y.view(torch.int32))]

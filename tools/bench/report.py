@@ -3,9 +3,19 @@
 import json
 import pathlib
 import statistics
+from dataclasses import dataclass
 
-FAMILIES = ["elementwise", "sampling", "attention", "quantization", "gemm", "mixed_gemm", "deepseek_gemm", "host"]
-PRODUCTS = ["gemm", "mixed_gemm"]  # measured for so many shapes MxNxK that the picture has a bar for each M
+FAMILIES = [
+    "elementwise",
+    "sampling",
+    "attention",
+    "quantization",
+    "gemm",
+    "mixed_gemm",
+    "deepseek_gemm",
+    "host",
+    "generate",
+]
 
 
 def merge(paths: list[str]) -> list[dict]:
@@ -69,46 +79,46 @@ def markdown(rows: list[dict]) -> str:
     return "\n".join(text) + "\n"
 
 
-def bars(rows: list[dict]) -> list[tuple[str, float, str]]:
-    """Label, how many times faster than the best of all others, and the figures behind it: one for each operation and
-    shape; of matrix products one for each number of rows, the geometric mean over the weights."""
-    found, products = [], {}
+@dataclass
+class Bar:
+    """How many times faster than the best of all others: an operation's geometric mean over its shapes."""
+
+    op: str
+    mean: float
+    least: float
+    most: float
+    num_shapes: int
+
+
+def bars(rows: list[dict]) -> list[Bar]:
+    ratios = {}
     for row in comparisons(rows):
-        others = [other for other in (row["peer"], row["torch"]) if other]
-        if not row["ours"] or not others:
-            continue
-        ours, best = row["ours"], min(others, key=lambda r: r["us"])
-        ratio = best["us"] / ours["us"]
-        if row["family"] in PRODUCTS:
-            products.setdefault((row["op"], row["shape"].split("x")[0]), []).append(ratio)
-        else:
-            note = f"{ours['us']:.1f} µs, {best['implementation']} {best['us']:.1f} µs"
-            found.append((f"{row['op']}  {row['shape']}", ratio, note))
-    for (op, m), ratios in products.items():
-        note = f"{min(ratios):.2f} to {max(ratios):.2f}, {len(ratios)} weights"
-        found.append((f"{op}  {m}xNxK", statistics.geometric_mean(ratios), note))
-    return found
+        others = [other["us"] for other in (row["peer"], row["torch"]) if other]
+        if row["ours"] and others:
+            ratios.setdefault(row["op"], []).append(min(others) / row["ours"]["us"])
+    return [Bar(op, statistics.geometric_mean(of), min(of), max(of), len(of)) for op, of in ratios.items()]
 
 
 def picture(rows: list[dict], path: str) -> None:
-    """The bars, one below the other."""
+    """The bars, one below the other, each with a line from its least to its most."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     drawn = bars(rows)
-    ratios = [ratio for _, ratio, _ in drawn]
     figure, axes = plt.subplots(figsize=(10, 0.9 + 0.24 * len(drawn)))
     places = range(len(drawn), 0, -1)
-    colors = ["#2a6f97" if ratio >= 1.0 else "#c1666b" for ratio in ratios]
-    axes.barh(places, ratios, color=colors, height=0.72)
-    axes.set_yticks(places, [label for label, _, _ in drawn], fontsize=8)
+    colors = ["#2a6f97" if bar.mean >= 1.0 else "#c1666b" for bar in drawn]
+    axes.barh(places, [bar.mean for bar in drawn], color=colors, height=0.72)
+    axes.hlines(places, [bar.least for bar in drawn], [bar.most for bar in drawn], color="black", linewidth=1.2)
+    axes.set_yticks(places, [bar.op for bar in drawn], fontsize=8)
     axes.set_xscale("log")
     axes.axvline(1.0, color="black", linewidth=0.8)
-    for place, (_, ratio, note) in zip(places, drawn, strict=True):
-        axes.text(max(ratio, 1.0), place, f" {ratio:.2f}   {note}", va="center", fontsize=7)
-    axes.set_xlim(right=4 * max([1.0, *ratios]))
+    for place, bar in zip(places, drawn, strict=True):
+        span = f", {bar.least:.2f} to {bar.most:.2f} over {bar.num_shapes} shapes" if bar.num_shapes > 1 else ""
+        axes.text(1.1 * max(bar.most, 1.0), place, f"{bar.mean:.2f}{span}", va="center", fontsize=7)
+    axes.set_xlim(right=12 * max([1.0, *(bar.most for bar in drawn)]))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(lambda value, _: "")
     devices = ", ".join(sorted({row["device"] for row in rows}))

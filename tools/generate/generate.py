@@ -7,6 +7,7 @@ Only the text goes to stdout; progress and speed go to stderr.
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 import sys
@@ -25,10 +26,13 @@ _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 128, "New tokens of each sequen
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest token.", lower_bound=0.0)
 _TOP_K = flags.DEFINE_integer("top_k", 40, "Sample from the k likeliest tokens; 0 for all.", lower_bound=0)
 _TOP_P = flags.DEFINE_float("top_p", 0.95, "Sample from the likeliest tokens that sum up to p.", 0.0, 1.0)
-_SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same text.")
+_SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same text.", -(2**63), 2**64 - 1)
 _DEVICE = flags.DEFINE_enum("device", "auto", ["auto", "cpu", "cuda"], "auto is cuda where there is a GPU.")
 _MODEL = flags.DEFINE_string("model", None, "A GGUF file; by default SmolLM2-135M-Instruct.")
 _CHAT = flags.DEFINE_boolean("chat", False, "Wrap each prompt in the model's chat template.")
+
+for _flag in (_TEMPERATURE, _TOP_P):  # NaN lies within all bounds
+    flags.register_validator(_flag.name, lambda value: not math.isnan(value), "must be a number")
 
 PREFILL_CHUNK = 512  # tokens of a prompt between two lines of progress
 
@@ -45,7 +49,9 @@ class Sampler:
             return torch.from_numpy(logits.numpy().argmax(axis=-1))  # a tenth of the time of torch's
         if self._temperature == 0.0:
             return logits.argmax(dim=-1)
-        probs = torch.softmax(logits.float() / self._temperature, dim=-1)
+        logits = logits.float()
+        # From the highest on, so that a temperature next to 0 divides nothing up to infinity.
+        probs = torch.softmax((logits - logits.amax(dim=-1, keepdim=True)) / self._temperature, dim=-1)
         top_k = self._top_k or logits.shape[-1]
         return sgl_kernel.top_k_top_p_sampling_from_probs(
             probs, top_k, self._top_p, filter_apply_order="joint", generator=self._generator
@@ -188,12 +194,24 @@ def default_model() -> pathlib.Path:
     raise GgufError("--model is not given, and the default model is there only under `bazel run`")
 
 
+def serves_gpu() -> bool:
+    """Whether this build has kernels for the GPU."""
+    try:
+        sgl_kernel.rmsnorm(torch.ones(1, 8, device="cuda"), torch.ones(8, device="cuda"))
+    except NotImplementedError:
+        return False
+    return True
+
+
 def pick_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise GgufError("--device=cuda, but torch sees no GPU")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() and sgl_kernel.build_info()["cuda"] else "cpu"
-    return torch.device(name)
+    if name != "cpu" and torch.cuda.is_available():
+        if serves_gpu():
+            return torch.device("cuda")
+        if name == "cuda":
+            raise GgufError("--device=cuda, but this build has no kernels for the GPU: build with --config=all_sms")
+    return torch.device("cpu")
 
 
 def main(argv: list[str]) -> None:
@@ -218,6 +236,8 @@ def main(argv: list[str]) -> None:
             generate(model, codec, prompts, sampler, _MAX_TOKENS.value, sys.stdout)
     except GgufError as error:
         sys.exit(f"generate: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)  # as a shell says it of a command that SIGINT ended
 
 
 if __name__ == "__main__":

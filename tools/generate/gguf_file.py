@@ -7,9 +7,11 @@ file or fail with whatever exception comes first. So check_layout() walks the he
 from __future__ import annotations
 
 import dataclasses
+import math
 import mmap
 import pathlib
 import struct
+import typing
 
 import gguf
 import numpy as np
@@ -21,7 +23,9 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_DIMS = 4  # ggml's limit
 MAX_NAME_BYTES = 64 * 1024
+MAX_ARRAY = 2**22  # elements: GGUFReader makes some objects of each. The largest vocabularies have 2^18 tokens.
 DEFAULT_ALIGNMENT = 32
+MIN_ALIGNMENT = 8  # the format's; as many bytes as the widest load of a block's scale needs
 
 # GGUF value type → bytes; strings and arrays are read by hand.
 SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
@@ -77,10 +81,12 @@ class _Cursor:
         elif kind == ARRAY:
             element = self.number("<I", f"the element type of {what}")
             count = self.number("<Q", f"the length of {what}")
+            if count > MAX_ARRAY:
+                raise GgufError(f"{what} has {count} elements, expected at most {MAX_ARRAY}")
             if element in SCALAR_BYTES:
                 self.skip(count * SCALAR_BYTES[element], what)
             elif element == STRING:
-                for _ in range(count):  # each takes 8 bytes at least, so the file's end bounds the loop
+                for _ in range(count):
                     self.skip(self.number("<Q", f"the length of an element of {what}"), what)
             else:
                 raise GgufError(f"{what} is an array of elements of type {element}, expected scalars or strings")
@@ -117,8 +123,8 @@ def check_layout(path: pathlib.Path) -> None:
             seen.add(key)
             value = cursor.value(cursor.number("<I", f"the type of {key!r}"), f"metadata value {key!r}")
             if key == ALIGNMENT_KEY:
-                if not value or value & (value - 1):
-                    raise GgufError(f"general.alignment is {value}, expected a power of 2")
+                if value is None or value < MIN_ALIGNMENT or value & (value - 1):
+                    raise GgufError(f"general.alignment is {value}, expected a power of 2 from {MIN_ALIGNMENT} on")
                 alignment = value
         _check_tensors(cursor, tensor_count, alignment)
 
@@ -192,6 +198,17 @@ class Weight:
         return values.reshape(*self.data.shape[:-1], self.columns)
 
 
+_NAMES = {int: "an integer", float: "a finite number", bool: "a bool", str: "a text"}
+
+
+def _is_a(value, kind: type) -> bool:
+    if element := typing.get_args(kind):
+        return isinstance(value, list) and all(_is_a(item, *element) for item in value)
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is kind  # a bool is no int here
+
+
 class GgufFile:
     """The metadata and tensors of a file that has passed check_layout()."""
 
@@ -208,18 +225,25 @@ class GgufFile:
         except (OSError, ValueError, KeyError, IndexError, OverflowError) as error:
             raise GgufError(f"{self.path}: cannot be read: {error}") from error
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+        self._unread = set(self._tensors)
 
-    def get(self, key: str, default=None):
-        """A metadata value; without a default it must be there."""
+    def get(self, key: str, kind: type, default=None):
+        """A metadata value: an int, a finite float, a bool, a str, or a list of one of these, as list[int]. Without a
+        default it must be there."""
         field = self._reader.fields.get(key)
-        if field is not None:
-            try:
-                return field.contents()
-            except (ValueError, IndexError, TypeError) as error:
-                raise GgufError(f"{self.path}: metadata value {key!r} cannot be read: {error}") from error
-        if default is None:
+        if field is None and default is None:
             raise GgufError(f"{self.path}: metadata value {key!r} is missing")
-        return default
+        if field is None:
+            return default
+        try:
+            value = field.contents()
+        except (ValueError, IndexError, TypeError) as error:
+            raise GgufError(f"{self.path}: metadata value {key!r} cannot be read: {error}") from error
+        if not _is_a(value, kind):
+            text = repr(value)
+            text = text if len(text) <= 100 else f"{text[:100]}…"
+            raise GgufError(f"{self.path}: metadata value {key!r} is {text}, expected {_NAMES.get(kind, kind)}")
+        return value
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
@@ -229,11 +253,17 @@ class GgufFile:
         """Whether every matrix is in a block format, so that torch multiplies none."""
         return all(len(tensor.shape) < 2 or tensor.tensor_type in BLOCK_TYPES for tensor in self._tensors.values())
 
+    @property
+    def unread(self) -> list[str]:
+        """The names of the tensors that weight() was not asked for."""
+        return sorted(self._unread)
+
     def weight(self, name: str, *shape: int) -> Weight:
         """The tensor of this name, which must have this shape (outermost first, as torch has it)."""
         tensor = self._tensors.get(name)
         if tensor is None:
             raise GgufError(f"{self.path}: tensor {name!r} is missing")
+        self._unread.discard(name)
         actual = tuple(int(extent) for extent in reversed(tensor.shape))
         if shape and actual != shape:
             raise GgufError(f"{self.path}: tensor {name!r} has shape {list(actual)}, expected {list(shape)}")

@@ -16,6 +16,7 @@ from sgl_kernel.flash_attn import flash_attn_with_kvcache
 from tools.generate.gguf_file import GgufError, GgufFile, Weight
 
 PAGE_SIZE = 64  # tokens of a KV page: a tile of the attention kernels
+MAX_HEAD_DIM = 256  # of the attention kernels
 FEW_TOKENS = 8  # up to here the matrix-vector kernel is the faster one
 WIDEST_INPUT = 16384  # of the kernels that make their input
 
@@ -49,42 +50,59 @@ class Config:
 
     @staticmethod
     def read(file: GgufFile) -> Config:
-        architecture = file.get("general.architecture")
+        architecture = file.get("general.architecture", str)
         if architecture not in ("llama", "qwen3", "qwen3moe"):
             raise GgufError(f"{file.path}: architecture {architecture!r}, expected llama, qwen3 or qwen3moe")
 
-        def value(key: str, default=None):
-            return file.get(f"{architecture}.{key}", default)
+        def count(key: str, default: int | None = None, least: int = 1) -> int:
+            value = file.get(f"{architecture}.{key}", int, default)
+            if value < least:
+                raise GgufError(f"{file.path}: {architecture}.{key} is {value}, expected at least {least}")
+            return value
 
-        scaling = value("rope.scaling.type", "none")
+        def positive(key: str, default: float | None = None) -> float:
+            value = file.get(f"{architecture}.{key}", float, default)
+            if value <= 0:
+                raise GgufError(f"{file.path}: {architecture}.{key} is {value}, expected more than 0")
+            return value
+
+        scaling = file.get(f"{architecture}.rope.scaling.type", str, "none")
         if scaling not in ("none", "linear"):
             raise GgufError(f"{file.path}: rope.scaling.type is {scaling!r}, expected none or linear")
-        hidden, num_heads = value("embedding_length"), value("attention.head_count")
-        num_experts = value("expert_count", 0)
-        if num_experts and architecture != "qwen3moe":
+        hidden, num_heads = count("embedding_length"), count("attention.head_count")
+        head_dim = count("attention.key_length", hidden // num_heads)
+        if head_dim % 8 != 0 or head_dim > MAX_HEAD_DIM:
+            raise GgufError(f"{file.path}: heads of {head_dim}, expected a multiple of 8 up to {MAX_HEAD_DIM}")
+        for key in ("attention.value_length", "rope.dimension_count"):
+            if count(key, head_dim) != head_dim:
+                raise GgufError(f"{file.path}: {architecture}.{key} is {count(key)}, expected the heads' {head_dim}")
+        num_heads_kv = count("attention.head_count_kv", num_heads)
+        if num_heads % num_heads_kv != 0:
+            raise GgufError(f"{file.path}: {num_heads} heads, expected a multiple of {num_heads_kv} KV heads")
+        is_moe = architecture == "qwen3moe"
+        num_experts = count("expert_count", None if is_moe else 0, least=int(is_moe))
+        if num_experts and not is_moe:
             raise GgufError(f"{file.path}: {architecture} with {num_experts} experts is not supported")
-        config = Config(
+        num_experts_used = count("expert_used_count") if is_moe else 0
+        if num_experts_used > num_experts:
+            raise GgufError(f"{file.path}: {num_experts_used} experts are used, expected at most {num_experts}")
+        return Config(
             architecture=architecture,
-            num_layers=value("block_count"),
+            num_layers=count("block_count"),
             hidden=hidden,
             num_heads=num_heads,
-            num_heads_kv=value("attention.head_count_kv", num_heads),
-            head_dim=value("attention.key_length", hidden // max(num_heads, 1)),
-            intermediate=value("feed_forward_length", 0),
-            vocab=len(file.get("tokenizer.ggml.tokens")),
-            context=value("context_length"),
-            eps=value("attention.layer_norm_rms_epsilon"),
-            rope_base=value("rope.freq_base", 10000.0),
-            rope_scale=value("rope.scaling.factor", 1.0) if scaling == "linear" else 1.0,
+            num_heads_kv=num_heads_kv,
+            head_dim=head_dim,
+            intermediate=0 if is_moe else count("feed_forward_length"),
+            vocab=len(file.get("tokenizer.ggml.tokens", list[str])),
+            context=count("context_length"),
+            eps=positive("attention.layer_norm_rms_epsilon"),
+            rope_base=positive("rope.freq_base", 10000.0),
+            rope_scale=positive("rope.scaling.factor", 1.0) if scaling == "linear" else 1.0,
             num_experts=num_experts,
-            num_experts_used=value("expert_used_count", 0),
-            expert_intermediate=value("expert_feed_forward_length", 0),
+            num_experts_used=num_experts_used,
+            expert_intermediate=count("expert_feed_forward_length") if is_moe else 0,
         )
-        if min(config.num_layers, config.num_heads, config.num_heads_kv, config.head_dim) < 1:
-            raise GgufError(f"{file.path}: {config} has an extent of 0")
-        if config.num_heads % config.num_heads_kv != 0:
-            raise GgufError(f"{file.path}: {num_heads} heads, expected a multiple of {config.num_heads_kv} KV heads")
-        return config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,6 +317,9 @@ class Model:
             head = self.embedding  # tied
         self.head = Linear([head], device, self.dtype)
         self.frequencies = self._rope_frequencies(file)
+        # The tables of old files, which say nothing that the metadata do not, are of no use. Anything else is.
+        if others := [name for name in file.unread if not name.endswith(".attn_rot_embd.weight")]:
+            raise GgufError(f"{file.path}: tensor {others[0]!r} has no place in a model of {self.config.architecture}")
         self.cos_sin = torch.empty(0)
 
     def _rope_frequencies(self, file: GgufFile) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 
 import jinja2.sandbox
 import tokenizers
@@ -51,6 +52,7 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 _BYTE_OF = _byte_alphabet()
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")  # of a SentencePiece vocabulary
 _WORD_START = "\u2581"  # what a SentencePiece vocabulary has for a space
 
 
@@ -66,47 +68,60 @@ def _merges_by_score(tokens: list[str], scores: list[float]) -> list[tuple[str, 
     return [pair for _, _, pair in sorted(merges)]
 
 
+def _byte_pairs(vocabulary: dict[str, int], merges: list[tuple[str, ...]], **options) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer(models.BPE(vocabulary, merges, **options))
+    except Exception as error:  # the package raises no type of its own
+        raise GgufError(f"tokenizer.ggml.merges do not fit the tokens: {error}") from error
+
+
 class TextCodec:
     """Encodes prompts, renders chats, and decodes tokens one at a time."""
 
     def __init__(self, file: GgufFile):
-        self._tokens: list[str] = file.get("tokenizer.ggml.tokens")
-        self._types: list[int] = file.get("tokenizer.ggml.token_type", [NORMAL] * len(self._tokens))
+        self._tokens = file.get("tokenizer.ggml.tokens", list[str])
+        self._types = file.get("tokenizer.ggml.token_type", list[int], [NORMAL] * len(self._tokens))
         if len(self._types) != len(self._tokens):
             raise GgufError(f"tokenizer.ggml.token_type has {len(self._types)} entries, expected {len(self._tokens)}")
-        self._model: str = file.get("tokenizer.ggml.model")
-        self._template: str = file.get("tokenizer.chat_template", "")
-        special = [i for i, kind in enumerate(self._types) if kind in (CONTROL, USER_DEFINED)]
+        self._model = file.get("tokenizer.ggml.model", str)
+        self._template = file.get("tokenizer.chat_template", str, "")
         vocabulary = {token: i for i, token in enumerate(self._tokens)}
         if self._model == "gpt2":
-            merges = [tuple(merge.split(" ", 1)) for merge in file.get("tokenizer.ggml.merges")]
-            self._tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
-            self._tokenizer.pre_tokenizer = _pre_tokenizer(file.get("tokenizer.ggml.pre", "default"))
+            merges = [tuple(merge.split(" ", 1)) for merge in file.get("tokenizer.ggml.merges", list[str])]
+            self._tokenizer = _byte_pairs(vocabulary, merges)
+            self._tokenizer.pre_tokenizer = _pre_tokenizer(file.get("tokenizer.ggml.pre", str, "default"))
             self._tokenizer.decoder = decoders.ByteLevel()
         elif self._model == "llama":
-            merges = _merges_by_score(self._tokens, file.get("tokenizer.ggml.scores"))
-            self._tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, fuse_unk=True))
+            scores = file.get("tokenizer.ggml.scores", list[float])
+            if len(scores) != len(self._tokens):
+                raise GgufError(f"tokenizer.ggml.scores has {len(scores)} entries, expected {len(self._tokens)}")
+            merges = _merges_by_score(self._tokens, scores)
+            self._tokenizer = _byte_pairs(vocabulary, merges, byte_fallback=True, fuse_unk=True)
             steps = [normalizers.Replace(" ", _WORD_START)]
-            if file.get("tokenizer.ggml.add_space_prefix", True):
+            if file.get("tokenizer.ggml.add_space_prefix", bool, True):
                 steps.insert(0, normalizers.Prepend(" "))
             self._tokenizer.normalizer = normalizers.Sequence(steps)
         else:
             raise GgufError(f"tokenizer.ggml.model is {self._model!r}, expected gpt2 or llama")
-        self._tokenizer.add_special_tokens(
-            [AddedToken(self._tokens[i], special=True, normalized=False) for i in special]
-        )
-        adds_bos = file.get("tokenizer.ggml.add_bos_token", self._model == "llama")
-        bos = file.get("tokenizer.ggml.bos_token_id", -1)
-        self._prefix = [bos] if adds_bos and bos >= 0 else []
-        self._named = {
-            f"{name}_token": self._tokens[file.get(f"tokenizer.ggml.{name}_token_id")]
-            for name in ("bos", "eos")
-            if file.get(f"tokenizer.ggml.{name}_token_id", -1) >= 0
-        }
-        ends = (file.get(f"tokenizer.ggml.{name}_token_id", -1) for name in ("eos", "eot", "eom"))
-        self.end_tokens = frozenset(end for end in ends if end >= 0)
+        special = [self._tokens[i] for i, kind in enumerate(self._types) if kind in (CONTROL, USER_DEFINED)]
+        self._tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+        named = {name: self._named_token(file, name) for name in ("bos", "eos", "eot", "eom")}
+        adds_bos = file.get("tokenizer.ggml.add_bos_token", bool, self._model == "llama")
+        self._prefix = [named["bos"]] if adds_bos and named["bos"] is not None else []
+        self._named = {f"{n}_token": self._tokens[named[n]] for n in ("bos", "eos") if named[n] is not None}
+        self.end_tokens = frozenset(named[name] for name in ("eos", "eot", "eom")) - {None}
+
+    def _named_token(self, file: GgufFile, name: str) -> int | None:
+        """The token that has a part to play; None if the file names none, or -1."""
+        key = f"tokenizer.ggml.{name}_token_id"
+        token = file.get(key, int, -1)
+        if token >= len(self._tokens):
+            raise GgufError(f"{key} is {token}, expected less than the {len(self._tokens)} tokens there are")
+        return token if token >= 0 else None
 
     def encode(self, text: str) -> list[int]:
+        if any("\ud800" <= character <= "\udfff" for character in text):  # how Python reads other bytes
+            raise GgufError("a prompt is not UTF-8")
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         if ids[:1] == self._prefix:
             return ids  # a chat template has written it out already
@@ -121,7 +136,7 @@ class TextCodec:
             return environment.from_string(self._template).render(
                 messages=[{"role": "user", "content": prompt}], add_generation_prompt=True, **self._named
             )
-        except jinja2.TemplateError as error:
+        except Exception as error:  # whatever the file's code raises
             raise GgufError(f"--chat: the file's chat template cannot be rendered: {error}") from error
 
     def token_bytes(self, token: int) -> bytes:
@@ -133,8 +148,8 @@ class TextCodec:
             if kind == USER_DEFINED or any(character not in _BYTE_OF for character in text):
                 return text.encode()
             return bytes(_BYTE_OF[character] for character in text)
-        if kind == BYTE:
-            return bytes([int(text[1:-1], 16)])  # "<0x0A>"
+        if kind == BYTE and (match := _BYTE_TOKEN.fullmatch(text)):
+            return bytes([int(match[1], 16)])
         return text.replace(_WORD_START, " ").encode()
 
     def stream(self) -> TextStream:

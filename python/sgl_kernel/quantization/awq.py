@@ -37,7 +37,7 @@ def awq_dequantize(qweight: torch.Tensor, scales: torch.Tensor, qzeros: torch.Te
       scales: [K / group_size, N], float16 or bfloat16. Its rows say what group_size is.
       qzeros: [K / group_size, N / 8] int32: z, in words like q.
 
-    All are contiguous.
+    All are contiguous; scales start at a multiple of 16 bytes.
 
     Returns:
       [K, N], of scales' dtype.

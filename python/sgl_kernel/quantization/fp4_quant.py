@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from sgl_kernel import _quantization as _native
@@ -32,6 +34,11 @@ def _scale_words(k: int) -> int:
     return (k + 63) // 64
 
 
+def _check_rank(name: str, argument: str, tensor: torch.Tensor, expected: int) -> None:
+    if tensor.dim() != expected:
+        raise ValueError(f"{name}: {argument} has {tensor.dim()} dimensions, expected {expected}")
+
+
 def _into(output, input, output_scale, input_scale) -> None:
     _scaled_fp4_quant(output, input, output_scale, input_scale)
 
@@ -48,7 +55,8 @@ def scaled_fp4_quant(input: torch.Tensor, input_global_scale: torch.Tensor) -> t
     scale NaN (0x7f), and its 16 values 0; an infinity counts as the largest number.
 
     Args:
-      input: [..., K], float16 or bfloat16; K is a multiple of 16. M is the number of its rows.
+      input: [..., K], float16 or bfloat16; K is a multiple of 16. M is the number of its rows, which start at multiples
+        of 16 bytes.
       input_global_scale: float32, one element: global.
 
     Returns:
@@ -62,7 +70,7 @@ def scaled_fp4_quant(input: torch.Tensor, input_global_scale: torch.Tensor) -> t
       ValueError: a shape, dtype, stride or device is not as above.
     """
     if input.dim() != 2 and input.dim() > 0:
-        input = input.reshape(-1, input.shape[-1])
+        input = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
     rows, k = input.shape if input.dim() == 2 else (0, 0)  # the native function refuses a scalar
     output = input.new_empty((rows, k // 2), dtype=torch.uint8)
     output_scale = input.new_empty((_whole_tiles(rows), _scale_words(k)), dtype=torch.int32)
@@ -97,11 +105,11 @@ def scaled_fp4_experts_quant(
     """Quantizes rows that are sorted by expert to NVFP4, see scaled_fp4_quant, an expert's scales in tiles of its own.
 
     Args:
-      input_tensor: [M, K], float16 or bfloat16; K is a multiple of 16.
+      input_tensor: [M, K], as scaled_fp4_quant's.
       input_global_scale: [E] float32: global of each expert.
       expert_offsets: [E + 1] int32: expert e has the rows expert_offsets[e] … expert_offsets[e + 1] - 1, ascending.
       blockscale_offsets: [E + 1] int32: its scales begin at that row of the result, a multiple of 128, and reach over
-        whole tiles.
+        whole tiles; those of the next expert lie behind them.
       topk: the experts of a token; only with expert_map.
       expert_map: [M · topk] int32 or int64, the row of input_tensor for each sorted row; None: they are sorted.
 
@@ -110,8 +118,10 @@ def scaled_fp4_experts_quant(
       for so many rows: blockscale_offsets that waste no tile fit. Scales of no row are undefined.
 
     Raises:
-      ValueError: a shape, dtype, stride or device is not as above.
+      ValueError: a shape, dtype, stride or device is not as above, or an offset is not (on a GPU under
+        SGL_KERNEL_CHECK=1 alone). An expert_map out of range is torch's error.
     """
+    _check_rank("scaled_fp4_experts_quant", "input_tensor", input_tensor, 2)
     if expert_map is not None:
         if expert_map.shape != (input_tensor.shape[0] * topk,):
             raise ValueError(
@@ -129,8 +139,15 @@ def scaled_fp4_experts_quant(
     return output, output_scale.view(torch.float8_e4m3fn)
 
 
-def _grouped(input_tensor, input_global_scale, mask, use_silu_and_mul):
+def _grouped(name, input_tensor, input_global_scale, mask, use_silu_and_mul):
+    _check_rank(name, "input_tensor", input_tensor, 3)
     groups, rows, width = input_tensor.shape
+    # The native function sees the rows of all groups as one matrix: as many as there are scales share it out.
+    for argument, tensor in (("input_global_scale", input_global_scale), ("mask", mask)):
+        if tensor.shape != (groups,):
+            raise ValueError(
+                f"{name}: {argument} has shape {[*tensor.shape]}, expected [{groups}] (= input_tensor.shape[0])"
+            )
     k = width // 2 if use_silu_and_mul else width
     padded_rows, words = _whole_tiles(rows), _scale_words(k)
     output = input_tensor.new_empty((groups, rows, k // 2), dtype=torch.uint8)
@@ -153,7 +170,7 @@ def scaled_fp4_grouped_quant(
     """Quantizes groups of rows to NVFP4, see scaled_fp4_quant.
 
     Args:
-      input_tensor: [L, M, K], float16 or bfloat16; K is a multiple of 16.
+      input_tensor: [L, M, K], as scaled_fp4_quant's.
       input_global_scale: [L] float32: global of each group.
       mask: [L] int32: of group l the first mask[l] rows are quantized; what belongs to the others is undefined.
 
@@ -164,7 +181,7 @@ def scaled_fp4_grouped_quant(
     Raises:
       ValueError: a shape, dtype, stride or device is not as above.
     """
-    return _grouped(input_tensor, input_global_scale, mask, False)
+    return _grouped("scaled_fp4_grouped_quant", input_tensor, input_global_scale, mask, False)
 
 
 def silu_and_mul_scaled_fp4_grouped_quant(
@@ -177,4 +194,4 @@ def silu_and_mul_scaled_fp4_grouped_quant(
         before it is quantized.
       input_global_scale, mask: as for scaled_fp4_grouped_quant, as are result and errors.
     """
-    return _grouped(input_tensor, input_global_scale, mask, True)
+    return _grouped("silu_and_mul_scaled_fp4_grouped_quant", input_tensor, input_global_scale, mask, True)

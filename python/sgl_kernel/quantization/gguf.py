@@ -1,8 +1,9 @@
 """Matrices in the block formats of ggml, as GGUF files hold them.
 
-A weight is the file's bytes: uint8 [row, bytes_per_row], contiguous. `quant_type` is ggml's number, which the `gguf`
-package calls GGMLQuantizationType: Q4_0 (2), Q4_1 (3), Q5_0 (6), Q5_1 (7), Q8_0 (8), Q2_K … Q6_K (10 … 14),
-IQ2_XXS (16), IQ2_XS (17), IQ3_XXS (18), IQ1_S (19), IQ4_NL (20), IQ3_S (21), IQ2_S (22), IQ4_XS (23), IQ1_M (29).
+A weight is the file's bytes: uint8 [row, bytes_per_row], contiguous, at an even address. `quant_type` is ggml's number,
+which the `gguf` package calls GGMLQuantizationType: Q4_0 (2), Q4_1 (3), Q5_0 (6), Q5_1 (7), Q8_0 (8), Q2_K … Q6_K
+(10 … 14), IQ2_XXS (16), IQ2_XS (17), IQ3_XXS (18), IQ1_S (19), IQ4_NL (20), IQ3_S (21), IQ2_S (22), IQ4_XS (23),
+IQ1_M (29).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ __all__ = [
 
 @implements("ggml_dequantize")
 def _dequantize(W, type, m, n, dtype):
+    if m * n > 8 * W.numel():  # no format has less than a bit for an element: told before the result is allocated
+        raise ValueError(f"ggml_dequantize: W.numel() is {W.numel()}, expected the bytes of m * n = {m * n} elements")
     result = _dequantized(W, type, max(m, 0), max(n, 0), dtype)
     _native.ggml_dequantize(result, W, type, m, n)
     return result
@@ -40,10 +43,14 @@ def _product(W, X, type, row):
     return X.new_empty((X.shape[0], row))
 
 
+# The shapes of a wrong call are the native functions' to judge; they only must not fail earlier, or be allocated.
+def _columns(W, row):
+    return row if W.shape[:1] == (row,) else 0
+
+
 def _multiply(native, W, X, type, row):
-    # The shapes of a wrong call are the native function's to judge; they only must not fail earlier.
     num_tokens, k = X.shape if X.dim() == 2 else (0, 0)
-    result = X.new_empty((num_tokens, max(row, 0)))
+    result = X.new_empty((num_tokens, _columns(W, row)))
     workspace = X.new_empty(_native.ggml_workspace_size(num_tokens, k, X.is_cuda), dtype=torch.uint8)
     native(result, workspace, W, X, type, row)
     return result
@@ -62,7 +69,7 @@ def _mul_mat(W, X, type, row):
 @implements("silu_and_mul_ggml_mul_mat_vec_a8")
 def _silu_and_mul_mul_mat_vec(W, X, type, row):
     num_tokens, k = (X.shape[0], X.shape[1] // 2) if X.dim() == 2 else (0, 0)
-    result = X.new_empty((num_tokens, max(row, 0)))
+    result = X.new_empty((num_tokens, _columns(W, row)))
     workspace = X.new_empty(_native.ggml_mul_mat_vec_workspace_size(num_tokens, k, X.is_cuda), dtype=torch.uint8)
     _native.silu_and_mul_ggml_mul_mat_vec_a8(result, workspace, W, X, type, row)
     return result
@@ -71,7 +78,7 @@ def _silu_and_mul_mul_mat_vec(W, X, type, row):
 @implements("add_rmsnorm_ggml_mul_mat_vec_a8")
 def _add_rmsnorm_mul_mat_vec(W, X, residual, norm_weight, eps, type, row):
     num_tokens, k = X.shape if X.dim() == 2 else (0, 0)
-    result, residual_sum = X.new_empty((num_tokens, max(row, 0))), X.new_empty(X.shape)
+    result, residual_sum = X.new_empty((num_tokens, _columns(W, row))), X.new_empty(X.shape)
     workspace = X.new_empty(_native.ggml_mul_mat_vec_workspace_size(num_tokens, k, X.is_cuda), dtype=torch.uint8)
     _native.add_rmsnorm_ggml_mul_mat_vec_a8(
         result, residual_sum, workspace, W, X, residual, norm_weight, eps, type, row

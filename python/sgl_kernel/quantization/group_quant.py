@@ -47,7 +47,7 @@ def sgl_per_token_group_quant_8bit(
         [..., T, H / group_size]; or, with scale_ue8m0 only, int32 [..., T, ceil(H / group_size / 4)]: the exponents of
         four groups in a word (the scale is 2^(byte - 127)), the first in the lowest byte.
       group_size: 16, 32, 64 or 128; divides H.
-      eps: what amax is at least, so that zeros have a scale; 1e-30 or more.
+      eps: what amax is at least, so that zeros have a scale; 1e-30 to 1e30.
       fp8_min, fp8_max: the limits of output_q's dtype: -448 and 448, -128 and 127.
       scale_ue8m0: round the scales up to powers of two; the values are quantized with what was rounded.
       fuse_silu_and_mul: quantize the gated activation of input.
