@@ -34,12 +34,18 @@ __device__ __forceinline__ void store_to_block(uint32_t* own, uint32_t value, in
   asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(remote), "r"(value) : "memory");
 }
 
-// What block `block` has where `own` is in this block's shared memory. That block must not have ended.
-__device__ __forceinline__ float load_from_block(const float* own, int block) {
-  uint32_t remote;
-  float value;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(shared_address(own)), "r"(block));
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(remote) : "memory");
+// The 16 bytes that another block, or this one, has in the place of `own`.
+__device__ __forceinline__ uint4 load_from_block(const void* own, int block) {
+  uint4 value;
+  asm volatile(
+      "{\n"
+      ".reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %4, %5;\n"
+      "ld.shared::cluster.v4.b32 {%0, %1, %2, %3}, [remote];\n"
+      "}\n"
+      : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+      : "r"(shared_address(own)), "r"(block)
+      : "memory");
   return value;
 }
 

@@ -64,12 +64,11 @@ __device__ __forceinline__ void wgmma_registers_transposed(float (&d)[kN / 2], c
   }
 // clang-format on
 
-// The same for int8: kN is 16 or a multiple of 32.
+// The same for int8: kN is a multiple of 32.
 template <class T, int kN>
 __device__ __forceinline__ void wgmma_registers_transposed(int32_t (&d)[kN / 2], const uint32_t (&a)[4],
                                                            uint64_t b_descriptor, int accumulate) {
-  static_assert(std::is_same_v<T, int8_t> && (kN == 16 || kN % 32 == 0) && kN <= 256);
-  SGL_WGMMA_INT8(16, 8, 9, 10, 11, 12, 13)
+  static_assert(std::is_same_v<T, int8_t> && kN % 32 == 0 && kN <= 256);
   SGL_WGMMA_INT8(32, 16, 17, 18, 19, 20, 21)
   SGL_WGMMA_INT8(64, 32, 33, 34, 35, 36, 37)
   SGL_WGMMA_INT8(96, 48, 49, 50, 51, 52, 53)

@@ -35,30 +35,22 @@ struct FormatTraits {
   static constexpr bool kHasOffset = kOffset;
 };
 
-// Its quants are 16 times a nibble less 8: that is the nibble as the high one of a byte, with the sign bit turned over.
 template <>
 struct Format<ggml::kQ4_0> : FormatTraits<ggml::kQ4_0, ggml::BlockQ4_0, 1, false> {
   static __device__ __forceinline__ void decode(const Block& block, int, WeightGroup& group) {
     uint32_t packed[4];
     load_words(block.qs, packed);
+    split_nibbles(packed, group.quants);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint2 halves = split(packed[i]);
-      group.quants[i] = halves.x;
-      group.quants[4 + i] = halves.y;
-    }
+    for (int i = 0; i < 8; ++i) group.quants[i] = subtract_from_bytes<8>(group.quants[i]);
     set_scales(block, 0, group);
   }
   static __device__ __forceinline__ void set_scales(const Block& block, int, WeightGroup& group) {
-    group.scale[0] = __fmul_rn(half_bits_to_float(block.d), 1.0f / 16.0f);
+    group.scale[0] = half_bits_to_float(block.d);
   }
   static __device__ __forceinline__ uint2 words(const Block& block, int, int i) {
-    return split(load_word(block.qs + 4 * i));
-  }
-
- private:
-  static __device__ __forceinline__ uint2 split(uint32_t packed) {
-    return make_uint2((packed << 4 & 0xf0f0f0f0) ^ 0x80808080, (packed & 0xf0f0f0f0) ^ 0x80808080);
+    const uint32_t packed = load_word(block.qs + 4 * i);
+    return make_uint2(subtract_from_bytes<8>(packed & 0x0f0f0f0f), subtract_from_bytes<8>(packed >> 4 & 0x0f0f0f0f));
   }
 };
 

@@ -1,58 +1,43 @@
-// ggml_mul_mat_a8 on Hopper: the quantized activations as the copy engine brings them, and a tile of the product.
+// ggml_mul_mat_a8 on Hopper: the activations as the copy engine brings them, and a tile of the product.
 //
 // A warpgroup multiplies 64 rows of W by kTokens tokens with wgmma: of W each lane decodes what it holds of an operand
-// in registers, X comes from shared memory. The integer sums of a group of 32 become floats and are scaled at once,
-// since every group has scales of its own.
+// in registers, as f16, while the tensor cores multiply what it decoded before; X, as f16, too, comes from shared
+// memory. For each such warpgroup another warp copies the rows as they lie in W, some slices ahead, and the first one's
+// first lane asks for X.
 //
-// The order of additions: k is cut into slices of 256 elements, and slice s belongs to strand s % kStrands. A strand
-// adds its groups one after another; the result is ((strand 0 + strand 1) + strand 2) + strand 3. So a token's bits do
-// not depend on the tile that it is in.
+// What orders shared memory: whoever writes a place waits for its `empty`, at which all warps arrive that have read it,
+// for X behind the wait_wgmma() for the instructions that read it; they read behind the place's `full`. The sums of a
+// tile lie over it all, behind a barrier of the block.
 #pragma once
 
+#include <cuda_fp16.h>
+
 #include <algorithm>
+#include <bit>
+#include <type_traits>
 
 #include "kernels/device/copy_async.cuh"
 #include "kernels/device/pipeline_sm90.cuh"
 #include "kernels/device/reduce.cuh"
 #include "kernels/device/wgmma_registers_sm90.cuh"
+#include "kernels/quantization/ggml_activations.cuh"
 #include "kernels/quantization/ggml_decode.cuh"
-#include "kernels/quantization/ggml_mul_mat.cuh"
 #include "kernels/quantization/ggml_stage.cuh"
 
 namespace sgl_kernel::SGL_TARGET {
 
-inline constexpr int kStrands = 4;
 inline constexpr int kTileRows = 64;        // of a warpgroup: the rows of a matrix instruction
 inline constexpr int kWarpRows = 16;        // of these, a warp's
 inline constexpr int kWarpgroupSize = 128;  // threads
-inline constexpr int kChunkGroups = 4;      // of X: 128 bytes of a token, a row of a swizzled panel
+inline constexpr int kChunkGroups = 2;      // of X: 128 bytes of a token, a row of a swizzled panel
+inline constexpr int kChunkRowBytes = kChunkGroups * kGroupSize * 2;
 inline constexpr int kCacheLine = 128;
-inline constexpr int kSliceChunks = kSliceGroups / kChunkGroups;
+// What W is multiplied by, in f16: it leaves room for elements up to 2047, and normal numbers for scales down to 2^-19.
+inline constexpr float kWeightScale = 32.0f;
 
-constexpr int round_up(size_t value, size_t multiple) {
-  return static_cast<int>((value + multiple - 1) / multiple * multiple);
-}
-
-// What belongs to 32 quantized activations of two neighbouring tokens besides their bytes: the scales, and where the
-// format has offsets the sums of the quants; an f32, or for formats with two scales a group two f16, of either half.
-template <bool kHasSums>
-struct alignas(8) ScalePair {
-  float d[2];
-};
-template <>
-struct alignas(16) ScalePair<true> {
-  float d[2];
-  uint32_t sums[2];
-};
-
-// A chunk of a tile of tokens, in the workspace [token tile][chunk] as in shared memory.
-template <int kTokens, bool kHasSums>
-struct ActivationChunk {
-  uint8_t quants[kTokens][kChunkGroups * kGroupSize];  // its 16-byte pieces swizzled
-  ScalePair<kHasSums> scales[kChunkGroups][kTokens / 2];
-};
-
-// Where the 16-byte piece `piece` of a token's row is.
+// Where the 16-byte piece `piece` of a token's row of a chunk is. A row of 64 elements is four steps of a matrix
+// instruction, with 16 each. Of four neighbouring weights lane i has the even ones in places 2i and 2i + 1 of a step
+// and the odd ones in 2i + 8 and 2i + 9, and so are the activations: 0, 2, 4, …, 14, 1, 3, 5, …, 15.
 __device__ __forceinline__ int swizzled_piece(int token, int piece) { return (piece ^ token % 8) * kPiece; }
 
 // Copies `bytes`, a multiple of 16, at a multiple of 16 to shared memory; they count towards what `barrier` expects.
@@ -67,380 +52,452 @@ struct TileParams {
   void* result;
   int64_t result_stride;
   DType result_dtype;
+  bool result_vectors;  // four rows of a token can be stored at once
   const uint8_t* W;
-  const uint8_t* X;  // ActivationChunk [token tiles][chunks]
+  const uint8_t* X;       // [token tiles][chunks][tokens of a tile][kChunkRowBytes]
+  const float* X_scales;  // [num_tokens], what a token's sums are multiplied by
   int64_t rows;
   int64_t num_tokens;
   int64_t row_blocks;
   int num_groups;  // k / 32
-
-  __device__ __forceinline__ int num_slices() const { return (num_groups + kSliceGroups - 1) / kSliceGroups; }
-  __device__ __forceinline__ int num_chunks() const { return (num_groups + kChunkGroups - 1) / kChunkGroups; }
+  int num_slices;  // of k; the last one may lack groups, in place of which X has zeros
+  int splits;      // of k: blocks of a cluster
 };
 
-// The slices of strands `strand`, `strand` + kStep, …
-template <int kStep>
-struct SliceWalk {
-  int strand, slice;
-
-  __device__ __forceinline__ explicit SliceWalk(int first) : strand(first), slice(first) {}
-  __device__ __forceinline__ bool done(int num_slices) const { return strand >= kStrands || slice >= num_slices; }
-  __device__ __forceinline__ void advance(int num_slices) {
-    slice += kStrands;
-    if (slice < num_slices) return;
-    strand += kStep;
-    slice = strand;
-  }
+// The scale and the offset of a row, each twice.
+template <bool kHasOffset>
+struct RowFactors {
+  __half2 scale;
+};
+template <>
+struct RowFactors<true> {
+  __half2 scale, offset;
 };
 
-// The weights of a warp: rows of a slice as they lie in W, and their scales.
+// The weights of a warpgroup: rows of a slice as they lie in W.
 template <class Format>
-struct alignas(16) WarpWeights {
-  static constexpr int kRun =  // bytes of a slice of a row
-      kSliceGroups / Format::kGroupsPerBlock * static_cast<int>(sizeof(typename Format::Block));
+struct SliceOf {
+  static constexpr bool kLargeBlocks = Format::kGroupsPerBlock > 1;
+  static constexpr int kGroups = kLargeBlocks ? Format::kGroupsPerBlock : 4;
+  static constexpr int kChunks = kGroups / kChunkGroups;
+  static constexpr int kRun =  // bytes of a row
+      kGroups / Format::kGroupsPerBlock * static_cast<int>(sizeof(typename Format::Block));
   // An odd number of pieces puts the 8 rows that a warp reads at once into different banks.
-  static constexpr int kPitch = (staged_bytes(kRun) / kPiece | 1) * kPiece;
-  static constexpr int kStages = 2;
+  static constexpr int kPieces = staged_bytes(kRun) / kPiece | 1, kPitch = kPieces * kPiece;
+  static constexpr int kBytes = kTileRows * kPitch;
 
-  uint8_t staged[kStages][kWarpRows][kPitch];
-  // [group][row % 8][row / 8]
-  float2 scales[kSliceGroups][Format::kScales][kWarpRows / 2];
-  float2 offsets[Format::kHasOffset ? kSliceGroups : 1][Format::kScales][kWarpRows / 2];
+  // Formats with large blocks have scales that take some decoding: a warp does that for a slice at once. Of a row and
+  // of the one 8 below.
+  using Factors = RowFactors<Format::kHasOffset>;
+  struct alignas(2 * sizeof(Factors)) TwoFactors {
+    Factors row[2];
+  };
+  using WarpFactors = TwoFactors[kLargeBlocks ? kGroups : 1][Format::kScales][kWarpRows / 2];
 };
 
-// A block: kRowTiles warpgroups, with 64 rows each, share the tokens' chunks. kClusterStrands: its strand alone is this
-// block's, by its rank in a cluster of kStrands blocks; else all strands are.
-template <class Format_, int kTokens_, int kRowTiles_, bool kClusterStrands_>
+// A block: kRowTiles warpgroups that multiply, with 64 rows each, and a warp for each that copies. kBlocks of them are
+// on a multiprocessor.
+template <class Format_, int kTokens_, int kRowTiles_, int kBlocks_>
 struct MulMatShape {
   using Format = Format_;
-  static constexpr int kTokens = kTokens_, kRowTiles = kRowTiles_;
-  static constexpr bool kClusterStrands = kClusterStrands_;
-  static constexpr int kThreads = kRowTiles * kWarpgroupSize;
-  static constexpr int kStages = 3;  // of X
-  // That must fit a multiprocessor's registers.
-  static constexpr int kLeastBlocks = !kClusterStrands ? 1 : kTokens > 64 ? 2 : kTokens == 64 ? 4 : 5;
-  using Chunk = ActivationChunk<kTokens, Format::kHasOffset>;
-  static constexpr int kChunkBytes = round_up(sizeof(Chunk), kSwizzleAtomBytes);
+  using Slice = SliceOf<Format>;
+  static constexpr int kTokens = kTokens_, kRowTiles = kRowTiles_, kBlocks = kBlocks_;
+  static constexpr int kRows = kRowTiles * kTileRows;
+  static constexpr int kMultiplying = kRowTiles * kWarpgroupSize;  // threads
+  static constexpr int kThreads = kMultiplying + kRowTiles * kWarpSize;
+  static constexpr int kWarps = kMultiplying / kWarpSize;  // that multiply
+  static constexpr int kChunkBytes = kTokens * kChunkRowBytes;
   static constexpr int kSumsPitch = kTileRows + 4;  // the lanes of a fragment then touch all 32 banks
   using Sums = float[kRowTiles][kTokens][kSumsPitch];
 
+  // Shared memory: of a multiprocessor, and what of it CUDA takes for each block.
+  static constexpr int kSharedOfSm = 228 << 10, kSharedOfCuda = 1 << 10, kMostOfBlock = 227 << 10;
+  static constexpr int kOtherBytes =
+      kWarps * static_cast<int>(sizeof(typename Slice::WarpFactors)) + 1024;  // and barriers, and what alignment costs
+  static constexpr int kShared = std::min(kMostOfBlock, kSharedOfSm / kBlocks - kSharedOfCuda);
+  static constexpr int room_for(int weight_stages) {
+    return (kShared - kOtherBytes - weight_stages * kRowTiles * Slice::kBytes) / kChunkBytes;
+  }
+  // Stages of W, and of X, a power of two.
+  static constexpr int kWeightStages = room_for(4) >= 4 ? 4 : room_for(3) >= 4 ? 3 : 2;
+  static constexpr int kStages = room_for(kWeightStages) >= 8 ? 8 : room_for(kWeightStages) >= 4 ? 4 : 2;
+
   struct Buffers {
     uint8_t chunks[kStages][kChunkBytes];
-    WarpWeights<Format> weights[kThreads / kWarpSize];
+    alignas(16) uint8_t weights[kRowTiles][kWeightStages][kTileRows][Slice::kPitch];
+    typename Slice::WarpFactors factors[kWarps];
   };
   struct Barriers {
     Barrier full[kStages], empty[kStages];
+    Barrier weights_full[kRowTiles][kWeightStages], weights_empty[kRowTiles][kWeightStages];
   };
-  // The sums are written when a strand is done: for one strand the other buffers are free then.
-  static constexpr int kSumsOffset = kClusterStrands ? 0 : round_up(sizeof(Buffers), 16);
-  static constexpr int kBarriersOffset =
-      round_up(kClusterStrands ? std::max(sizeof(Sums), sizeof(Buffers)) : kSumsOffset + sizeof(Sums), 16);
-  static constexpr int kSharedBytes = kBarriersOffset + sizeof(Barriers);
+  static constexpr int kBarriersOffset = static_cast<int>((std::max(sizeof(Sums), sizeof(Buffers)) + 15) / 16 * 16);
+  static constexpr int kSharedBytes = kBarriersOffset + static_cast<int>(sizeof(Barriers));
+  static constexpr bool kFits = room_for(kWeightStages) >= kStages && kSharedBytes <= kShared;
 };
 
-// What a warpgroup multiplies before it waits and scales: some groups, for all tokens or a half of them. Where a group
-// has two scales, it needs two matrix instructions.
+// Two bytes, those of `bits` under `mask`, as f16, times kUnit and less kZero: 0x6400 + b is the f16 1024 + b. Exact.
+template <int kZero>
+__device__ __forceinline__ __half2 widen(uint32_t bits, uint32_t mask, float unit) {
+  uint32_t pair;
+  // (bits & mask) ^ flip: with the flip of the sign bit a signed byte is 128 more.
+  constexpr uint32_t kFlip = kZero == 128 ? 0x64806480 : 0x64006400;
+  asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(pair) : "r"(bits), "r"(mask), "r"(kFlip));
+  return __hfma2(*reinterpret_cast<const __half2*>(&pair), __float2half2_rn(unit),
+                 __float2half2_rn(-(1024 + kZero) * unit));
+}
+
+// The quants that lane quarter `i` has of group g, as f16: [half][even ones, odd ones].
+template <class F>
+__device__ __forceinline__ void load_quants(const typename F::Block& block, int g, int i, __half2 (&quants)[2][2]) {
+  constexpr uint32_t kBytes = 0x00ff00ff, kLow = 0x000f000f, kHigh = 0x00f000f0;
+  if constexpr (std::is_same_v<F, Format<ggml::kQ4_0>> || std::is_same_v<F, Format<ggml::kQ4_1>>) {
+    const uint32_t packed = load_word(block.qs + 4 * i);
+    constexpr int kZero = F::kHasOffset ? 0 : 8;
+    const auto widen_nibbles = [](uint32_t bits) {
+      uint32_t pair;
+      asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(pair) : "r"(bits), "r"(kHigh), "r"(0x64006400));
+      return __hfma2(*reinterpret_cast<const __half2*>(&pair), __float2half2_rn(1.0f / 16),
+                     __float2half2_rn(-64.0f - kZero));
+    };
+    quants[0][0] = widen_nibbles(packed << 4);
+    quants[0][1] = widen_nibbles(packed >> 4);
+    quants[1][0] = widen_nibbles(packed);
+    quants[1][1] = widen_nibbles(packed >> 8);
+  } else if constexpr (std::is_same_v<F, Format<ggml::kQ4_K>>) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t packed = load_word(block.qs + 32 * (g / 2) + 4 * i + 16 * half);
+      quants[half][0] = widen<0>(packed, g % 2 == 0 ? kLow : kHigh, g % 2 == 0 ? 1.0f : 1.0f / 16);
+      quants[half][1] = widen<0>(packed >> 8, g % 2 == 0 ? kLow : kHigh, g % 2 == 0 ? 1.0f : 1.0f / 16);
+    }
+  } else {
+    const uint2 words = F::words(block, g, i);
+    constexpr int kZero = F::kHasOffset ? 0 : 128;
+    quants[0][0] = widen<kZero>(words.x, kBytes, 1.0f);
+    quants[0][1] = widen<kZero>(words.x >> 8, kBytes, 1.0f);
+    quants[1][0] = widen<kZero>(words.y, kBytes, 1.0f);
+    quants[1][1] = widen<kZero>(words.y >> 8, kBytes, 1.0f);
+  }
+}
+
+// A pointer to shared memory that the compiler keeps in a register, and does not reckon again for each use.
+template <class T>
+__device__ __forceinline__ const T* hold(const T* pointer) {
+  uint32_t address = shared_address(pointer);
+  asm volatile("" : "+r"(address));
+  return static_cast<const T*>(__cvta_shared_to_generic(address));
+}
+
+// What the slices of a block's tile are: `num_slices` from first_slice on.
 template <class Shape>
-struct ProductBatch {
-  static constexpr int kScales = Shape::Format::kScales;
-  static constexpr int kTokens = kScales == 2 && Shape::kTokens >= 64 ? Shape::kTokens / 2 : Shape::kTokens;
-  static constexpr int kGroups = std::clamp(64 / (kTokens * kScales), 1, kChunkGroups);
+struct TileShare {
+  using Slice = typename Shape::Slice;
+
+  int64_t first_row;
+  const uint8_t* X;  // the tile's chunks
+  int first_slice, num_slices;
+
+  __device__ __forceinline__ unsigned num_chunks() const { return num_slices * Slice::kChunks; }
 };
 
+__device__ __forceinline__ int64_t row_bytes_of(const TileParams& params, int groups_per_block, int block_bytes) {
+  return static_cast<int64_t>(params.num_groups / groups_per_block) * block_bytes;
+}
+
+// A warp that copies a warpgroup's rows, and the first one X, too.
 template <class Shape>
-struct TileMultiplier {
+struct TileCopier {
   using Format = typename Shape::Format;
-  using Block = typename Format::Block;
-  using Weights = WarpWeights<Format>;
-  static constexpr int kTokens = Shape::kTokens;
-  static constexpr int kBatchTokens = ProductBatch<Shape>::kTokens, kBatchGroups = ProductBatch<Shape>::kGroups;
+  using Slice = typename Shape::Slice;
 
   const TileParams& params;
   typename Shape::Buffers& buffers;
   typename Shape::Barriers& barriers;
-  float (&sums_out)[Shape::kRowTiles][kTokens][Shape::kSumsPitch];
-  const int lane, warp;                // the warp in the block
-  const int64_t first_row, row_bytes;  // the warp's rows
+  const TileShare<Shape>& share;
+  const int lane, tile;  // of the block's row tiles
+  const int64_t first_row, row_bytes;
   const int num_rows;
-  const uint8_t* const W;  // the warp's first row
-  const uint8_t* const X;  // the tile's chunks
-  Weights& weights;
+  const uint8_t* const W;  // the first row
 
-  float sums[kTokens / 2];  // of this strand so far
-
-  __device__ __forceinline__ TileMultiplier(const TileParams& params, uint8_t* shared,
-                                            typename Shape::Barriers& barriers, int64_t row_block, int64_t token_tile)
+  __device__ __forceinline__ TileCopier(const TileParams& params, typename Shape::Buffers& buffers,
+                                        typename Shape::Barriers& barriers, const TileShare<Shape>& share)
       : params(params),
-        buffers(*reinterpret_cast<typename Shape::Buffers*>(shared)),
+        buffers(buffers),
         barriers(barriers),
-        sums_out(*reinterpret_cast<typename Shape::Sums*>(shared + Shape::kSumsOffset)),
+        share(share),
         lane(threadIdx.x % kWarpSize),
-        warp(threadIdx.x / kWarpSize),
-        first_row(row_block * Shape::kRowTiles * kTileRows + warp * kWarpRows),
-        row_bytes(int64_t{params.num_groups / Format::kGroupsPerBlock} * sizeof(Block)),
-        num_rows(static_cast<int>(max(int64_t{0}, min(int64_t{kWarpRows}, params.rows - first_row)))),
-        W(params.W + first_row * row_bytes),
-        X(params.X + token_tile * params.num_chunks() * static_cast<int64_t>(sizeof(typename Shape::Chunk))),
-        weights(buffers.weights[warp]) {}
+        tile((threadIdx.x - Shape::kMultiplying) / kWarpSize),
+        first_row(share.first_row + tile * kTileRows),
+        row_bytes(row_bytes_of(params, Format::kGroupsPerBlock, sizeof(typename Format::Block))),
+        num_rows(static_cast<int>(max(int64_t{0}, min(int64_t{kTileRows}, params.rows - first_row)))),
+        W(params.W + first_row * row_bytes) {}
 
   __device__ __forceinline__ int bytes_of(int slice) const {
-    const int64_t left = row_bytes - int64_t{slice} * Weights::kRun;
-    return left < Weights::kRun ? static_cast<int>(left) : Weights::kRun;
+    const int64_t left = row_bytes - int64_t{slice} * Slice::kRun;
+    return left < Slice::kRun ? static_cast<int>(left) : Slice::kRun;
   }
 
-  // Asks the strand's slices of the warp's rows into the L2 cache: a hint and no read, allowed before the predecessor
-  // has ended.
-  __device__ __forceinline__ void prefetch(int strand) const {
-    const int slices = (params.num_slices() - strand + kStrands - 1) / kStrands;
+  // Asks W's part into the L2 cache: a hint and no read, allowed before the predecessor has ended.
+  __device__ __forceinline__ void prefetch() const {
+    const int64_t bytes =
+        min(row_bytes - int64_t{share.first_slice} * Slice::kRun, int64_t{share.num_slices} * Slice::kRun);
 #pragma unroll 1
-    for (int i = lane; i < slices * kWarpRows; i += kWarpSize) {
-      const int row = i % kWarpRows, slice = strand + i / kWarpRows * kStrands;
-      if (row >= num_rows) continue;
-      const uint8_t* run = W + row * row_bytes + int64_t{slice} * Weights::kRun;
-      for (int at = 0; at < bytes_of(slice); at += kCacheLine) prefetch_to_l2(run + at);
+    for (int row = lane; row < num_rows; row += kWarpSize) {
+      const uint8_t* run = W + row * row_bytes + int64_t{share.first_slice} * Slice::kRun;
+      for (int64_t at = 0; at < bytes; at += kCacheLine) prefetch_to_l2(run + at);
     }
   }
 
-  // Starts to copy a slice of the warp's rows.
-  __device__ __forceinline__ void copy_weights(int slice, int stage) const {
-    auto& staged = weights.staged[stage];
-    const uint8_t* run = W + int64_t{slice} * Weights::kRun;
-    const int bytes = bytes_of(slice);
-    if (first_row > 0 && first_row + kWarpRows < params.rows) {  // a row is longer than a piece: not at an edge of W
-      constexpr int kRowLanes = Weights::kPitch / kPiece <= kWarpSize / 2 ? kWarpSize / 2 : kWarpSize;
-      constexpr int kStepRows = kWarpSize / kRowLanes;
-      const int row = lane / kRowLanes, at = lane % kRowLanes * kPiece;
-      const uint8_t* source = run + row * row_bytes + at;
-      uint32_t shared = shared_address(&staged[row][at]);
-      asm volatile("" : "+r"(shared));  // or it is reckoned for each copy
-#pragma unroll
-      for (int i = 0; i < kWarpRows; i += kStepRows) {
-        const int offset = staged_offset(source);
-        if (at < offset + bytes) copy_async_16(shared + i * Weights::kPitch, source - offset);
-        source += kStepRows * row_bytes;
+  __device__ __forceinline__ void run() const {
+    for (unsigned i = 0; i < share.num_slices; ++i) {
+      copy_weights(i);
+      if (tile == 0) {
+        if (lane == 0) {
+          for (unsigned chunk = i * Slice::kChunks; chunk < (i + 1) * Slice::kChunks; ++chunk) copy_chunk(chunk);
+        }
+        __syncwarp();
       }
+    }
+  }
+
+  __device__ __forceinline__ void copy_weights(unsigned i) const {
+    const unsigned stage = i % Shape::kWeightStages;
+    barriers.weights_empty[tile][stage].wait(i / Shape::kWeightStages % 2 ^ 1);
+    Barrier& full = barriers.weights_full[tile][stage];
+    const int slice = share.first_slice + i, bytes = bytes_of(slice);
+    constexpr int kRowLanes = std::bit_ceil(static_cast<unsigned>(Slice::kPieces)), kStepRows = kWarpSize / kRowLanes;
+    static_assert(kRowLanes <= kWarpSize);
+    const int row = lane / kRowLanes, at = lane % kRowLanes * kPiece;
+    const uint8_t* source = W + row * row_bytes + int64_t{slice} * Slice::kRun + at;
+    uint32_t shared = shared_address(&buffers.weights[tile][stage][row][at]);
+    const int64_t step = kStepRows * row_bytes;
+    // A row is longer than a piece: elsewhere the pieces around a run are of the matrix.
+    const bool at_edge =
+        first_row == 0 && slice == 0 || first_row + kTileRows >= params.rows && slice + 1 == params.num_slices;
+    if (!at_edge) {
+#pragma unroll 8
+      for (int j = 0; j < kTileRows; j += kStepRows) {
+        const int offset = staged_offset(source);
+        if (at < offset + bytes && row + j < num_rows) copy_async_16(shared, source - offset);
+        source += step;
+        shared += kStepRows * Slice::kPitch;
+      }
+      full.arrive_after_copies();
     } else {
 #pragma unroll 1
-      for (int row = 0; row < num_rows; ++row) {
-        stage_run_at_edge(staged[row], run + row * row_bytes, bytes, params.W, params.W + params.rows * row_bytes);
+      for (int j = 0; j < kTileRows; j += kStepRows) {
+        const int offset = staged_offset(source);
+        if (at < offset + bytes && row + j < num_rows) copy_piece_at_edge(shared, source - offset);
+        source += step;
+        shared += kStepRows * Slice::kPitch;
+      }
+      commit_copies();
+      wait_for_copies<0>();
+      full.arrive();
+    }
+  }
+
+  // Copies a piece, or what of it is of the matrix.
+  __device__ __forceinline__ void copy_piece_at_edge(uint32_t shared, const uint8_t* source) const {
+    const uint8_t* const end = params.W + params.rows * row_bytes;
+    if (source >= params.W && source + kPiece <= end) {
+      copy_async_16(shared, source);
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < kPiece; i += 2) {
+        if (source + i < params.W || source + i >= end) continue;
+        const uint16_t value = *reinterpret_cast<const uint16_t*>(source + i);
+        *static_cast<uint16_t*>(__cvta_shared_to_generic(shared + i)) = value;
       }
     }
   }
 
-  // Where a slice of a row is in shared memory.
-  __device__ __forceinline__ const Block* blocks_of(int row, int slice, int stage) const {
-    const uint32_t low_address = static_cast<uint32_t>(reinterpret_cast<uint64_t>(W)) +
-                                 static_cast<uint32_t>(row) * static_cast<uint32_t>(row_bytes) +
-                                 static_cast<uint32_t>(slice * Weights::kRun);
-    return reinterpret_cast<const Block*>(weights.staged[stage][row] + low_address % kPiece);
+  __device__ __forceinline__ void copy_chunk(unsigned chunk) const {
+    const unsigned place = chunk % Shape::kStages;
+    Barrier& full = barriers.full[place];
+    barriers.empty[place].wait(chunk / Shape::kStages % 2 ^ 1);
+    full.arrive_and_expect(Shape::kChunkBytes);
+    const int64_t at = int64_t{share.first_slice} * Slice::kChunks + chunk;
+    copy_bulk(buffers.chunks[place], share.X + at * Shape::kChunkBytes, Shape::kChunkBytes, &full);
+  }
+};
+
+// A warp of those that multiply.
+template <class Shape>
+struct TileMultiplier {
+  using Format = typename Shape::Format;
+  using Block = typename Format::Block;
+  using Slice = typename Shape::Slice;
+  using Factors = typename Slice::Factors;
+  static constexpr int kTokens = Shape::kTokens;
+
+  const TileParams& params;
+  typename Shape::Buffers& buffers;
+  typename Shape::Barriers& barriers;
+  const TileShare<Shape>& share;
+  const int lane, warp, tile, tile_row;  // the warp in the block, its row tile, and its first row of that
+  const uint32_t low_address;            // of W's row, the low bits
+  const uint32_t row_bytes;
+
+  __device__ __forceinline__ TileMultiplier(const TileParams& params, typename Shape::Buffers& buffers,
+                                            typename Shape::Barriers& barriers, const TileShare<Shape>& share)
+      : params(params),
+        buffers(buffers),
+        barriers(barriers),
+        share(share),
+        lane(threadIdx.x % kWarpSize),
+        warp(threadIdx.x / kWarpSize),
+        tile(threadIdx.x / kWarpgroupSize),
+        tile_row(warp * kWarpRows % kTileRows),
+        low_address(static_cast<uint32_t>(reinterpret_cast<uint64_t>(params.W))),
+        row_bytes(static_cast<uint32_t>(row_bytes_of(params, Format::kGroupsPerBlock, sizeof(Block)))) {}
+
+  // Where a slice of a row of the warp's is in shared memory.
+  __device__ __forceinline__ const Block* blocks_of(int row, unsigned i) const {
+    const uint32_t w_row = static_cast<uint32_t>(share.first_row) + warp * kWarpRows + row;
+    const uint32_t address = low_address + w_row * row_bytes + (share.first_slice + i) * Slice::kRun;
+    return reinterpret_cast<const Block*>(buffers.weights[tile][i % Shape::kWeightStages][tile_row + row] +
+                                          address % kPiece);
   }
 
-  // The scales of a slice, for every lane to read. What was not copied gets a scale of 0, and is decoded, too, whatever
-  // it is.
-  __device__ __forceinline__ void store_scales(int slice, int stage) const {
-    constexpr int kRowStep = kWarpSize / kSliceGroups;
-    const int group = lane % kSliceGroups;
-#pragma unroll
-    for (int i = 0; i < kWarpRows; i += kRowStep) {
-      const int row = i + lane / kSliceGroups;
-      const bool present = row < num_rows && slice * kSliceGroups + group < params.num_groups;
+  // What a group of a row is multiplied by and what is added, times kWeightScale, in f16. Those of rows that were not
+  // copied are anything: such rows have no results.
+  static __device__ __forceinline__ void set_factors(const Block& block, int group,
+                                                     Factors (&factors)[Format::kScales]) {
+    if constexpr (Slice::kLargeBlocks) {
       WeightGroup decoded;
-      Format::set_scales(blocks_of(row, slice, stage)[group / Format::kGroupsPerBlock], group % Format::kGroupsPerBlock,
-                         decoded);
+      Format::set_scales(block, group, decoded);
 #pragma unroll
       for (int s = 0; s < Format::kScales; ++s) {
-        (&weights.scales[group][s][row % 8].x)[row / 8] = present ? decoded.scale[s] : 0.0f;
-        if constexpr (Format::kHasOffset) {
-          (&weights.offsets[group][s][row % 8].x)[row / 8] = present ? decoded.offset[s] : 0.0f;
-        }
+        factors[s].scale = __float2half2_rn(decoded.scale[s] * kWeightScale);
+        if constexpr (Format::kHasOffset) factors[s].offset = __float2half2_rn(decoded.offset[s] * kWeightScale);
       }
+    } else {
+      // A small block has them as f16.
+      const auto scaled = [](uint16_t bits) {
+        return __hmul2(__half2half2(__ushort_as_half(bits)), __float2half2_rn(kWeightScale));
+      };
+      factors[0].scale = scaled(block.d);
+      if constexpr (Format::kHasOffset) factors[0].offset = scaled(block.m);
     }
   }
 
-  // The operands of a group's matrix instructions: where a half has a scale of its own, it has an instruction, too,
-  // with zeros for the other half.
-  using Operands = uint32_t[Format::kScales][4];
+  // Those of a slice, for every lane to read.
+  __device__ __forceinline__ void store_factors(unsigned i) const {
+    constexpr int kRowStep = kWarpSize / Slice::kGroups;
+    const int group = lane % Slice::kGroups;
+#pragma unroll
+    for (int j = 0; j < kWarpRows; j += kRowStep) {
+      const int row = j + lane / Slice::kGroups;
+      Factors factors[Format::kScales];
+      set_factors(*blocks_of(row, i), group, factors);
+#pragma unroll
+      for (int s = 0; s < Format::kScales; ++s) buffers.factors[warp][group][s][row % 8].row[row / 8] = factors[s];
+    }
+  }
 
-  // The lane's part of a group of the warp's rows: of rows lane / 4 and lane / 4 + 8, of either half.
-  __device__ __forceinline__ void decode(const Block* const (&blocks)[2], int group, Operands& a) const {
-    constexpr int kSecond = Format::kScales - 1;
+  // The lane's part of a group of the warp's rows, of rows lane / 4 and lane / 4 + 8: an operand for either half. One
+  // that is not present is zeros.
+  __device__ __forceinline__ void decode(const Block* const (&blocks)[2], int group, bool present,
+                                         uint32_t (&a)[2][4]) const {
+    Factors factors[2][Format::kScales];
+    if constexpr (Slice::kLargeBlocks) {
+#pragma unroll
+      for (int s = 0; s < Format::kScales; ++s) {
+        const auto two = buffers.factors[warp][group][s][lane / 4];
+        factors[0][s] = two.row[0];
+        factors[1][s] = two.row[1];
+      }
+    } else {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        set_factors(blocks[r][group], 0, factors[r]);
+        if (!present) factors[r][0] = {};
+      }
+    }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const uint2 halves =
-          Format::words(blocks[r][group / Format::kGroupsPerBlock], group % Format::kGroupsPerBlock, lane % 4);
-      if constexpr (Format::kScales == 2) a[0][2 + r] = a[1][r] = 0;
-      a[0][r] = halves.x;
-      a[kSecond][2 + r] = halves.y;
-    }
-  }
-
-  // Adds the scaled sums of a group, for the tokens from kFirst on.
-  template <int kFirst>
-  __device__ __forceinline__ void add_scaled(const int32_t (&dots)[Format::kScales][kBatchTokens / 2], int group,
-                                             const ScalePair<Format::kHasOffset> (&pairs)[kTokens / 2]) {
-    float2 scale[Format::kScales], offset[Format::kScales];
+      __half2 quants[2][2];
+      load_quants<Format>(blocks[r][group / Format::kGroupsPerBlock], group % Format::kGroupsPerBlock, lane % 4,
+                          quants);
 #pragma unroll
-    for (int s = 0; s < Format::kScales; ++s) {
-      scale[s] = weights.scales[group][s][lane / 4];
-      if constexpr (Format::kHasOffset) offset[s] = weights.offsets[group][s][lane / 4];
-    }
+      for (int half = 0; half < 2; ++half) {
+        const Factors& f = factors[r][Format::kScales == 2 ? half : 0];
 #pragma unroll
-    for (int j = 0; j < kBatchTokens / 8; ++j) {
-      const ScalePair<Format::kHasOffset> pair = pairs[kFirst / 2 + 4 * j + lane % 4];
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        const int r = c / 2, e = c % 2;
-        float value = __fmul_rn(r == 0 ? scale[0].x : scale[0].y, static_cast<float>(dots[0][4 * j + c]));
-        if constexpr (Format::kScales == 2) {
-          value = __fmaf_rn(r == 0 ? scale[1].x : scale[1].y, static_cast<float>(dots[1][4 * j + c]), value);
+        for (int i = 0; i < 2; ++i) {
+          __half2 weights;
           if constexpr (Format::kHasOffset) {
-            const float2 halves = __half22float2(*reinterpret_cast<const __half2*>(&pair.sums[e]));
-            value = __fmaf_rn(r == 0 ? offset[0].x : offset[0].y, halves.x, value);
-            value = __fmaf_rn(r == 0 ? offset[1].x : offset[1].y, halves.y, value);
+            weights = __hfma2(quants[half][i], f.scale, f.offset);
+          } else {
+            weights = __hmul2(quants[half][i], f.scale);
           }
-        } else if constexpr (Format::kHasOffset) {
-          value = __fmaf_rn(r == 0 ? offset[0].x : offset[0].y, __uint_as_float(pair.sums[e]), value);
+          a[half][2 * i + r] = *reinterpret_cast<const uint32_t*>(&weights);
         }
-        float& sum = sums[kFirst / 2 + 4 * j + c];
-        sum = __fmaf_rn(pair.d[e], value, sum);
       }
     }
   }
 
-  // Multiplies a batch of groups, the slice's from `group` on and the chunk's from `column` on, for the tokens from
-  // kFirst on; those from `groups` on are not there.
-  template <int kFirst>
-  __device__ __forceinline__ void multiply_batch(const typename Shape::Chunk& chunk, int group, int groups, int column,
-                                                 Operands (&a)[kBatchGroups]) {
-    int32_t dots[kBatchGroups][Format::kScales][kBatchTokens / 2];
-    const uint64_t descriptor =
-        make_descriptor(shared_address(chunk.quants[kFirst]), 0) + descriptor_offset(column * kGroupSize);
-    const auto pin = [&] {
-#pragma unroll
-      for (int i = 0; i < kBatchGroups; ++i) {
-#pragma unroll
-        for (int s = 0; s < Format::kScales; ++s) {
-          pin_registers(dots[i][s]);
-          pin_registers(a[i][s]);
-        }
+  static __device__ __forceinline__ void pin_operands(uint32_t (&a)[2][4]) {
+    pin_registers(a[0]);
+    pin_registers(a[1]);
+  }
+
+  __device__ __forceinline__ void run(float (&sums)[kTokens / 2]) const {
+    uint32_t a[2][2][4] = {};  // of a group and of the next one
+#pragma unroll 1
+    for (unsigned i = 0; i < share.num_slices; ++i) {
+      const unsigned stage = i % Shape::kWeightStages;
+      barriers.weights_full[tile][stage].wait(i / Shape::kWeightStages % 2);
+      if constexpr (Slice::kLargeBlocks) {
+        __syncwarp();  // the last slice's have been read
+        store_factors(i);
+        __syncwarp();
       }
-    };
-    pin();
-    open_wgmma();
+      const Block* const blocks[2] = {hold(blocks_of(lane / 4, i)), hold(blocks_of(lane / 4 + 8, i))};
+      const int groups = params.num_groups - (share.first_slice + i) * Slice::kGroups;
 #pragma unroll
-    for (int i = 0; i < kBatchGroups; ++i) {
+      for (int group = 0; group < Slice::kGroups; ++group) {
+        const unsigned chunk = i * Slice::kChunks + group / kChunkGroups, place = chunk % Shape::kStages;
+        const bool opens = group % kChunkGroups == 0;
+        auto& operands = a[group % 2];
+        pin_operands(operands);
+        decode(blocks, group, group < groups, operands);
+        if (group + 1 == Slice::kGroups) {
+          __syncwarp();
+          barriers.weights_empty[tile][stage].arrive_if(lane == 0);
+        }
+        if (opens) barriers.full[place].wait(chunk / Shape::kStages % 2);
+        const uint64_t tokens = make_descriptor(shared_address(buffers.chunks[place]), 0);
+        pin_registers(sums);
+        pin_operands(operands);
+        open_wgmma();
 #pragma unroll
-      for (int s = 0; s < Format::kScales; ++s) {
-        wgmma_registers_transposed<int8_t, kBatchTokens>(
-            dots[i][s], a[i][s], descriptor + descriptor_offset(i * kGroupSize), /*accumulate=*/0);
+        for (int half = 0; half < 2; ++half) {
+          constexpr int kStepBytes = kGroupSize;  // 16 elements
+          wgmma_registers_transposed<__half, kTokens>(
+              sums, operands[half], tokens + descriptor_offset((group % kChunkGroups * 2 + half) * kStepBytes),
+              group > 0 || half > 0 || i > 0);
+        }
+        commit_wgmma();
+        pin_registers(sums);
+        wait_wgmma<1>();
+        // The chunk before has been multiplied.
+        if (opens) barriers.empty[(chunk - 1) % Shape::kStages].arrive_if(lane == 0 && chunk > 0);
       }
     }
-    commit_wgmma();
     wait_wgmma<0>();
-    pin();
-#pragma unroll
-    for (int i = 0; i < kBatchGroups; ++i) {
-      if (group + i < groups) add_scaled<kFirst>(dots[i], group + i, chunk.scales[column + i]);
-    }
+    pin_registers(sums);
+    pin_operands(a[0]);
+    pin_operands(a[1]);
   }
 
-  // Brings the strand's sums to shared memory: behind the first, adds them to what is there.
-  __device__ __forceinline__ void add_strand(bool first) const {
-    const int row = warp % (kTileRows / kWarpRows) * kWarpRows + lane / 4;
-    auto& out = sums_out[warp / (kTileRows / kWarpRows)];
+  __device__ __forceinline__ void leave_sums(typename Shape::Sums& out, const float (&sums)[kTokens / 2]) const {
+    const int row = tile_row + lane / 4;
 #pragma unroll
     for (int j = 0; j < kTokens / 8; ++j) {
 #pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        float& place = out[8 * j + lane % 4 * 2 + c % 2][row + c / 2 * 8];
-        place = first ? sums[4 * j + c] : place + sums[4 * j + c];
-      }
-    }
-  }
-
-  // All of the block's strands. `first_strand` is this block's only one in a cluster, else 0.
-  __device__ __forceinline__ void run(int first_strand) {
-    constexpr int kStep = Shape::kClusterStrands ? kStrands : 1;
-    using Chunk = typename Shape::Chunk;
-    const int num_slices = params.num_slices(), num_chunks = params.num_chunks();
-
-    // X: one thread of the block asks for chunks ahead of the one in use.
-    const bool leads = threadIdx.x == 0;
-    SliceWalk<kStep> chunk_ahead(first_strand);
-    int chunk_half = 0;
-    RingPosition<Shape::kStages> ring_ahead;
-    const auto copy_chunk = [&] {
-      if (!leads || chunk_ahead.done(num_slices)) return;
-      const int chunk = chunk_ahead.slice * kSliceChunks + chunk_half;
-      Barrier& full = barriers.full[ring_ahead.index];
-      barriers.empty[ring_ahead.index].wait(ring_ahead.parity ^ 1);
-      full.arrive_and_expect(sizeof(Chunk));
-      copy_bulk(buffers.chunks[ring_ahead.index], X + int64_t{chunk} * static_cast<int>(sizeof(Chunk)), sizeof(Chunk),
-                &full);
-      ring_ahead.advance();
-      if (++chunk_half == kSliceChunks || chunk + 1 == num_chunks) {
-        chunk_half = 0;
-        chunk_ahead.advance(num_slices);
-      }
-    };
-    for (int i = 0; i + 2 < Shape::kStages; ++i) copy_chunk();
-
-    SliceWalk<kStep> weights_ahead(first_strand);
-    int stage_ahead = 0;
-    const auto copy_slice = [&] {
-      if (!weights_ahead.done(num_slices)) {
-        copy_weights(weights_ahead.slice, stage_ahead);
-        weights_ahead.advance(num_slices);
-      }
-      commit_copies();
-      stage_ahead = stage_ahead + 1 == Weights::kStages ? 0 : stage_ahead + 1;
-    };
-    for (int i = 0; i + 1 < Weights::kStages; ++i) copy_slice();
-
-    RingPosition<Shape::kStages> ring;
-    int stage = 0;
-#pragma unroll 1
-    for (int strand = first_strand; strand < kStrands; strand += kStep) {
-#pragma unroll
-      for (float& sum : sums) sum = 0.0f;
-#pragma unroll 1
-      for (int slice = strand; slice < num_slices; slice += kStrands) {
-        copy_slice();
-        wait_for_copies<Weights::kStages - 1>();
-        __syncwarp();
-        store_scales(slice, stage);
-        __syncwarp();
-        const Block* const blocks[2] = {blocks_of(lane / 4, slice, stage), blocks_of(lane / 4 + 8, slice, stage)};
-        const int groups = min(kSliceGroups, params.num_groups - slice * kSliceGroups);
-#pragma unroll 1
-        for (int first = 0; first < groups; first += kChunkGroups) {
-          copy_chunk();
-          __syncwarp();
-          barriers.full[ring.index].wait(ring.parity);
-          const Chunk& chunk = *reinterpret_cast<const Chunk*>(buffers.chunks[ring.index]);
-#pragma unroll
-          for (int column = 0; column < kChunkGroups; column += kBatchGroups) {
-            if (first + column >= groups) break;
-            Operands a[kBatchGroups];
-#pragma unroll
-            for (int i = 0; i < kBatchGroups; ++i) decode(blocks, first + column + i, a[i]);
-            multiply_batch<0>(chunk, first + column, groups, column, a);
-            if constexpr (kBatchTokens < kTokens)
-              multiply_batch<kBatchTokens>(chunk, first + column, groups, column, a);
-          }
-          __syncwarp();
-          barriers.empty[ring.index].arrive_if(lane == 0);
-          ring.advance();
-        }
-        __syncwarp();  // before the next copy and the next scales
-        stage = stage + 1 == Weights::kStages ? 0 : stage + 1;
-      }
-      if constexpr (Shape::kClusterStrands) {
-        __syncthreads();  // the sums lie over the other buffers
-        add_strand(/*first=*/true);
-      } else {
-        add_strand(strand == 0);
-      }
+      for (int c = 0; c < 4; ++c) out[tile][8 * j + lane % 4 * 2 + c % 2][row + c / 2 * 8] = sums[4 * j + c];
     }
   }
 };

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.harness import Expected, Operator, assert_same_bits, bad_shape, bad_value, case, operator_tests
+from tests.harness import Expected, Operator, assert_close, assert_same_bits, bad_shape, bad_value, case, operator_tests
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
@@ -87,12 +87,29 @@ def quantized(x: torch.Tensor) -> torch.Tensor:
     return torch.where(amax < 2.0**-100, 0.0, (amax / most).double() * q.double()).flatten(-2)
 
 
-def f32_bound(x8: torch.Tensor, w: torch.Tensor, row: int) -> torch.Tensor:
+def group_products(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """For each element of the result the sum of |x| times the largest |w| of its group."""
+    if x.shape[-1] == 0:
+        return x.new_zeros(x.shape[0], w.shape[0])
+    return groups_of(x.abs()).sum(-1) @ groups_of(w.abs().double()).amax(-1).T
+
+
+def f32_bound(x8: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """What 2^-24 is multiplied by. An element is scale · q + offset, with both terms at most 2 maxima of its group for
     random q, and a sum passes through a rounding a group and a few within one."""
-    num_groups = x8.shape[-1] // 32
-    per_group = groups_of(x8.abs()).sum(-1) @ groups_of(w.abs().double()).amax(-1).T if num_groups else x8.new_zeros(1)
-    return (4 * (num_groups + 8) * per_group).expand(x8.shape[0], row)
+    return 4 * (x8.shape[-1] // 32 + 8) * group_products(x8, w)
+
+
+def f16_bound(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """The same for a product in f16. Both terms, an element of W and one of X are rounded to 11 bits, or below 2^-19 to
+    multiples of 2^-29: a scale then, which a quant of at most 128 multiplies, and an offset."""
+    roundings = 2 + 2 + 1 + 1
+    return roundings * 2.0**13 * group_products(x, w) + 3 * x.abs().sum(-1, keepdim=True) + f32_bound(x, w)
+
+
+def multiplies_in_f16(device) -> bool:
+    """Whether ggml_mul_mat_a8 does there: on Hopper."""
+    return torch.device(device).type == "cuda" and torch.cuda.get_device_capability() == (9, 0)
 
 
 class Dequantize(Operator):
@@ -171,7 +188,18 @@ class MulMat(Operator):
 
     def reference(self, case, args):
         w, x8 = dequantized(args.W, case.type), quantized(args.X)
-        return {"result": Expected(x8 @ w.double().T, f32_bound(x8, w, case.row))}
+        return {"result": Expected(x8 @ w.double().T, f32_bound(x8, w))}
+
+
+class MulMatOfMany(MulMat):
+    batch = {}  # the bits of a row may depend on the number of rows
+
+    def compare(self, case, args, outputs):
+        if not multiplies_in_f16(outputs["result"].device):
+            return super().compare(case, args, outputs)
+        w = dequantized(args.W, case.type)
+        expected = Expected(args.X @ w.double().T, f16_bound(args.X, w))
+        assert_close("result", outputs["result"], expected, f32_roundings=1)
 
 
 def flip_bound(y: torch.Tensor, w: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -223,7 +251,7 @@ class SiluAndMulMatVec(Operator):
         gate, up = args.X.double().chunk(2, dim=-1)
         y = (gate * torch.sigmoid(gate) * up).to(case.dtype)
         y8 = quantized(y)
-        bound = f32_bound(y8, w, case.row) + 2.0**24 * flip_bound(y, w, case.dtype)
+        bound = f32_bound(y8, w) + 2.0**24 * flip_bound(y, w, case.dtype)
         return {"result": Expected(y8 @ w.double().T, bound)}
 
 
@@ -257,14 +285,14 @@ class AddRmsnormMatVec(SiluAndMulMatVec):
         mean = total.double().square().mean(-1, keepdim=True)
         y = (total.double() / (mean + args.eps).sqrt() * args.norm_weight.double()).to(case.dtype)
         y8 = quantized(y)
-        bound = f32_bound(y8, w, case.row) + 2.0**24 * flip_bound(y, w, case.dtype)
+        bound = f32_bound(y8, w) + 2.0**24 * flip_bound(y, w, case.dtype)
         return {"result0": Expected(y8 @ w.double().T, bound), "result1": total.double()}
 
 
 test_ggml = operator_tests(
     Dequantize(name="ggml_dequantize"),
     MulMat(name="ggml_mul_mat_vec_a8"),
-    MulMat(name="ggml_mul_mat_a8"),
+    MulMatOfMany(name="ggml_mul_mat_a8"),
     SiluAndMulMatVec(name="silu_and_mul_ggml_mul_mat_vec_a8"),
     AddRmsnormMatVec(name="add_rmsnorm_ggml_mul_mat_vec_a8"),
 )
@@ -319,6 +347,8 @@ def test_dequantize_takes_any_bytes(type, device, dtype):
 def test_product_has_the_same_bits_for_any_number_of_tokens(name, type, device):
     import sgl_kernel
 
+    if name == "ggml_mul_mat_a8" and multiplies_in_f16(device):
+        pytest.skip("the order of its sums depends on the number of tokens")
     multiply = getattr(sgl_kernel, name)
     # So many rows that on a GPU some of these numbers take another kernel than others.
     W = random_weight(type, 91, 1280).to(device)
@@ -334,6 +364,8 @@ def test_product_has_the_same_bits_in_any_tile(type, device):
     """So many rows that on a GPU many tokens take tiles of another shape than few."""
     import sgl_kernel
 
+    if multiplies_in_f16(device):
+        pytest.skip("the order of its sums depends on the number of tokens")
     row, k = 4360, 1536
     W = random_weight(type, row, k).to(device)
     X = torch.randn(300, k, generator=torch.Generator().manual_seed(8)).to(device)
@@ -366,7 +398,8 @@ def test_weights_at_an_even_address(type, device):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("type", TYPES)
 def test_product_is_near_that_of_unquantized_tokens(type, device):
-    """An element of X is off by at most amax / 254 of its group, and the roundings of q and of d."""
+    """An element of X is off by at most amax / 254 of its group, and the roundings of q and of d. In f16 all is nearer,
+    as long as roundings do not conspire."""
     import sgl_kernel
 
     W = random_weight(type, 64, 1024)
@@ -376,8 +409,10 @@ def test_product_is_near_that_of_unquantized_tokens(type, device):
     error_of_x = (
         groups_of(X.double().abs()).amax(-1, keepdim=True).expand(-1, -1, 32).flatten(-2) / 254 * (1 + 2.0**-15)
     )
-    bound = error_of_x @ w.abs().T + 2.0**-24 * f32_bound(quantized(X), w, 64)
-    assert ((result - X.double() @ w.T).abs() <= bound).all()
+    bound = error_of_x @ w.abs().T + 2.0**-24 * f32_bound(quantized(X), w)
+    error = result - X.double() @ w.T
+    assert (error.abs() <= bound).all()
+    assert error.norm() <= (0.001 if multiplies_in_f16(device) else 0.01) * result.norm()
 
 
 @pytest.mark.parametrize("device", DEVICES)
