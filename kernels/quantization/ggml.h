@@ -44,8 +44,8 @@ Status ggml_dequantize(TensorView result, TensorView W, int64_t type, int64_t m,
 // The two operators compute the same, but may add in another order; ggml_mul_mat_vec_a8 is meant for few tokens,
 // ggml_mul_mat_a8 for many. A token's result has the same bits whatever the number of tokens, on the same machine.
 //
-// ggml_mul_mat_a8 on Hopper differs in both: it multiplies in f16, with sums in f32 whose order depends on num_tokens.
-// In place of X8 and W it takes
+// ggml_mul_mat_a8 on Hopper differs in both where num_tokens * row * k is at least 2^28: it multiplies in f16, with
+// sums in f32 whose order depends on num_tokens. In place of X8 and W it takes
 //   X16[j] = x[j] rounded to f16 when a power of two has brought the token's largest |x| to [2^14, 2^15)
 //   W16[j] = scale * quant + offset, rounded to f16, of the format's scale and offset times 32, rounded to f16
 // and divides again. They are nearer to X and W than X8 alone to X; but where an element of W is beyond 2047, its row's

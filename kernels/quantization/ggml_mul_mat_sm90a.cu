@@ -1,16 +1,23 @@
-// ggml_mul_mat_a8 on Hopper: a first small kernel brings X to f16 in the workspace, a second one multiplies.
+// ggml_mul_mat_a8 on Hopper. Small products are ggml_mul_mat_slices.cu's. For others a first small kernel brings X to
+// f16 in the workspace, and a second one multiplies.
 //
 // A block has a tile of 64 rows of W by 16, 32 or 64 tokens, or of 192 by 128; where there are few tiles, a cluster of
-// blocks shares the k of each, and adds up the sums over its shared memory. Bound by how long a warp takes to decode W.
+// blocks shares the k of each, and adds up the sums over its shared memory. Bound by the warps that copy W: a copy
+// holds the registers of its addresses until it is done, so that a warp has few on their way.
 //
-// H200, 2026-11-23, 9216 x 4096, of 16, 64, 128 and 1024 tokens, in µs:
-//   Q4_0  24, 28, 34, 164     Q8_0  29, 36, 43, 204     Q4_K  27, 34, 39, 191     Q6_K  31, 38, 43, 210
+// H200, 2026-11-23, 9216 x 4096, µs in a CUDA graph, weights out of memory:
+//   tokens   16   32   64   128   256   1024
+//   Q4_0     22   23   27    35    60    167
+//   Q8_0     28   30   34    43    73    206
+//   Q4_K     24   25   34    38    67    187
+//   Q6_K     29   31   38    43    72    209
 #include <algorithm>
 
 #include "kernels/base/launch.h"
 #include "kernels/device/cluster.cuh"
 #include "kernels/device/pdl.cuh"
 #include "kernels/quantization/ggml.h"
+#include "kernels/quantization/ggml_mul_mat.cuh"
 #include "kernels/quantization/ggml_mul_mat_sm90a.cuh"
 
 namespace sgl_kernel::SGL_TARGET {
@@ -112,9 +119,9 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   const int64_t token_tile = tile_index / params.row_blocks, row_block = tile_index - token_tile * params.row_blocks;
   const int64_t first_row = row_block * kRows, first_token = token_tile * kTokens;
   const int begin = params.num_slices * rank / splits, end = params.num_slices * (rank + 1) / splits;
-  const TileShare<Shape> share = {
-      first_row, params.X + token_tile * params.num_slices * Shape::Slice::kChunks * Shape::kChunkBytes, begin,
-      end - begin};
+  const TileShare share = {first_row,
+                           params.X + token_tile * params.num_slices * Shape::Slice::kChunks * Shape::kChunkBytes,
+                           begin, end - begin};
   release_successors();
   if (threadIdx.x == 0) {
     for (int i = 0; i < Shape::kStages; ++i) {
@@ -124,7 +131,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     for (int tile = 0; tile < Shape::kRowTiles; ++tile) {
       for (int i = 0; i < Shape::kWeightStages; ++i) {
         barriers.weights_full[tile][i].init(kWarpSize);
-        barriers.weights_empty[tile][i].init(kWarpgroupSize / kWarpSize);
+        barriers.weights_empty[tile][i].init(kWarpgroupSize);
       }
     }
     fence_barrier_init();
@@ -156,15 +163,12 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     if (t >= params.num_tokens || r >= params.rows) continue;
     const float* place = &sums_out[row / kTileRows][token][row % kTileRows];
     float4 sum = {};
-    float scale = 0.0f;
-    if (params.num_groups > 0) {
-      for (int from = 0; from < splits; ++from) {
-        const uint4 bits = load_from_block(place, from);
-        const float4 part = reinterpret_cast<const float4&>(bits);
-        sum = {sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w};
-      }
-      scale = params.X_scales[t];
+    for (int from = 0; from < splits; ++from) {
+      const uint4 bits = load_from_block(place, from);
+      const float4 part = reinterpret_cast<const float4&>(bits);
+      sum = {sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w};
     }
+    const float scale = params.X_scales[t];
     const float values[4] = {sum.x * scale, sum.y * scale, sum.z * scale, sum.w * scale};
     const int count = static_cast<int>(min(int64_t{4}, params.rows - r));
     store_four(params.result, params.result_dtype, t * params.result_stride + r, params.result_vectors && count == 4,
@@ -183,11 +187,9 @@ Status multiply(TileParams params, uint8_t* workspace, const Activations& X, int
   const int num_chunks = params.num_slices * SliceOf<Format>::kChunks;
   const int64_t token_tiles = (params.num_tokens + kTokens - 1) / kTokens;
   float* const scales = reinterpret_cast<float*>(workspace + token_tiles * num_chunks * Shape::kChunkBytes);
-  if (params.num_groups > 0) {
-    SGL_RETURN_IF_ERROR(launch(kName, ggml_activations_to_f16_kernel,
-                               {.grid = static_cast<unsigned>(params.num_tokens), .block = kWidenThreads, .pdl = true},
-                               stream, workspace, scales, X, params.num_groups * kGroupSize, num_chunks, kTokens));
-  }
+  SGL_RETURN_IF_ERROR(launch(kName, ggml_activations_to_f16_kernel,
+                             {.grid = static_cast<unsigned>(params.num_tokens), .block = kWidenThreads, .pdl = true},
+                             stream, workspace, scales, X, params.num_groups * kGroupSize, num_chunks, kTokens));
   params.X = workspace;
   params.X_scales = scales;
   params.row_blocks = (params.rows + Shape::kRows - 1) / Shape::kRows;
@@ -210,7 +212,7 @@ Status multiply_split(const TileParams& params, uint8_t* workspace, const Activa
   constexpr int kMostSplits = 4;
   const int64_t tiles = (params.rows + Shape::kRows - 1) / Shape::kRows * ((params.num_tokens + kTokens - 1) / kTokens);
   const int64_t room = std::max<int64_t>(1, int64_t{num_sms()} * kBlocks / tiles);
-  const int splits = static_cast<int>(std::min<int64_t>({kMostSplits, room, std::max(1, params.num_slices)}));
+  const int splits = static_cast<int>(std::min<int64_t>({kMostSplits, room, params.num_slices}));
   return multiply<Format, kTokens, kRowTiles, kBlocks>(params, workspace, X, splits, stream);
 }
 
@@ -218,16 +220,27 @@ template <class Format>
 Status mul_mat(TileParams params, uint8_t* workspace, const Activations& X, Stream stream) {
   constexpr int kSliceGroups = SliceOf<Format>::kGroups;
   params.num_slices = (params.num_groups + kSliceGroups - 1) / kSliceGroups;
-  if (params.num_tokens <= 16) return multiply_split<Format, 16, 1, 4>(params, workspace, X, stream);
-  if (params.num_tokens <= 32) return multiply_split<Format, 32, 1, 4>(params, workspace, X, stream);
-  if (params.num_tokens <= 64) return multiply_split<Format, 64, 1, 3>(params, workspace, X, stream);
-  return multiply_split<Format, 128, 3, 1>(params, workspace, X, stream);
+  if (params.num_tokens <= 16) return multiply_split<Format, 16, 1, 5>(params, workspace, X, stream);
+  if (params.num_tokens <= 32) return multiply_split<Format, 32, 1, 5>(params, workspace, X, stream);
+  // Large tiles, if they are at least a quarter of the multiprocessors.
+  const int64_t large_tiles = (params.rows + 191) / 192 * ((params.num_tokens + 127) / 128);
+  if (params.num_tokens > 64 && large_tiles * 4 >= num_sms()) {
+    return multiply_split<Format, 128, 3, 1>(params, workspace, X, stream);
+  }
+  return multiply_split<Format, 64, 1, 4>(params, workspace, X, stream);
 }
 
 }  // namespace
 
 Status ggml_mul_mat_a8(TensorView result, TensorView workspace, TensorView W, TensorView X, int64_t type, int64_t row,
                        Stream stream) {
+  // Products of elements: with fewer the other kernel is done sooner.
+  constexpr int64_t kFewProducts = int64_t{1} << 28;
+  if (X.num_elements() * row < kFewProducts) {
+    MatMulParams small = {};
+    SGL_RETURN_IF_ERROR(ggml_prepare_mul_mat(small, result, workspace, W, X, row, stream));
+    return ggml_mul_mat_slices(small, type, stream);
+  }
   TileParams params = {};
   params.result = result.data();
   params.result_stride = result.stride(0);

@@ -5,9 +5,9 @@
 // memory. For each such warpgroup another warp copies the rows as they lie in W, some slices ahead, and the first one's
 // first lane asks for X.
 //
-// What orders shared memory: whoever writes a place waits for its `empty`, at which all warps arrive that have read it,
-// for X behind the wait_wgmma() for the instructions that read it; they read behind the place's `full`. The sums of a
-// tile lie over it all, behind a barrier of the block.
+// What orders shared memory: whoever writes a place waits for its `empty`, at which all arrive that have read it, for X
+// a lane of each warp behind the wait_wgmma() for the instructions that read it; they read behind the place's `full`.
+// The sums of a tile lie over it all, behind a barrier of the block.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -136,50 +136,53 @@ struct MulMatShape {
   static constexpr bool kFits = room_for(kWeightStages) >= kStages && kSharedBytes <= kShared;
 };
 
-// Two bytes, those of `bits` under `mask`, as f16, times kUnit and less kZero: 0x6400 + b is the f16 1024 + b. Exact.
-template <int kZero>
-__device__ __forceinline__ __half2 widen(uint32_t bits, uint32_t mask, float unit) {
+// (bits & mask) ^ flip, times unit and less base: with 0x6400 a byte b becomes the f16 1024 + b. Two bytes, exact.
+__device__ __forceinline__ __half2 widen(uint32_t bits, uint32_t mask, uint32_t flip, float unit, float base) {
   uint32_t pair;
-  // (bits & mask) ^ flip: with the flip of the sign bit a signed byte is 128 more.
-  constexpr uint32_t kFlip = kZero == 128 ? 0x64806480 : 0x64006400;
-  asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(pair) : "r"(bits), "r"(mask), "r"(kFlip));
-  return __hfma2(*reinterpret_cast<const __half2*>(&pair), __float2half2_rn(unit),
-                 __float2half2_rn(-(1024 + kZero) * unit));
+  asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(pair) : "r"(bits), "r"(mask), "r"(flip));
+  return __hfma2(*reinterpret_cast<const __half2*>(&pair), __float2half2_rn(unit), __float2half2_rn(-base));
 }
 
-// The quants that lane quarter `i` has of group g, as f16: [half][even ones, odd ones].
+// What lane quarter `i` loads of a group, and of that the quants of a half as f16: the even ones, the odd ones. Nibbles
+// are widened as they lie in a byte, others as bytes.
 template <class F>
-__device__ __forceinline__ void load_quants(const typename F::Block& block, int g, int i, __half2 (&quants)[2][2]) {
-  constexpr uint32_t kBytes = 0x00ff00ff, kLow = 0x000f000f, kHigh = 0x00f000f0;
-  if constexpr (std::is_same_v<F, Format<ggml::kQ4_0>> || std::is_same_v<F, Format<ggml::kQ4_1>>) {
-    const uint32_t packed = load_word(block.qs + 4 * i);
-    constexpr int kZero = F::kHasOffset ? 0 : 8;
-    const auto widen_nibbles = [](uint32_t bits) {
-      uint32_t pair;
-      asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(pair) : "r"(bits), "r"(kHigh), "r"(0x64006400));
-      return __hfma2(*reinterpret_cast<const __half2*>(&pair), __float2half2_rn(1.0f / 16),
-                     __float2half2_rn(-64.0f - kZero));
-    };
-    quants[0][0] = widen_nibbles(packed << 4);
-    quants[0][1] = widen_nibbles(packed >> 4);
-    quants[1][0] = widen_nibbles(packed);
-    quants[1][1] = widen_nibbles(packed >> 8);
-  } else if constexpr (std::is_same_v<F, Format<ggml::kQ4_K>>) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const uint32_t packed = load_word(block.qs + 32 * (g / 2) + 4 * i + 16 * half);
-      quants[half][0] = widen<0>(packed, g % 2 == 0 ? kLow : kHigh, g % 2 == 0 ? 1.0f : 1.0f / 16);
-      quants[half][1] = widen<0>(packed >> 8, g % 2 == 0 ? kLow : kHigh, g % 2 == 0 ? 1.0f : 1.0f / 16);
+struct LaneQuants {
+  static constexpr bool kTwoNibbles = std::is_same_v<F, Format<ggml::kQ4_0>> || std::is_same_v<F, Format<ggml::kQ4_1>>;
+  static constexpr bool kOneNibble = std::is_same_v<F, Format<ggml::kQ4_K>>;
+
+  static __device__ __forceinline__ uint2 load(const typename F::Block& block, int g, int i) {
+    if constexpr (kTwoNibbles) {
+      return {load_word(block.qs + 4 * i), 0};
+    } else if constexpr (kOneNibble) {
+      const uint8_t* const packed = block.qs + 32 * (g / 2) + 4 * i;
+      return {load_word(packed), load_word(packed + 16)};
+    } else {
+      return F::words(block, g, i);
     }
-  } else {
-    const uint2 words = F::words(block, g, i);
-    constexpr int kZero = F::kHasOffset ? 0 : 128;
-    quants[0][0] = widen<kZero>(words.x, kBytes, 1.0f);
-    quants[0][1] = widen<kZero>(words.x >> 8, kBytes, 1.0f);
-    quants[1][0] = widen<kZero>(words.y, kBytes, 1.0f);
-    quants[1][1] = widen<kZero>(words.y >> 8, kBytes, 1.0f);
   }
-}
+
+  static __device__ __forceinline__ void widen_half(uint2 loaded, int g, int half, __half2 (&quants)[2]) {
+    constexpr uint32_t kFlip = 0x64006400;
+    uint32_t bits = half == 0 ? loaded.x : loaded.y;
+    if constexpr (kTwoNibbles) {
+      constexpr float kZero = F::kHasOffset ? 0 : 8;
+      quants[0] = widen(half == 0 ? loaded.x << 4 : loaded.x, 0x00f000f0, kFlip, 1.0f / 16, 64 + kZero);
+      quants[1] = widen(half == 0 ? loaded.x >> 4 : loaded.x >> 8, 0x00f000f0, kFlip, 1.0f / 16, 64 + kZero);
+    } else if constexpr (kOneNibble) {
+      const uint32_t mask = g % 2 == 0 ? 0x000f000f : 0x00f000f0;
+      const float unit = g % 2 == 0 ? 1.0f : 1.0f / 16;
+      quants[0] = widen(bits, mask, kFlip, unit, 1024 * unit);
+      quants[1] = widen(bits >> 8, mask, kFlip, unit, 1024 * unit);
+    } else {
+      // A signed byte with its sign bit flipped is 128 more.
+      constexpr bool kSigned = !F::kHasOffset;
+      constexpr uint32_t kByteFlip = kSigned ? kFlip ^ 0x00800080 : kFlip;
+      constexpr float kBase = kSigned ? 1024 + 128 : 1024;
+      quants[0] = widen(bits, 0x00ff00ff, kByteFlip, 1, kBase);
+      quants[1] = widen(bits >> 8, 0x00ff00ff, kByteFlip, 1, kBase);
+    }
+  }
+};
 
 // A pointer to shared memory that the compiler keeps in a register, and does not reckon again for each use.
 template <class T>
@@ -189,16 +192,11 @@ __device__ __forceinline__ const T* hold(const T* pointer) {
   return static_cast<const T*>(__cvta_shared_to_generic(address));
 }
 
-// What the slices of a block's tile are: `num_slices` from first_slice on.
-template <class Shape>
+// A block's rows, tokens and slices of k.
 struct TileShare {
-  using Slice = typename Shape::Slice;
-
   int64_t first_row;
   const uint8_t* X;  // the tile's chunks
   int first_slice, num_slices;
-
-  __device__ __forceinline__ unsigned num_chunks() const { return num_slices * Slice::kChunks; }
 };
 
 __device__ __forceinline__ int64_t row_bytes_of(const TileParams& params, int groups_per_block, int block_bytes) {
@@ -214,14 +212,14 @@ struct TileCopier {
   const TileParams& params;
   typename Shape::Buffers& buffers;
   typename Shape::Barriers& barriers;
-  const TileShare<Shape>& share;
+  const TileShare& share;
   const int lane, tile;  // of the block's row tiles
   const int64_t first_row, row_bytes;
   const int num_rows;
   const uint8_t* const W;  // the first row
 
   __device__ __forceinline__ TileCopier(const TileParams& params, typename Shape::Buffers& buffers,
-                                        typename Shape::Barriers& barriers, const TileShare<Shape>& share)
+                                        typename Shape::Barriers& barriers, const TileShare& share)
       : params(params),
         buffers(buffers),
         barriers(barriers),
@@ -274,7 +272,7 @@ struct TileCopier {
     const int64_t step = kStepRows * row_bytes;
     // A row is longer than a piece: elsewhere the pieces around a run are of the matrix.
     const bool at_edge =
-        first_row == 0 && slice == 0 || first_row + kTileRows >= params.rows && slice + 1 == params.num_slices;
+        (first_row == 0 && slice == 0) || (first_row + kTileRows >= params.rows && slice + 1 == params.num_slices);
     if (!at_edge) {
 #pragma unroll 8
       for (int j = 0; j < kTileRows; j += kStepRows) {
@@ -335,13 +333,13 @@ struct TileMultiplier {
   const TileParams& params;
   typename Shape::Buffers& buffers;
   typename Shape::Barriers& barriers;
-  const TileShare<Shape>& share;
+  const TileShare& share;
   const int lane, warp, tile, tile_row;  // the warp in the block, its row tile, and its first row of that
   const uint32_t low_address;            // of W's row, the low bits
   const uint32_t row_bytes;
 
   __device__ __forceinline__ TileMultiplier(const TileParams& params, typename Shape::Buffers& buffers,
-                                            typename Shape::Barriers& barriers, const TileShare<Shape>& share)
+                                            typename Shape::Barriers& barriers, const TileShare& share)
       : params(params),
         buffers(buffers),
         barriers(barriers),
@@ -397,54 +395,55 @@ struct TileMultiplier {
     }
   }
 
-  // The lane's part of a group of the warp's rows, of rows lane / 4 and lane / 4 + 8: an operand for either half. One
-  // that is not present is zeros.
-  __device__ __forceinline__ void decode(const Block* const (&blocks)[2], int group, bool present,
-                                         uint32_t (&a)[2][4]) const {
+  // The lane's part of a group of the warp's rows, of rows lane / 4 and lane / 4 + 8.
+  struct Group {
+    uint2 quants[2];
     Factors factors[2][Format::kScales];
+  };
+
+  // One that is not present is zeros.
+  __device__ __forceinline__ void load(const Block* const (&blocks)[2], int group, bool present, Group& loaded) const {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const Block& block = blocks[r][group / Format::kGroupsPerBlock];
+      loaded.quants[r] = LaneQuants<Format>::load(block, group % Format::kGroupsPerBlock, lane % 4);
+      if constexpr (!Slice::kLargeBlocks) {
+        set_factors(block, 0, loaded.factors[r]);
+        if (!present) loaded.factors[r][0] = {};
+      }
+    }
     if constexpr (Slice::kLargeBlocks) {
 #pragma unroll
       for (int s = 0; s < Format::kScales; ++s) {
         const auto two = buffers.factors[warp][group][s][lane / 4];
-        factors[0][s] = two.row[0];
-        factors[1][s] = two.row[1];
-      }
-    } else {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        set_factors(blocks[r][group], 0, factors[r]);
-        if (!present) factors[r][0] = {};
-      }
-    }
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      __half2 quants[2][2];
-      load_quants<Format>(blocks[r][group / Format::kGroupsPerBlock], group % Format::kGroupsPerBlock, lane % 4,
-                          quants);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const Factors& f = factors[r][Format::kScales == 2 ? half : 0];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          __half2 weights;
-          if constexpr (Format::kHasOffset) {
-            weights = __hfma2(quants[half][i], f.scale, f.offset);
-          } else {
-            weights = __hmul2(quants[half][i], f.scale);
-          }
-          a[half][2 * i + r] = *reinterpret_cast<const uint32_t*>(&weights);
-        }
+        loaded.factors[0][s] = two.row[0];
+        loaded.factors[1][s] = two.row[1];
       }
     }
   }
 
-  static __device__ __forceinline__ void pin_operands(uint32_t (&a)[2][4]) {
-    pin_registers(a[0]);
-    pin_registers(a[1]);
+  // The operand of a half.
+  static __device__ __forceinline__ void decode(const Group& loaded, int group, int half, uint32_t (&a)[4]) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      __half2 quants[2];
+      LaneQuants<Format>::widen_half(loaded.quants[r], group, half, quants);
+      const Factors& f = loaded.factors[r][Format::kScales == 2 ? half : 0];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        __half2 weights;
+        if constexpr (Format::kHasOffset) {
+          weights = __hfma2(quants[i], f.scale, f.offset);
+        } else {
+          weights = __hmul2(quants[i], f.scale);
+        }
+        a[2 * i + r] = *reinterpret_cast<const uint32_t*>(&weights);
+      }
+    }
   }
 
   __device__ __forceinline__ void run(float (&sums)[kTokens / 2]) const {
-    uint32_t a[2][2][4] = {};  // of a group and of the next one
+    uint32_t a[2][2][4] = {};  // [group % 2][half]
 #pragma unroll 1
     for (unsigned i = 0; i < share.num_slices; ++i) {
       const unsigned stage = i % Shape::kWeightStages;
@@ -456,40 +455,49 @@ struct TileMultiplier {
       }
       const Block* const blocks[2] = {hold(blocks_of(lane / 4, i)), hold(blocks_of(lane / 4 + 8, i))};
       const int groups = params.num_groups - (share.first_slice + i) * Slice::kGroups;
+      Group loaded;
+      load(blocks, 0, 0 < groups, loaded);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        pin_registers(a[0][half]);
+        decode(loaded, 0, half, a[0][half]);
+      }
 #pragma unroll
       for (int group = 0; group < Slice::kGroups; ++group) {
         const unsigned chunk = i * Slice::kChunks + group / kChunkGroups, place = chunk % Shape::kStages;
         const bool opens = group % kChunkGroups == 0;
-        auto& operands = a[group % 2];
-        pin_operands(operands);
-        decode(blocks, group, group < groups, operands);
-        if (group + 1 == Slice::kGroups) {
-          __syncwarp();
-          barriers.weights_empty[tile][stage].arrive_if(lane == 0);
-        }
+        if (group + 1 < Slice::kGroups) load(blocks, group + 1, group + 1 < groups, loaded);
         if (opens) barriers.full[place].wait(chunk / Shape::kStages % 2);
         const uint64_t tokens = make_descriptor(shared_address(buffers.chunks[place]), 0);
-        pin_registers(sums);
-        pin_operands(operands);
-        open_wgmma();
+        // An instruction starts behind the last one, and until then the warp may have to wait: so each is followed by
+        // decoding what the next group's takes.
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
+          pin_registers(sums);
+          pin_registers(a[group % 2][half]);
+          open_wgmma();
           constexpr int kStepBytes = kGroupSize;  // 16 elements
           wgmma_registers_transposed<__half, kTokens>(
-              sums, operands[half], tokens + descriptor_offset((group % kChunkGroups * 2 + half) * kStepBytes),
+              sums, a[group % 2][half], tokens + descriptor_offset((group % kChunkGroups * 2 + half) * kStepBytes),
               group > 0 || half > 0 || i > 0);
+          commit_wgmma();
+          pin_registers(sums);
+          wait_wgmma<2>();
+          if (opens && half == 1) {  // the chunk before has been multiplied
+            barriers.empty[(chunk - 1) % Shape::kStages].arrive_if(lane == 0 && chunk > 0);
+          }
+          if (group + 1 < Slice::kGroups) {
+            pin_registers(a[1 - group % 2][half]);
+            decode(loaded, group + 1, half, a[1 - group % 2][half]);
+          }
         }
-        commit_wgmma();
-        pin_registers(sums);
-        wait_wgmma<1>();
-        // The chunk before has been multiplied.
-        if (opens) barriers.empty[(chunk - 1) % Shape::kStages].arrive_if(lane == 0 && chunk > 0);
+        if (group + 2 == Slice::kGroups) barriers.weights_empty[tile][stage].arrive();
       }
     }
     wait_wgmma<0>();
     pin_registers(sums);
-    pin_operands(a[0]);
-    pin_operands(a[1]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) pin_registers(a[i / 2][i % 2]);
   }
 
   __device__ __forceinline__ void leave_sums(typename Shape::Sums& out, const float (&sums)[kTokens / 2]) const {

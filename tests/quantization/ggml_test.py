@@ -107,9 +107,10 @@ def f16_bound(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     return roundings * 2.0**13 * group_products(x, w) + 3 * x.abs().sum(-1, keepdim=True) + f32_bound(x, w)
 
 
-def multiplies_in_f16(device) -> bool:
-    """Whether ggml_mul_mat_a8 does there: on Hopper."""
-    return torch.device(device).type == "cuda" and torch.cuda.get_device_capability() == (9, 0)
+def multiplies_in_f16(device, num_tokens: int, row: int, k: int) -> bool:
+    """Whether ggml_mul_mat_a8 does: a large product on Hopper."""
+    on_hopper = torch.device(device).type == "cuda" and torch.cuda.get_device_capability() == (9, 0)
+    return on_hopper and num_tokens * row * k >= 2**28
 
 
 class Dequantize(Operator):
@@ -192,10 +193,18 @@ class MulMat(Operator):
 
 
 class MulMatOfMany(MulMat):
+    # Large products, at tiles' edges, and with a number of groups that is no multiple of a slice's.
+    cases = MulMat.cases + [case(type=t, dtype=BF16, num_tokens=100, row=3610, k=768) for t in TYPES]
+    cases += [
+        case(type=t, dtype=d, num_tokens=n, row=r, k=k)
+        for t in ("Q4_0", "Q8_0", "Q4_K", "Q6_K")
+        for n, r, k, d in [(15, 23500, 768, F32), (30, 11801, 768, F16), (60, 5903, 768, BF16), (300, 3505, 256, F32)]
+    ]
+    cases += [case(type="Q4_1", dtype=BF16, num_tokens=130, row=4450, k=480)]
     batch = {}  # the bits of a row may depend on the number of rows
 
     def compare(self, case, args, outputs):
-        if not multiplies_in_f16(outputs["result"].device):
+        if not multiplies_in_f16(outputs["result"].device, case.num_tokens, case.row, case.k):
             return super().compare(case, args, outputs)
         w = dequantized(args.W, case.type)
         expected = Expected(args.X @ w.double().T, f16_bound(args.X, w))
@@ -347,8 +356,6 @@ def test_dequantize_takes_any_bytes(type, device, dtype):
 def test_product_has_the_same_bits_for_any_number_of_tokens(name, type, device):
     import sgl_kernel
 
-    if name == "ggml_mul_mat_a8" and multiplies_in_f16(device):
-        pytest.skip("the order of its sums depends on the number of tokens")
     multiply = getattr(sgl_kernel, name)
     # So many rows that on a GPU some of these numbers take another kernel than others.
     W = random_weight(type, 91, 1280).to(device)
@@ -364,9 +371,9 @@ def test_product_has_the_same_bits_in_any_tile(type, device):
     """So many rows that on a GPU many tokens take tiles of another shape than few."""
     import sgl_kernel
 
-    if multiplies_in_f16(device):
-        pytest.skip("the order of its sums depends on the number of tokens")
     row, k = 4360, 1536
+    if multiplies_in_f16(device, 300, row, k):
+        pytest.skip("the order of its sums depends on the number of tokens")
     W = random_weight(type, row, k).to(device)
     X = torch.randn(300, k, generator=torch.Generator().manual_seed(8)).to(device)
     whole = sgl_kernel.ggml_mul_mat_a8(W, X, number(type), row)
@@ -382,12 +389,12 @@ def test_weights_at_an_even_address(type, device):
 
     row, k = 8195, 768
     W = random_weight(type, row, k).to(device)
-    X = torch.randn(33, k, generator=torch.Generator().manual_seed(7)).to(device)
+    X = torch.randn(45, k, generator=torch.Generator().manual_seed(7)).to(device)
     moved = torch.empty(W.numel() + 16, dtype=torch.uint8, device=device)
     for offset in (2, 14):
         there = moved[offset : offset + W.numel()].view(W.shape)
         there.copy_(W)
-        for name, tokens in (("ggml_mul_mat_a8", 33), ("ggml_mul_mat_vec_a8", 1), ("ggml_mul_mat_vec_a8", 5)):
+        for name, tokens in (("ggml_mul_mat_a8", 45), ("ggml_mul_mat_vec_a8", 1), ("ggml_mul_mat_vec_a8", 5)):
             multiply = getattr(sgl_kernel, name)
             expected = multiply(W, X[:tokens], number(type), row)
             assert_same_bits(name, multiply(there, X[:tokens], number(type), row), expected)
@@ -398,8 +405,7 @@ def test_weights_at_an_even_address(type, device):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("type", TYPES)
 def test_product_is_near_that_of_unquantized_tokens(type, device):
-    """An element of X is off by at most amax / 254 of its group, and the roundings of q and of d. In f16 all is nearer,
-    as long as roundings do not conspire."""
+    """An element of X is off by at most amax / 254 of its group, and the roundings of q and of d."""
     import sgl_kernel
 
     W = random_weight(type, 64, 1024)
@@ -410,19 +416,17 @@ def test_product_is_near_that_of_unquantized_tokens(type, device):
         groups_of(X.double().abs()).amax(-1, keepdim=True).expand(-1, -1, 32).flatten(-2) / 254 * (1 + 2.0**-15)
     )
     bound = error_of_x @ w.abs().T + 2.0**-24 * f32_bound(quantized(X), w)
-    error = result - X.double() @ w.T
-    assert (error.abs() <= bound).all()
-    assert error.norm() <= (0.001 if multiplies_in_f16(device) else 0.01) * result.norm()
+    assert ((result - X.double() @ w.T).abs() <= bound).all()
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [F32, F16, BF16], ids=str)
-@pytest.mark.parametrize("name", ["ggml_mul_mat_vec_a8", "ggml_mul_mat_a8"])
+@pytest.mark.parametrize("name, row", [("ggml_mul_mat_vec_a8", 9), ("ggml_mul_mat_a8", 9), ("ggml_mul_mat_a8", 26300)])
 @pytest.mark.parametrize("type", ["Q4_1", "Q8_0", "Q6_K", "IQ1_M"])
-def test_product_of_extreme_tokens(type, name, dtype, device):
+def test_product_of_extreme_tokens(type, name, row, dtype, device):
     import sgl_kernel
 
-    W = random_weight(type, 9, 512)
+    W = random_weight(type, row, 512)
     X = torch.randn(20, 512, generator=torch.Generator().manual_seed(4)).to(dtype)
     X[1] = 0
     X[2, 77] = float("nan")
@@ -431,14 +435,14 @@ def test_product_of_extreme_tokens(type, name, dtype, device):
     X[5, 32:64] = torch.finfo(dtype).tiny * 2  # below 2^-100 in f32 and bf16: as good as 0
     X[6, 0:32] = torch.finfo(dtype).max
     X[6, 32:64] = -torch.finfo(dtype).max
-    result = getattr(sgl_kernel, name)(W.to(device), X.to(device), number(type), 9).cpu()
+    result = getattr(sgl_kernel, name)(W.to(device), X.to(device), number(type), row).cpu()
     finite = [0, 1, 5, *range(7, 20)]
     assert (result[1] == 0).all()
     assert result[2:5].isnan().all()
     # Each row of the batch is what it is alone, whatever its neighbours.
     clean = X.clone()
     clean[[2, 3, 4, 6]] = 1
-    expected = getattr(sgl_kernel, name)(W.to(device), clean.to(device), number(type), 9).cpu()
+    expected = getattr(sgl_kernel, name)(W.to(device), clean.to(device), number(type), row).cpu()
     assert_same_bits("finite tokens", result[finite], expected[finite])
     assert result[finite].isfinite().all()
 
