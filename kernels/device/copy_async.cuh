@@ -11,9 +11,12 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// Both addresses are multiples of 16.
+// Both addresses are multiples of 16; `shared` is by shared_address().
+__device__ __forceinline__ void copy_async_16(uint32_t shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+}
 __device__ __forceinline__ void copy_async_16(void* shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
+  copy_async_16(shared_address(shared), global);
 }
 
 // kBytes is 4, 8 or 16; both addresses are multiples of it. Only the first `bytes` are read, zeros fill the rest.

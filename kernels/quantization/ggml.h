@@ -38,11 +38,18 @@ Status ggml_dequantize(TensorView result, TensorView W, int64_t type, int64_t m,
 // overflow), and an infinite or NaN x[j] gives d = NaN, q = 0, so that the token's whole result is NaN.
 // (ggml itself rounds d to f16, and ties away from zero.)
 //
-// |X8[j] - x[j]| <= amax / 254 * (1 + 2^-22). A token's result has the same bits whatever the other tokens and
-// whatever their number, on the same machine. num_tokens == 0 or row == 0 is a no-op; k == 0 gives zeros.
+// |X8[j] - x[j]| <= amax / 254 * (1 + 2^-22). A token's result does not depend on the other tokens. num_tokens == 0 or
+// row == 0 is a no-op; k == 0 gives zeros.
 //
 // The two operators compute the same, but may add in another order; ggml_mul_mat_vec_a8 is meant for few tokens,
-// ggml_mul_mat_a8 for many.
+// ggml_mul_mat_a8 for many. A token's result has the same bits whatever the number of tokens, on the same machine.
+//
+// ggml_mul_mat_a8 on Hopper differs in both where num_tokens * row * k is at least 2^28: it multiplies in f16, with
+// sums in f32 whose order depends on num_tokens. In place of X8 and W it takes
+//   X16[j] = x[j] rounded to f16 when a power of two has brought the token's largest |x| to [2^14, 2^15)
+//   W16[j] = scale * quant + offset, rounded to f16, of the format's scale and offset times 32, rounded to f16
+// and divides again. They are nearer to X and W than X8 alone to X; but where an element of W is beyond 2047, its row's
+// results are infinite or NaN. Tiny, infinite and NaN x[j] are as above, by the token in place of the 32 neighbours.
 Status ggml_mul_mat_vec_a8(TensorView result, TensorView workspace, TensorView W, TensorView X, int64_t type,
                            int64_t row, Stream stream);
 Status ggml_mul_mat_a8(TensorView result, TensorView workspace, TensorView W, TensorView X, int64_t type, int64_t row,

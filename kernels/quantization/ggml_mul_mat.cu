@@ -19,26 +19,6 @@
 namespace sgl_kernel::SGL_TARGET {
 namespace {
 
-constexpr int kQuantizeThreads = 256;
-
-// Four lanes a group. Bound by memory.
-__global__ void __launch_bounds__(kQuantizeThreads)
-    ggml_quantize_activations_kernel(Workspace workspace, Activations X, int64_t num_tokens, int num_groups) {
-  release_successors();
-  wait_for_predecessor();
-  const int64_t task = int64_t{blockIdx.x} * kQuantizeThreads + threadIdx.x;
-  const int64_t slot = task / 4, token = slot / num_groups;
-  const int group = static_cast<int>(slot - token * num_groups), quarter = static_cast<int>(task % 4);
-  const bool present = token < num_tokens;
-  float x[8] = {};
-  if (present) load_eight(X, token, int64_t{group} * kGroupSize + quarter * 8, x);
-  ActivationScale scale;
-  const uint2 bytes = quantize_group(x, scale);
-  if (!present) return;
-  *reinterpret_cast<uint2*>(workspace.quants + slot * kGroupSize + quarter * 8) = bytes;
-  if (quarter == 0) workspace.scales[slot] = scale;
-}
-
 constexpr int kTileRows = 128, kTileTokens = 64, kWarpRows = 32, kWarpTokens = 32;
 constexpr int kThreads = kTileRows / kWarpRows * (kTileTokens / kWarpTokens) * kWarpSize;
 constexpr int kStepGroups = 4;
@@ -294,23 +274,7 @@ Status mul_mat(const MatMulParams& params, Stream stream) {
 Status ggml_mul_mat_a8(TensorView result, TensorView workspace, TensorView W, TensorView X, int64_t type, int64_t row,
                        Stream stream) {
   MatMulParams params = {};
-  params.result = result.data();
-  params.result_stride = result.stride(0);
-  params.result_dtype = result.dtype();
-  params.W = W.data<const uint8_t>();
-  params.rows = row;
-  params.num_tokens = X.size(0);
-  params.num_groups = static_cast<int>(X.size(1) / kGroupSize);
-  params.X.quants = workspace.data<uint8_t>();
-  params.X.scales = reinterpret_cast<ActivationScale*>(workspace.data<uint8_t>() + X.num_elements());
-  if (params.num_groups > 0) {
-    const int64_t lanes = params.num_tokens * params.num_groups * 4;
-    SGL_RETURN_IF_ERROR(launch("ggml_mul_mat_a8", ggml_quantize_activations_kernel,
-                               {.grid = static_cast<unsigned>((lanes + kQuantizeThreads - 1) / kQuantizeThreads),
-                                .block = kQuantizeThreads,
-                                .pdl = true},
-                               stream, params.X, activations_of(X), params.num_tokens, params.num_groups));
-  }
+  SGL_RETURN_IF_ERROR(ggml_prepare_mul_mat(params, result, workspace, W, X, row, stream));
   // Here, once there are enough tiles for every multiprocessor.
   constexpr int64_t kFewTokens = 32;
   if (params.num_tokens <= kFewTokens || num_tiles(params) < num_sms()) {

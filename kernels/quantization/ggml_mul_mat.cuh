@@ -32,6 +32,10 @@ struct MatMulParams {
   int num_groups;  // k / 32
 };
 
+// ggml_mul_mat_slices.cu: sets all of `params`, and quantizes X into the workspace.
+Status ggml_prepare_mul_mat(MatMulParams& params, TensorView result, TensorView workspace, TensorView W, TensorView X,
+                            int64_t row, Stream stream);
+
 // For few tokens, or few rows: ggml_mul_mat_slices.cu.
 Status ggml_mul_mat_slices(const MatMulParams& params, int64_t type, Stream stream);
 

@@ -22,12 +22,33 @@
 #include "kernels/device/mma_int8.cuh"
 #include "kernels/device/pdl.cuh"
 #include "kernels/device/reduce.cuh"
+#include "kernels/quantization/ggml.h"
 #include "kernels/quantization/ggml_decode.cuh"
 #include "kernels/quantization/ggml_mul_mat.cuh"
 #include "kernels/quantization/ggml_stage.cuh"
 
 namespace sgl_kernel::SGL_TARGET {
 namespace {
+
+constexpr int kQuantizeThreads = 256;
+
+// Four lanes a group. Bound by memory.
+__global__ void __launch_bounds__(kQuantizeThreads)
+    ggml_quantize_activations_kernel(Workspace workspace, Activations X, int64_t num_tokens, int num_groups) {
+  release_successors();
+  wait_for_predecessor();
+  const int64_t task = int64_t{blockIdx.x} * kQuantizeThreads + threadIdx.x;
+  const int64_t slot = task / 4, token = slot / num_groups;
+  const int group = static_cast<int>(slot - token * num_groups), quarter = static_cast<int>(task % 4);
+  const bool present = token < num_tokens;
+  float x[8] = {};
+  if (present) load_eight(X, token, int64_t{group} * kGroupSize + quarter * 8, x);
+  ActivationScale scale;
+  const uint2 bytes = quantize_group(x, scale);
+  if (!present) return;
+  *reinterpret_cast<uint2*>(workspace.quants + slot * kGroupSize + quarter * 8) = bytes;
+  if (quarter == 0) workspace.scales[slot] = scale;
+}
 
 constexpr int kTileRows = 8;                           // of a task: the columns of a matrix instruction
 constexpr int kSliceSize = kSliceGroups * kGroupSize;  // elements
@@ -416,6 +437,28 @@ Status mul_mat(const MatMulParams& params, Stream stream) {
 }
 
 }  // namespace
+
+Status ggml_prepare_mul_mat(MatMulParams& params, TensorView result, TensorView workspace, TensorView W, TensorView X,
+                            int64_t row, Stream stream) {
+  params.result = result.data();
+  params.result_stride = result.stride(0);
+  params.result_dtype = result.dtype();
+  params.W = W.data<const uint8_t>();
+  params.rows = row;
+  params.num_tokens = X.size(0);
+  params.num_groups = static_cast<int>(X.size(1) / kGroupSize);
+  params.X.quants = workspace.data<uint8_t>();
+  params.X.scales = reinterpret_cast<ActivationScale*>(workspace.data<uint8_t>() + X.num_elements());
+  if (params.num_groups > 0) {
+    const int64_t lanes = params.num_tokens * params.num_groups * 4;
+    SGL_RETURN_IF_ERROR(launch("ggml_mul_mat_a8", ggml_quantize_activations_kernel,
+                               {.grid = static_cast<unsigned>((lanes + kQuantizeThreads - 1) / kQuantizeThreads),
+                                .block = kQuantizeThreads,
+                                .pdl = true},
+                               stream, params.X, activations_of(X), params.num_tokens, params.num_groups));
+  }
+  return OkStatus();
+}
 
 Status ggml_mul_mat_slices(const MatMulParams& params, int64_t type, Stream stream) {
   SGL_SWITCH_GGML_TYPE(type, F, return mul_mat<F>(params, stream));

@@ -135,6 +135,10 @@ def ggml_mul_mat_a8(weight: torch.Tensor, x: torch.Tensor, quant_type: int, row:
     and x8 = d · rint(x · (127 / amax)). So |x8 - x| ≤ amax / 254, within rounding. Sums are exact in int32 over 16 or
     32 products, then in f32. A token's result does not depend on the other tokens.
 
+    On Hopper, where num_tokens · row · k is at least 2²⁸, x and the weight are rounded to float16 instead, which is
+    nearer to them, and the order of the sums depends on the number of tokens. There an element of the weight is at most
+    2047, or the results of its row are infinite or NaN.
+
     Args:
       weight: uint8 [row, bytes_per_row], contiguous.
       x: [num_tokens, k], float16, bfloat16 or float32; rows may be strided, the last dimension is dense. An infinite
