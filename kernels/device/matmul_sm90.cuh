@@ -71,18 +71,18 @@ inline Status encode_operand(const char* operator_name, CUtensorMap* map, const 
                             .batch_bytes = static_cast<uint64_t>(batch_bytes)});
 }
 
-// The producer's loop over K blocks [begin, end) of the tile at (row, col), of a batch if its maps have batches.
-// box_rows are those of both operands together.
-template <class C, class... Batch>
+// The producer's loop over K blocks [begin, end) of the tile at (row, col) of these batches of the operands. box_rows
+// are those of both operands together.
+template <class C>
 __device__ __forceinline__ void produce(Ring<C>& ring, Position<C>& at, const CUtensorMap* left_map,
                                         const CUtensorMap* right_map, int row, int col, int begin, int end,
-                                        int box_rows, Batch... batch) {
+                                        int box_rows, int left_batch, int right_batch) {
   for (int block = begin; block < end; ++block) {
     Barrier* full = &ring.full[at.index];
     ring.empty[at.index].wait(at.parity ^ 1);
     full->arrive_and_expect(box_rows * kBlockK);
-    load_matrix_box(ring.left[at.index], left_map, full, row, block * kBlockK, batch...);
-    load_matrix_box(ring.right[at.index], right_map, full, col, block * kBlockK, batch...);
+    load_matrix_box(ring.left[at.index], left_map, full, row, block * kBlockK, left_batch);
+    load_matrix_box(ring.right[at.index], right_map, full, col, block * kBlockK, right_batch);
     at.advance();
   }
 }

@@ -9,10 +9,13 @@
 //   4096 x 7168 x 16384  1230         64 x 24576 x 1536   3272
 //   4096 x 24576 x 1536  1200         64 x 2112 x 7168    2153
 // Timed in turns with the products without scales, tiles of 128 columns reach 91 to 94% of their rate where K is 4096
-// and more, 82 to 85% where it is 1536 and 2048. Slower were: tiles of 256 rows or columns (the sums of a block are
-// then scaled while nothing of the same warpgroup is multiplied), clusters that share A, a warpgroup that lags behind
-// the other by some blocks, blocks of the next tile ahead of this one's end, and two teams with tiles of 64 rows (but
-// for a single wave of them).
+// and more, 82 to 85% where it is 1536 and 2048. In turns with sgl-kernel 0.4.2 (M from 256 to 8192, K from 1536 to
+// 16384), whose products take 4 to 8% longer, power holds the clock at 1.3 to 1.6 of its 1.98 GHz; the same loop
+// without the scaling takes 6 to 8% less. Not faster were: tiles of 256 rows or columns (the sums of a block are then
+// scaled while nothing of the same warpgroup is multiplied), of 192 columns as two halves with sums of their own or
+// with the warpgroups taking turns at the tensor cores, of 192 rows by three warpgroups, clusters that share A, a
+// warpgroup that lags behind the other by some blocks, blocks of the next tile ahead of this one's end, and two teams
+// with tiles of 64 rows (but for a single wave of them).
 #pragma once
 
 #include "kernels/device/matmul_sm90.cuh"

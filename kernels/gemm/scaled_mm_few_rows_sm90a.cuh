@@ -22,7 +22,8 @@
 //   16 rows, blockwise           11.8          10.9          5.5           3.3           6.4           32.4
 //   16 rows, e4m3, GB/s          3375          3166          2293          1853          2516          3815
 // Not faster: one block a multiprocessor with all of its shared memory, more than four splits, more weights asked for
-// in advance (they are evicted again), and blocks that begin at different K.
+// in advance (they are evicted again), and blocks that begin at different K. With 128 rows and fewer than four splits
+// the persistent kernel is 3 to 25% faster, as more stages fit.
 #pragma once
 
 #include <algorithm>

@@ -20,8 +20,9 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 bool copy_engine_takes(const ScaledMmParams& params) {
   constexpr int kOutputBytes = 2;
   constexpr int64_t kMostTiles = int64_t{1} << 30;
+  // An operand may be one for all batches, at a distance of 0.
   const auto distance_fits = [&](int64_t batch_bytes) {
-    return params.batches == 1 || (batch_bytes > 0 && batch_bytes % 16 == 0 && batch_bytes < (int64_t{1} << 40));
+    return params.batches == 1 || (batch_bytes >= 0 && batch_bytes % 16 == 0 && batch_bytes < (int64_t{1} << 40));
   };
   return params.k > 0 && params.n % (16 / kOutputBytes) == 0 &&
          matrix_map_fits(params.a, params.m, params.k, params.a_stride) &&

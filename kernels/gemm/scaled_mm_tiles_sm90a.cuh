@@ -19,6 +19,8 @@
 //   8192 x 4096 x 8192   1219   1231          8192 x 3072 x 4096   1413   1350
 //   4096 x 7168 x 16384  1227   1263
 // The last two of e4m3 are promoted, which takes 3 to 5% longer than sums that lose twice and four times as much.
+// Batches that share an operand: 128 of 1024 x 128 x 512 (M x N x K) take 31.7 µs with operands of their own, 19.1 with
+// one A for all and 28.7 with one B.
 #pragma once
 
 #include <algorithm>
@@ -92,7 +94,8 @@ struct Call {
   ScaleMatrix a_block_scales, b_block_scales;
   int k_blocks;
   int batches, row_tiles, col_tiles;
-  int box_rows;  // of both operands together
+  int left_batches, right_batches;  // 1: all batches share the operand
+  int box_rows;                     // of both operands together
 };
 
 struct Tile {
@@ -256,7 +259,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
       for (int index = first; index < tiles; index += step) {
         const Tile tile = find_tile<C>(call, index);
         produce<C>(shared.ring, at, &left_map, &right_map, tile.row, tile.col, 0, call.k_blocks, call.box_rows,
-                   tile.batch);
+                   min(tile.batch, call.left_batches - 1), min(tile.batch, call.right_batches - 1));
       }
     }
     if constexpr (C::kBlockwise) {
@@ -325,12 +328,14 @@ Status launch_tiles(const ScaledMmParams& params, Stream stream) {
                      .batches = static_cast<int>(params.batches),
                      .row_tiles = ceil_div(params.m, C::kRows),
                      .col_tiles = ceil_div(params.n, C::kCols),
+                     .left_batches = params.a_batch_stride == 0 ? 1 : static_cast<int>(params.batches),
+                     .right_batches = params.b_batch_stride == 0 ? 1 : static_cast<int>(params.batches),
                      .box_rows = box_rows_of(params.m, C::kRows) + box_rows_of(params.n, C::kCols)};
   CUtensorMap left_map, right_map, output_map;
   SGL_RETURN_IF_ERROR(encode_operand(name, &left_map, params.a, params.m, params.k, params.a_stride, C::kRows,
-                                     params.batches, params.a_batch_stride));
+                                     call.left_batches, params.a_batch_stride));
   SGL_RETURN_IF_ERROR(encode_operand(name, &right_map, params.b, params.n, params.k, params.b_stride, C::kCols,
-                                     params.batches, params.b_batch_stride));
+                                     call.right_batches, params.b_batch_stride));
   SGL_RETURN_IF_ERROR(encode_matrix_map(name, &output_map,
                                         {.data = params.output,
                                          .rows = static_cast<uint64_t>(params.m),

@@ -105,18 +105,19 @@ def test_every_number_is_multiplied_exactly(dtype, device):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("shared", ["neither", "A", "B"])
 @pytest.mark.parametrize(
     ("batches", "m", "n", "k"),
     [(5, 2048, 2048, 256), (5, 2000, 2056, 144), (5, 16, 512, 128), (5, 1, 128, 512), (200, 16, 512, 128)],
 )
 def test_batches_of_all_sizes(batches, m, n, k, shared):
-    """Each with a second operand of its own, and with one that all share; first operands lie side by side, as heads."""
+    """Each with operands of its own, the first ones side by side, as heads; and with one operand that all share."""
     import sgl_kernel
 
     generator = torch.Generator("cuda").manual_seed(0)
-    a = torch.randn(m, batches, k, generator=generator, device="cuda").to(E4M3).transpose(0, 1)
-    b = torch.randn(1 if shared else batches, n, k, generator=generator, device="cuda").to(E4M3).expand(batches, n, k)
+    a = torch.randn(m, 1 if shared == "A" else batches, k, generator=generator, device="cuda").to(E4M3).transpose(0, 1)
+    b = torch.randn(1 if shared == "B" else batches, n, k, generator=generator, device="cuda").to(E4M3)
+    a, b = a.expand(batches, m, k), b.expand(batches, n, k)
     one = torch.ones(1, device="cuda")
     result = sgl_kernel.bmm_fp8(a, b.mT, one, one, BF16)
     expected, magnitude = a.double() @ b.double().mT, a.double().abs() @ b.double().abs().mT
