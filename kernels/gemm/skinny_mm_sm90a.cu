@@ -1,4 +1,5 @@
-// Skinny bf16 products on Hopper. Rows that 16-byte loads do not take go through the portable kernel.
+// Skinny bf16 products on Hopper. Rows that 16-byte loads do not take, and a K that is no multiple of 32, go through
+// the portable kernel.
 //
 // Operands are swapped: 16 columns of the output (rows of B) fill the rows of the tensor core's instruction, 8 or 16
 // rows of A its columns. Both operands go from memory to registers, the next tiles along K always on their way.
@@ -9,10 +10,11 @@
 // predecessor's end to the first numbers, which the L2 cache has by then, and from the last ones to the result.
 // Successors start once the last loads are on their way: earlier ones would take room from the kernel between.
 //
-// Measured on an H200, 2026-11-23, K = 7168, in µs; sgl-kernel 0.4.2's in the same run:
+// Measured on an H200, 2026-11-23, K = 7168, in µs; sgl-kernel 0.4.2's on the same day. Ours with 256 and 384 columns
+// by a C++ loop, which reads some 3 % less than tools/bench, and at 16 x 384 perhaps more:
 //   tokens x columns   1 x 256   16 x 256   1 x 384   16 x 384   1 x 2112   8 x 2112   16 x 2112
-//                      2.9       3.6        3.4       4.1        8.8        9.5        10.4
-//   sgl-kernel         2.7       7.2        3.3       7.8        9.3        9.6        10.0
+//                      2.6       3.0        3.0       3.3        8.7        9.5        10.5
+//   sgl-kernel         2.7       7.2        3.1       7.7        9.2        9.4        10.0
 #include <algorithm>
 
 #include "kernels/base/launch.h"
@@ -28,7 +30,8 @@ namespace {
 
 constexpr int kTileColumns = 16;
 constexpr int kTileK = 32, kChunk = 8;  // along K: of an instruction pair, and a lane's of a row
-constexpr int kPrefetch = 1024;         // numbers of each column that are asked for before the predecessor has ended
+constexpr int kPrefetch = 1024;  // numbers of a column that are asked for before the predecessor has ended: more are in
+                                 // the way of its last loads
 
 // Of K: the first `longer` splits have one tile more than `least`.
 struct Splits {
@@ -51,7 +54,7 @@ __device__ __forceinline__ uint4 load_once(const uint16_t* chunk) {
 
 // kAhead: tiles of a warp on their way.
 template <class Output, int kRowTiles, int kColumnTiles, int kAhead, int kWarps>
-__global__ void __launch_bounds__(kWarps * 32, 2)
+__global__ void __launch_bounds__(kWarps * 32, 2 / kColumnTiles)
     skinny_mm_kernel(const __grid_constant__ SkinnyMmParams params, const __grid_constant__ Splits splits) {
   constexpr int kRows = 8 * kRowTiles, kColumns = kTileColumns * kColumnTiles;
   constexpr int kVector = 4, kRowVectors = kColumns / kVector, kVectors = kRows * kRowVectors;
@@ -64,6 +67,26 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
   const int64_t first_row = static_cast<int64_t>(blockIdx.z) * kRows;
   const int begin = rank * splits.least + min(rank, splits.longer);
   const int end = begin + splits.least + (rank < splits.longer ? 1 : 0);
+  // Rows and columns beyond the last count for nothing: those then read again are in no sum that is stored.
+  const auto column_at = [&](int64_t column) {
+    return static_cast<const uint16_t*>(params.b) + min(column, params.n - 1) * params.b_stride +
+           static_cast<int64_t>(begin) * kTileK;
+  };
+  const auto row_at = [&](int64_t row) {
+    return static_cast<const uint16_t*>(params.a) + min(row, params.m - 1) * params.a_stride +
+           static_cast<int64_t>(begin) * kTileK;
+  };
+  const int first = warp * kTileK + kChunk * t;
+  const uint16_t* column[kColumnTiles][2];
+#pragma unroll
+  for (int c = 0; c < kColumnTiles; ++c) {
+#pragma unroll
+    for (int lower = 0; lower < 2; ++lower)
+      column[c][lower] = column_at(first_column + c * kTileColumns + 8 * lower + g) + first;
+  }
+  const uint16_t* row[kRowTiles];
+#pragma unroll
+  for (int r = 0; r < kRowTiles; ++r) row[r] = row_at(first_row + 8 * r + g) + first;
   // The block's output in vectors of neighbouring columns, shared out over the splits.
   const int share = (kVectors + splits.count - 1) / splits.count;
   const int own = max(min(share, kVectors - rank * share), 0);
@@ -76,56 +99,49 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
     __syncwarp();
     arrive_at_cluster();
   }
-  // Rows and columns beyond the last count for nothing: those then read again are in no sum that is stored.
-  const auto column_at = [&](int64_t column) {
-    return static_cast<const uint16_t*>(params.b) + min(column, params.n - 1) * params.b_stride;
-  };
-  if (lane == 0) {
-    const int64_t from = static_cast<int64_t>(begin) * kTileK, to = min(static_cast<int64_t>(end) * kTileK, params.k);
-    const int64_t numbers = min(to - from, static_cast<int64_t>(kPrefetch));
-    for (int c = warp; c < kColumns && numbers > 0; c += kWarps)
-      prefetch_bulk_to_l2(column_at(first_column + c) + from, static_cast<uint32_t>(numbers * sizeof(uint16_t)));
+  if (lane == 0 && begin < end) {
+    const int numbers = min((end - begin) * kTileK, kPrefetch);
+    for (int c = warp; c < kColumns; c += kWarps)
+      prefetch_bulk_to_l2(column_at(first_column + c), numbers * static_cast<int>(sizeof(uint16_t)));
+    // And a row of A, the first blocks.
+    if (warp == 0 && blockIdx.y < kRows)
+      prefetch_bulk_to_l2(row_at(first_row + blockIdx.y), (end - begin) * kTileK * static_cast<int>(sizeof(uint16_t)));
   }
-  const uint16_t* column[kColumnTiles][2];
-#pragma unroll
-  for (int c = 0; c < kColumnTiles; ++c) {
-#pragma unroll
-    for (int lower = 0; lower < 2; ++lower)
-      column[c][lower] = column_at(first_column + c * kTileColumns + 8 * lower + g) + kChunk * t;
-  }
-  const uint16_t* row[kRowTiles];
-#pragma unroll
-  for (int r = 0; r < kRowTiles; ++r) {
-    row[r] = static_cast<const uint16_t*>(params.a) + min(first_row + 8 * r + g, params.m - 1) * params.a_stride +
-             kChunk * t;
-  }
-  const auto load = [&](Tile<kRowTiles, kColumnTiles>& tile, int index) {
-    const int64_t k = static_cast<int64_t>(index) * kTileK;
-    const bool inside = k + kChunk * t < params.k;  // K is a multiple of kChunk
-    const uint4 zeros = {0, 0, 0, 0};
+  // The tile whose chunks are `ahead` numbers behind those pointers.
+  const auto load = [&](Tile<kRowTiles, kColumnTiles>& tile, int ahead) {
 #pragma unroll
     for (int c = 0; c < kColumnTiles; ++c) {
 #pragma unroll
-      for (int lower = 0; lower < 2; ++lower) tile.columns[c][lower] = inside ? load_once(column[c][lower] + k) : zeros;
+      for (int lower = 0; lower < 2; ++lower) tile.columns[c][lower] = load_once(column[c][lower] + ahead);
     }
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r)
-      tile.rows[r] = inside ? __ldg(reinterpret_cast<const uint4*>(row[r] + k)) : zeros;
+    for (int r = 0; r < kRowTiles; ++r) tile.rows[r] = __ldg(reinterpret_cast<const uint4*>(row[r] + ahead));
   };
+  // Whose barriers are ready now. It empties the L1 cache, where two blocks of a multiprocessor share rows of A.
+  if (splits.count > 1) wait_for_cluster();
   wait_for_predecessor();
 
+  constexpr int kTurn = kWarps * kTileK;  // numbers from a tile of a warp to its next
+  const int count = (end - begin - warp + kWarps - 1) / kWarps;
   Tile<kRowTiles, kColumnTiles> tiles[kAhead];
 #pragma unroll
   for (int i = 0; i < kAhead; ++i) {
-    if (begin + warp + i * kWarps < end) load(tiles[i], begin + warp + i * kWarps);
+    if (i < count) load(tiles[i], i * kTurn);
   }
   float sums[kColumnTiles][kRowTiles][4] = {};
-  for (int first = begin + warp; first < end; first += kAhead * kWarps) {
-    if (first + kAhead * kWarps >= end) release_successors();
+#pragma unroll 1  // fewer registers, and less code to fetch
+  for (int left = count; left > 0; left -= kAhead) {
+    if (left <= kAhead) release_successors();
+#pragma unroll
+    for (int c = 0; c < kColumnTiles; ++c) {
+#pragma unroll
+      for (int lower = 0; lower < 2; ++lower) column[c][lower] += kAhead * kTurn;
+    }
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r) row[r] += kAhead * kTurn;
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      const int index = first + i * kWarps;
-      if (index >= end) break;
+      if (i >= left) break;
 #pragma unroll
       for (int c = 0; c < kColumnTiles; ++c) {
         const uint4 &upper = tiles[i].columns[c][0], &lower = tiles[i].columns[c][1];
@@ -133,10 +149,14 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
         for (int r = 0; r < kRowTiles; ++r) {
           const uint4& right = tiles[i].rows[r];
           mma_16x8x16<__nv_bfloat16>(sums[c][r], {upper.x, lower.x, upper.y, lower.y}, right.x, right.y);
+        }
+#pragma unroll
+        for (int r = 0; r < kRowTiles; ++r) {
+          const uint4& right = tiles[i].rows[r];
           mma_16x8x16<__nv_bfloat16>(sums[c][r], {upper.z, lower.z, upper.w, lower.w}, right.z, right.w);
         }
       }
-      if (index + kAhead * kWarps < end) load(tiles[i], index + kAhead * kWarps);
+      if (i + kAhead < left) load(tiles[i], i * kTurn);
     }
   }
 
@@ -160,7 +180,6 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
       if (j + e < params.n) to[e] = from_float<Output>(values[e]);
     }
   };
-  if (splits.count > 1) wait_for_cluster();  // whose barriers are ready now
   const int vector = threadIdx.x;
   if (vector < kVectors) {
     float4 total = {};
@@ -172,7 +191,9 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
     if (splits.count == 1) {
       store(vector, total);
     } else {
-      const int owner = vector / share;
+      int owner = 0;  // vector / share, but at once
+#pragma unroll
+      for (int split = 1; split < kMostClusterBlocks; ++split) owner += vector >= split * share ? 1 : 0;
       send_to_block(owner, &parts[rank * share + vector - owner * share], total, &received);
     }
   }
@@ -191,7 +212,7 @@ template <class Output, int kRowTiles, int kColumnTiles, int kAhead, int kWarps>
 Status launch_kernel(const SkinnyMmParams& params, int splits, Stream stream) {
   constexpr int64_t kMostGridZ = 65535;  // CUDA's limit
   constexpr int kRows = 8 * kRowTiles, kColumns = kTileColumns * kColumnTiles;
-  const int tiles = static_cast<int>((params.k + kTileK - 1) / kTileK);
+  const int tiles = static_cast<int>(params.k / kTileK);
   for (int64_t row = 0; row < params.m; row += kMostGridZ * kRows) {
     SkinnyMmParams part = params;
     part.m = std::min(kMostGridZ * kRows, params.m - row);
@@ -212,29 +233,30 @@ Status launch_kernel(const SkinnyMmParams& params, int splits, Stream stream) {
 // Splits and warps follow from N alone, so that a row's bits do not depend on the others.
 template <class Output>
 Status launch_output(const SkinnyMmParams& params, Stream stream) {
-  const int64_t columns = (params.n + kTileColumns - 1) / kTileColumns;
+  constexpr int kMultiprocessorColumns = 32;
+  const int64_t columns = (params.n + kMultiprocessorColumns - 1) / kMultiprocessorColumns;
   const bool few = params.m <= 8;
-  // Where there is room for all of a matrix at once, all that a warp needs is on its way at once.
+  // Where there is room for the most splits, nearly all that a block needs is on its way at once.
   constexpr int kMost = kMostClusterBlocks;
-  if (columns <= 2 * kClustersAtOnce[kMost - 1]) {
-    return few ? launch_kernel<Output, 1, 2, 4, 8>(params, kMost, stream)
-               : launch_kernel<Output, 2, 2, 4, 8>(params, kMost, stream);
+  if (columns <= kClustersAtOnce[kMost - 1]) {
+    return few ? launch_kernel<Output, 1, 2, 3, 10>(params, kMost, stream)
+               : launch_kernel<Output, 2, 2, 2, 10>(params, kMost, stream);
   }
-  // As many splits as there is room for at once.
+  // As many as there is room for at once.
   int splits = 1;
   for (int count = 2; count <= kMost; ++count) {
-    if (columns <= kClustersAtOnce[count - 1]) splits = count;
+    if (2 * columns + count / 3 <= kClustersAtOnce[count - 1]) splits = count;
   }
   return few ? launch_kernel<Output, 1, 1, 3, 16>(params, splits, stream)
-             : launch_kernel<Output, 2, 1, 2, 16>(params, splits, stream);
+             : launch_kernel<Output, 2, 2, 2, 16>(params, splits, stream);
 }
 
 bool takes(const SkinnyMmParams& params) {
   constexpr int kAlignment = 16;
   constexpr int64_t kMostColumns = int64_t{65535} * kTileColumns;  // by CUDA's limit of the grid along y
   const uintptr_t pointers = reinterpret_cast<uintptr_t>(params.a) | reinterpret_cast<uintptr_t>(params.b);
-  return params.n <= kMostColumns && params.k > 0 && params.k <= INT32_MAX && pointers % kAlignment == 0 &&
-         (params.a_stride | params.b_stride | params.k) % kChunk == 0;
+  return params.n <= kMostColumns && params.k > 0 && params.k <= INT32_MAX / 4 && params.k % kTileK == 0 &&
+         pointers % kAlignment == 0 && (params.a_stride | params.b_stride) % kChunk == 0;
 }
 
 }  // namespace
