@@ -32,7 +32,6 @@ inline constexpr int kMostSplits = 8;
 //   Params, Sum               what the operator hands to its kernels; float or int
 //   kColumnBlocks, kStepK     a warp's step: 16 * kColumnBlocks columns by kStepK along K
 //   kColumnWarps              the warps of a block side by side; the others share out K
-//   kSameBits                 whether a row's bits may not depend on the number of rows
 //   kTokenBytes, kPadBytes    of a token's number in shared memory; behind each token, against bank conflicts
 //   has_columns()             whether the warp has any
 //   start()                   loads what is needed before the first step
@@ -76,7 +75,6 @@ class SmallDivisor {
  private:
   const uint32_t inverse_;  // 2^32 / divisor, rounded up; of 1 it is 0
 };
-inline constexpr int64_t kSmallNumber = 1 << 15;
 
 // Stores `value` where block `rank` has what is `mine` here, and tells its barrier.
 __device__ __forceinline__ void send(const void* mine, const uint4& value, const Barrier* barrier, uint32_t rank) {
@@ -311,7 +309,7 @@ Status multiply(const char* operator_name, const typename C::Weight::Params& par
   const int64_t row_blocks = (params.m + C::kTokens - 1) / C::kTokens;
   const int64_t column_tiles = (params.n + C::kColumns - 1) / C::kColumns;
   const int64_t steps = (params.k + W::kStepK - 1) / W::kStepK;
-  const int splits = num_splits<C>(W::kSameBits ? column_tiles : column_tiles * row_blocks, steps);
+  const int splits = num_splits<C>(column_tiles * row_blocks, steps);
   const auto kernel = few_tokens_kernel<C>;
   SGL_RETURN_IF_ERROR(allow_shared_memory(operator_name, kernel, C::kSharedBytes));
   const LaunchShape shape = {
@@ -332,9 +330,6 @@ Status multiply_few(const char* operator_name, const typename Weight::Params& pa
   if (params.m <= 16) return multiply<Config<Weight, 2>>(operator_name, params, stream);
   return multiply<Config<Weight, 4>>(operator_name, params, stream);
 }
-
-// The thread's number, counted so that neighbours are in different warps: each of these copies is a warp's own.
-__device__ __forceinline__ int spread_thread() { return threadIdx.x % 32 * (blockDim.x / 32) + threadIdx.x / 32; }
 
 // What a block asks for before its turn: as much as all of them together keep in the L2 cache.
 inline constexpr int kPrefetchBytes = 128 * 1024;

@@ -36,7 +36,6 @@ class QserveWeight {
   static constexpr int kAcross = 2, kAlong = 2;  // tiles of a step
   static constexpr int kColumnBlocks = kAcross * kQserveTile / 16, kStepK = kAlong * kQserveTile;
   static constexpr int kColumnWarps = 2, kTokenBytes = 1, kPadBytes = 16;
-  static constexpr bool kSameBits = false;  // sums are exact
   static_assert(kQserveGroup % kStepK == 0);
 
   struct Step {

@@ -1,6 +1,5 @@
 // Scaled products of 8-bit matrices on CPUs without AMX: e4m3 and e5m2 are decoded to f32, int8 to int16. Bound by
 // decoding up to four rows (scaled_mm_few_rows_cpu.h), by multiply-adds beyond.
-#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 

@@ -38,7 +38,6 @@ inline constexpr TileShape kTileShapes[] = {
     {2, 128, 192, 2.70f, 0.500f, 0.60f},
     {2, 128, 128, 2.70f, 0.349f, 0.50f},
 };
-inline constexpr int kNumTileShapes = sizeof(kTileShapes) / sizeof(kTileShapes[0]);
 // From so many waves of tiles of kManyRows x kManyColumns on, power is the limit rather than the last wave: then only
 // shapes at least as large as kLeastArea, which move fewer bytes.
 inline constexpr int kManyWaves = 6, kManyRows = 128, kManyColumns = 128, kLeastArea = 128 * 96;

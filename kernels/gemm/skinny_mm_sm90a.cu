@@ -10,11 +10,10 @@
 // predecessor's end to the first numbers, which the L2 cache has by then, and from the last ones to the result.
 // Successors start once the last loads are on their way: earlier ones would take room from the kernel between.
 //
-// Measured on an H200, 2026-11-23, K = 7168, in µs; sgl-kernel 0.4.2's on the same day. Ours with 256 and 384 columns
-// by a C++ loop, which reads some 3 % less than tools/bench, and at 16 x 384 perhaps more:
+// Measured on an H200, 2026-11-23, K = 7168, in µs; sgl-kernel 0.4.2's in turns with them:
 //   tokens x columns   1 x 256   16 x 256   1 x 384   16 x 384   1 x 2112   8 x 2112   16 x 2112
-//                      2.6       3.0        3.0       3.3        8.7        9.5        10.5
-//   sgl-kernel         2.7       7.2        3.1       7.7        9.2        9.4        10.0
+//                      2.6       3.2        3.1       3.6        9.2        9.8        10.4
+//   sgl-kernel         2.7       7.2        3.3       7.8        9.7        9.7        9.9
 #include <algorithm>
 
 #include "kernels/base/launch.h"
