@@ -12,7 +12,14 @@ import re
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TARGETS = ["cpu", "sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a"]
 RUNS, OWN_KERNEL = "●", "◆"
-PORTABLE = {"gptq_shuffle"}  # of concepts whose other operators have kernels of their own
+# Of concepts whose other operators have kernels of their own.
+PORTABLE = {
+    "gptq_shuffle",
+    "ggml_dequantize",
+    "ggml_mul_mat_vec_a8",
+    "silu_and_mul_ggml_mul_mat_vec_a8",
+    "add_rmsnorm_ggml_mul_mat_vec_a8",
+}
 BEGIN, END = "<!-- operators -->\n", "<!-- /operators -->\n"
 
 
