@@ -25,8 +25,7 @@
 
 namespace sgl_kernel::SGL_TARGET::few_tokens {
 
-// Of a cluster: what every Hopper GPU can hold.
-inline constexpr int kMostSplits = 8;
+inline constexpr int kMostSplits = kMostClusterBlocks;
 
 // Weight: the format. It has
 //   Params, Sum               what the operator hands to its kernels; float or int

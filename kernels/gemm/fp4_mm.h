@@ -14,7 +14,7 @@
 //   alpha          f32, one element: the inverse of the product of both global scales
 //
 // Products are exact, sums are f32, rounded once. sm_100a and sm_120a have tensor cores for FP4, which read scales
-// without their sign: give none that are negative. What we have for those two targets is compiled and has never run.
+// without their sign: give none that are negative. The code for those two targets is compiled and has never run.
 // The others widen to f16, which holds a value times its scale exactly; so does sm_100a where K is no multiple of 64, N
 // is none of 8 or rows are not aligned to 16 bytes. NaN scales make their row's or column's results NaN.
 //

@@ -13,6 +13,8 @@
 //   1024 x 2112 x 7168    554                 706        6.1 µs
 //   8192 x 9216 x 4096    815                 790        29 µs
 //   8192 x 7168 x 16384   727                 709        107 µs
+#include <iterator>
+
 #include "kernels/device/vec.cuh"
 #include "kernels/gemm/fp4_mm_sm90a.h"
 #include "kernels/gemm/fp4_mm_widen.cuh"
@@ -267,7 +269,8 @@ Status launch_widen(const Fp4MmParams& params, Stream stream) {
 
 bool fp4_many_tokens_takes(const Fp4MmParams& params) {
   constexpr int64_t kMostTiles = int64_t{1} << 30;
-  return params.m > kFp4FewTokens && params.k > 0 &&
+  constexpr int64_t kMostK = int64_t{65535} * kWidenThreads * 8;  // the limit of fp4_widen_kernel()'s grid along y
+  return params.m > kFp4FewTokens && params.k > 0 && params.k <= kMostK &&
          matrix_map_fits(params.a.values, params.m, params.k, params.a.stride) &&
          matrix_map_fits(params.b.values, params.n, params.k, params.b.stride) &&
          matrix_map_fits(params.output, params.m, params.n, params.output_stride * 2) &&

@@ -14,6 +14,8 @@
 #include <cutlass/epilogue/collective/collective_builder.hpp>
 #include <cutlass/gemm/collective/collective_builder.hpp>
 #include <cutlass/gemm/kernel/gemm_universal.hpp>
+#include <string>
+#include <type_traits>
 
 #include "kernels/base/launch.h"
 #include "kernels/device/tma_sm90.cuh"

@@ -4,6 +4,9 @@
 // scales of each operand: two parts of it. K is not split.
 #pragma once
 
+#include <cstdint>
+#include <string>
+
 #include "kernels/base/launch.h"
 #include "kernels/device/copy_async.cuh"
 #include "kernels/device/vec.cuh"

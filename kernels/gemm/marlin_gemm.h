@@ -8,8 +8,7 @@
 // whole weight is rounded to a's dtype.
 //
 // What is not finite in a row of a stays in its results: a NaN makes them NaN, an infinity infinite, or NaN where the
-// number is zero. But with up to 16 tokens and uint4b8 on Hopper an infinity makes all of them NaN, as the zero point
-// is subtracted from the sums there.
+// number is zero.
 #pragma once
 
 #include <optional>

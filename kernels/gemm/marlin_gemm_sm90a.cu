@@ -6,7 +6,7 @@
 namespace sgl_kernel::SGL_TARGET {
 
 Status multiply_marlin(const MarlinGemmParams& params, Stream stream) {
-  const bool many = params.m >= kMarlinManyTokens && marlin_many_tokens_takes(params);
+  const bool many = params.m > kMarlinFewTokens && marlin_many_tokens_takes(params);
   const bool few = marlin_few_tokens_takes(params);
   if (!many && !few) return multiply_marlin_portable(params, stream);
   if (params.columns != nullptr) {

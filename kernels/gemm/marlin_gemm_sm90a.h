@@ -8,8 +8,8 @@
 
 namespace sgl_kernel::SGL_TARGET {
 
-// So many tokens, and fewer, are the kernel's for few tokens; so many, and more, the one's for many.
-inline constexpr int64_t kMarlinFewTokens = 32, kMarlinManyTokens = 33;
+// So many tokens, and fewer, are the kernel's for few tokens; more are the one's for many.
+inline constexpr int64_t kMarlinFewTokens = 32;
 
 // The tiles of the kernel for many tokens.
 inline constexpr many_tokens_mm::TokenTile kMarlinTokenTiles[] = {
@@ -17,8 +17,8 @@ inline constexpr many_tokens_mm::TokenTile kMarlinTokenTiles[] = {
 };
 inline constexpr int kMarlinTiles = std::size(kMarlinTokenTiles);
 
-// Whether the kernel for few tokens can take the product: in groups of 32 or one of its doubles, or in one, or
-// float4_e2m1f's.
+// Whether the kernel for few tokens can take the product: in groups of 32, 64, 128 or 256, or of a multiple of 512, or
+// in one, or float4_e2m1f's.
 bool marlin_few_tokens_takes(const MarlinGemmParams& params);
 Status multiply_marlin_few_tokens(const MarlinGemmParams& params, Stream stream);
 

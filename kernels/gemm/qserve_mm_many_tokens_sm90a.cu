@@ -12,6 +12,8 @@
 //   8192 x 7168 x 16384   1562         560    1537       455
 #include <cuda_fp16.h>
 
+#include <iterator>
+
 #include "kernels/gemm/many_tokens_mm_sm90a.cuh"
 #include "kernels/gemm/qserve_mm_scale.cuh"
 #include "kernels/gemm/qserve_mm_sm90a.h"

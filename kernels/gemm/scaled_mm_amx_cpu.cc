@@ -62,7 +62,7 @@ constexpr int64_t kSteps = kBlockBytes / kRowBytes;
 constexpr int64_t kTaskRows = 128, kTaskColumns = 256, kFewestTaskColumns = 64;
 constexpr int64_t kPair = 2 * kEdge;  // two tiles by two are multiplied at a time
 
-static_assert(kBlockBytes / 2 % kScaleBlock == 0 && kScaleBlock % kEdge == 0, "a tile has one scale of B");
+static_assert(kBlockBytes / 2 % kScaleBlock == 0 && kScaleBlock % kPair == 0, "a pair of tiles has one scale of B");
 
 int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 

@@ -241,7 +241,8 @@ Status launch_output(const SkinnyMmParams& params, Stream stream) {
     return few ? launch_kernel<Output, 1, 2, 3, 10>(params, kMost, stream)
                : launch_kernel<Output, 2, 2, 2, 10>(params, kMost, stream);
   }
-  // As many as there is room for at once.
+  // As many as there is room for at once with 32 columns a multiprocessor, be they two blocks or one. Of single blocks
+  // a little less than half as many clusters of three and more find room.
   int splits = 1;
   for (int count = 2; count <= kMost; ++count) {
     if (2 * columns + count / 3 <= kClustersAtOnce[count - 1]) splits = count;

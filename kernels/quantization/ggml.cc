@@ -76,7 +76,7 @@ int64_t ggml_workspace_size(int64_t num_tokens, int64_t k, Device::Kind kind) {
   // The CPU: a group of 32 elements as 32 bytes, its scale and three sums of f32; tokens in tiles of 16.
   if (kind == Device::Kind::kCpu) return (num_tokens + 15) / 16 * 16 * groups * 48;
   // CUDA: a group as 32 bytes, its scale and two sums of 16 bits. On Hopper a group of f16 in tiles of 16 to 128 tokens
-  // by 4 groups, and a factor for each token.
+  // by 4 groups, and a factor for each token: no tile of ggml_mul_mat_sm90a.cu has more tokens than this one.
   const int64_t tile = std::bit_ceil(static_cast<uint64_t>(std::clamp<int64_t>(num_tokens, 16, 128)));
   return (num_tokens + tile - 1) / tile * tile * ((groups + 3) / 4 * 256 + 4);
 }

@@ -6,7 +6,8 @@
 // X's bytes are copied there, one step ahead of the products. The integer sums of a group of 32 become floats and are
 // scaled at once, since every group has scales of its own: that, in the float units, is what bounds it.
 //
-// H200, 2026-11-23, 9216 x 4096, 1024 tokens: Q4_0 in 578 µs (134 TFLOP/s), Q4_K in 856 (90), Q8_0 in 666 (116).
+// H200, 2026-11-23, 9216 x 4096, 1024 tokens: Q4_0 in 578 µs (134 TFLOP/s), Q4_K in 856 (90), Q8_0 in 666 (116). But
+// what is built for Hopper has ggml_mul_mat_sm90a.cu in place of this file.
 #include "kernels/base/launch.h"
 #include "kernels/device/copy_async.cuh"
 #include "kernels/device/mma_int8.cuh"

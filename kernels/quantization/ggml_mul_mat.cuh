@@ -1,6 +1,6 @@
-// What the two kernels of ggml_mul_mat_a8 share: quantized activations, and how a result is added up. Both add the
-// groups of a slice of k in their order, and then the slices in theirs, so that a token's bits do not depend on the
-// number of tokens.
+// What the two kernels of ggml_mul_mat_a8 in 8 bits share: quantized activations, and how a result is added up. Both
+// add the groups of a slice of k in their order, and then the slices in theirs, so that a token's bits do not depend on
+// the number of tokens.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -36,7 +36,7 @@ struct MatMulParams {
 Status ggml_prepare_mul_mat(MatMulParams& params, TensorView result, TensorView workspace, TensorView W, TensorView X,
                             int64_t row, Stream stream);
 
-// For few tokens, or few rows: ggml_mul_mat_slices.cu.
+// For few tokens, or few rows, on Hopper for small products: ggml_mul_mat_slices.cu.
 Status ggml_mul_mat_slices(const MatMulParams& params, int64_t type, Stream stream);
 
 // An integer sum comes as the bits of the float kFloatBase + sum, since the products start from that float's bits:

@@ -1,4 +1,4 @@
-// ggml_mul_mat_a8 for few tokens, or few rows.
+// ggml_mul_mat_a8 for few tokens, or few rows; on Hopper for small products (ggml_mul_mat_sm90a.cu says which).
 //
 // A block computes some rows of W, as many as share them out evenly over the multiprocessors, for kTokens tokens, whose
 // bytes it keeps in shared memory (a chunk of k at a time). Its work is cut into tasks of 8 rows by a slice of 256

@@ -220,6 +220,7 @@ template <class Format>
 Status mul_mat(TileParams params, uint8_t* workspace, const Activations& X, Stream stream) {
   constexpr int kSliceGroups = SliceOf<Format>::kGroups;
   params.num_slices = (params.num_groups + kSliceGroups - 1) / kSliceGroups;
+  // ggml_workspace_size() has room for these tiles' tokens.
   if (params.num_tokens <= 16) return multiply_split<Format, 16, 1, 5>(params, workspace, X, stream);
   if (params.num_tokens <= 32) return multiply_split<Format, 32, 1, 5>(params, workspace, X, stream);
   // Large tiles, if they are at least a quarter of the multiprocessors.

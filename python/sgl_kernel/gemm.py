@@ -277,8 +277,8 @@ def cutlass_scaled_fp4_mm(
       out_dtype: float16 or bfloat16.
 
     Returns:
-      [M, N], out_dtype. Products are exact, sums are float32's. sm_100a and sm_120a multiply on FP4 tensor cores, which
-      no machine of ours has: that code is compiled and has never run. Other GPUs widen to float16.
+      [M, N], out_dtype. Products are exact, sums are float32's. sm_100a and sm_120a multiply on FP4 tensor cores; that
+      code is compiled and has never run. Other GPUs widen to float16.
 
     Raises:
       ValueError: another shape, dtype, stride or device.
@@ -473,7 +473,7 @@ def gptq_marlin_gemm(
 
     Returns:
       c, or a new tensor [M, N]. Sums are float32. An infinity in a row of a makes its results infinite, or NaN where
-      the weight is zero; with up to 16 tokens and uint4b8 on Hopper it makes all of them NaN.
+      the weight is zero.
 
     Raises:
       ValueError: another shape, dtype, stride, device or type.

@@ -108,7 +108,7 @@ def f16_bound(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
 
 
 def multiplies_in_f16(device, num_tokens: int, row: int, k: int) -> bool:
-    """Whether ggml_mul_mat_a8 does: a large product on Hopper."""
+    """Whether ggml_mul_mat_a8 does: on Hopper a product of at least kFewProducts (ggml_mul_mat_sm90a.cu)."""
     on_hopper = torch.device(device).type == "cuda" and torch.cuda.get_device_capability() == (9, 0)
     return on_hopper and num_tokens * row * k >= 2**28
 
@@ -193,7 +193,7 @@ class MulMat(Operator):
 
 
 class MulMatOfMany(MulMat):
-    # Large products, at tiles' edges, and with a number of groups that is no multiple of a slice's.
+    # Those of multiplies_in_f16(), at tiles' edges, and with a number of groups that is no multiple of a slice's.
     cases = MulMat.cases + [case(type=t, dtype=BF16, num_tokens=100, row=3610, k=768) for t in TYPES]
     cases += [
         case(type=t, dtype=d, num_tokens=n, row=r, k=k)
@@ -389,6 +389,7 @@ def test_weights_at_an_even_address(type, device):
 
     row, k = 8195, 768
     W = random_weight(type, row, k).to(device)
+    # 45: multiplies_in_f16().
     X = torch.randn(45, k, generator=torch.Generator().manual_seed(7)).to(device)
     moved = torch.empty(W.numel() + 16, dtype=torch.uint8, device=device)
     for offset in (2, 14):
@@ -421,6 +422,7 @@ def test_product_is_near_that_of_unquantized_tokens(type, device):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [F32, F16, BF16], ids=str)
+# 26300 rows: multiplies_in_f16().
 @pytest.mark.parametrize("name, row", [("ggml_mul_mat_vec_a8", 9), ("ggml_mul_mat_a8", 9), ("ggml_mul_mat_a8", 26300)])
 @pytest.mark.parametrize("type", ["Q4_1", "Q8_0", "Q6_K", "IQ1_M"])
 def test_product_of_extreme_tokens(type, name, row, dtype, device):
