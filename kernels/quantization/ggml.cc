@@ -40,9 +40,11 @@ Status check_mul_mat(const char* name, const TensorView& result, const TensorVie
       .dtype("W", W, {DType::kU8});
   if (!check.ok()) return check.status();
   const int64_t num_tokens = X.size(0), k = X.size(1) / x_parts;
+  constexpr int64_t kMostK = int64_t{1} << 30;  // kernels count a row's elements and its bytes in 32 bits
   check.that(X.size(1) % x_parts == 0, "X.shape[-1]", X.size(1), "an even extent: gate and up")
       .that(k % info.block_size == 0, "X.shape[-1]", X.size(1),
-            x_parts == 1 ? block_multiple(info) : "twice a multiple of the type's block");
+            x_parts == 1 ? block_multiple(info) : "twice a multiple of the type's block")
+      .that(k <= kMostK, "X.shape[-1]", X.size(1), "at most 2^30 for each row of W");
   if (!check.ok()) return check.status();
   check.shape("W", W, {row, bytes_of_row(info, k)}, "row, bytes of k elements of this type; k is that of X")
       .contiguous("W", W)

@@ -7,9 +7,10 @@
 //   17 IQ2_XS   18 IQ3_XXS   19 IQ1_S   20 IQ4_NL   21 IQ3_S   22 IQ2_S   23 IQ4_XS   29 IQ1_M
 // (the public package's ggml_mul_mat_a8 leaves its result unwritten for the IQ types). ggml_blocks.h has the layouts.
 //
-// Errors: InvalidArgument for an unknown type, a k that is not a multiple of block_size, W of another size, and what
-// else the shapes and dtypes below exclude. A scale in W that is infinite or NaN makes the elements that it scales, and
-// the products that they enter, infinite or NaN. Source: the ggml library (llama.cpp) and its Python package `gguf`.
+// Errors: InvalidArgument for an unknown type, a k that is not a multiple of block_size or, in a product, above 2^30, W
+// of another size, and what else the shapes and dtypes below exclude. A scale in W that is infinite or NaN makes the
+// elements that it scales, and the products that they enter, infinite or NaN. Source: the ggml library (llama.cpp) and
+// its Python package `gguf`.
 #pragma once
 
 #include "kernels/base/status.h"
