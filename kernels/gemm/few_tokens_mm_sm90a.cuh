@@ -10,9 +10,9 @@
 // that share columns take turns along K. Their sums meet in the block's shared memory; from there each block of the
 // cluster is sent the share of the tile that it adds up, in the order of the splits.
 //
-// Meant to be bound by memory; so far the warps' latency is, which issue a third of the time. What the block will read
-// is asked for in the L2 cache before the kernel's turn has come (no read: the weight may be a predecessor's result),
-// and successors start as soon as there is room.
+// Meant to be bound by memory; bound by the latency of the warps, which issue a third of the time. What the block will
+// read is asked for in the L2 cache before the kernel's turn has come (no read: the weight may be a predecessor's
+// result), and successors start as soon as there is room.
 #pragma once
 
 #include <algorithm>

@@ -333,6 +333,16 @@ def test_product_of_a_made_input_is_that_of_the_operators_in_turn(num_tokens, dt
     assert (made - in_turn).float().norm() <= 0.01 * in_turn.float().norm()
 
 
+@pytest.mark.parametrize("name", ["ggml_mul_mat_vec_a8", "ggml_mul_mat_a8"])
+def test_row_of_too_many_elements_is_refused(name):
+    import sgl_kernel
+
+    k = 2**30 + 32
+    X, W = torch.empty(0, k), torch.empty(0, k // 32 * block("Q8_0")[1], dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"at most 2\^30"):
+        getattr(sgl_kernel, name)(W, X, number("Q8_0"), 0)
+
+
 @pytest.mark.parametrize("dtype", [F32, F16, BF16], ids=str)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("type", TYPES)

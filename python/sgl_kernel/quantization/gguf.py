@@ -143,7 +143,8 @@ def ggml_mul_mat_a8(weight: torch.Tensor, x: torch.Tensor, quant_type: int, row:
       weight: uint8 [row, bytes_per_row], contiguous.
       x: [num_tokens, k], float16, bfloat16 or float32; rows may be strided, the last dimension is dense. An infinite
         or NaN element makes its token's result NaN.
-      quant_type: the block format, any of the module's list; k is a multiple of its block, 32 or 256.
+      quant_type: the block format, any of the module's list; k is a multiple of its block, 32 or 256, and at most
+        2³⁰.
       row: the number of the weight's rows.
 
     Returns:
