@@ -27,6 +27,7 @@ constexpr TileTime kTimesOf8Bits[] = {
 bool marlin_many_tokens_takes(const MarlinGemmParams& params) {
   constexpr uintptr_t kAlignment = 16;  // of the copy engine
   constexpr int64_t kMostTiles = int64_t{1} << 30;
+  constexpr int64_t kMostColumns = int64_t{1} << 29;  // a coordinate of 8-bit weights is twice a column's
   const bool whole_groups =
       params.group_size > 0 && (params.group_size % kStageK == 0 || kStageK % params.group_size == 0);
   const void* const a = params.gathered != nullptr ? params.gathered : params.a;
@@ -34,7 +35,7 @@ bool marlin_many_tokens_takes(const MarlinGemmParams& params) {
          whole_groups && reinterpret_cast<uintptr_t>(params.zeros) % kAlignment == 0 &&
          matrix_map_fits(a, params.m, params.k, params.a_stride * 2) &&
          matrix_map_fits(params.weight, params.k, params.n, params.n) &&
-         matrix_map_fits(params.result, params.m, params.n, params.n * 2) &&
+         matrix_map_fits(params.result, params.m, params.n, params.n * 2) && params.n <= kMostColumns &&
          int64_t{ceil_div(params.m, kMarlinTokenTiles[0].tokens)} * ceil_div(params.n, kWarpgroupColumns) <= kMostTiles;
 }
 
