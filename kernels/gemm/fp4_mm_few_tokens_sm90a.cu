@@ -8,13 +8,13 @@
 // block has a ring of stages along K; of a stage each warp has a step: its columns by its part of K. Nothing but the
 // ring's barriers holds the warps together. Their sums meet as in few_tokens_mm_sm90a.cuh.
 //
-// Bound by widening: a warp issues 655 instructions for 64 columns by 128 along K of 8 tokens. Measured on an H200,
-// 2026-11-23, bf16, in µs:
+// Bound by widening: a warp issues 655 instructions for 64 columns by 128 along K of 8 tokens. Measured by tools/bench
+// on an H200, 2026-11-23, bf16, in µs:
 //   N x K       9216 x 4096   4096 x 8192   4096 x 1536   2112 x 7168   24576 x 1536   7168 x 16384
-//    1 token    11.4          10.8          4.1           7.0           10.6          22.1
-//    8 tokens   11.2          11.0          4.2           7.1           10.7          22.3
-//   16 tokens   13.0          12.7          4.8           8.2           12.6          26.6
-//   32 tokens   16.6          16.3          6.2           10.5          16.6          36.4
+//    1 token    11.4          10.9          4.0           7.0           10.7          22.0
+//    8 tokens   11.4          11.0          4.2           7.0           10.6          21.7
+//   16 tokens   12.8          12.4          4.7           7.9           12.3          26.2
+//   32 tokens   16.6          16.5          6.2           10.4          16.6          35.7
 #include <algorithm>
 
 #include "kernels/device/mma_16bit.cuh"

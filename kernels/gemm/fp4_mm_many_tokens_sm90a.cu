@@ -6,13 +6,13 @@
 // scale: see fp4_widen_kernel().
 //
 // Bound by power and the tensor cores from some 1000 tokens on, by the last wave of tiles below, and by the decoding
-// for few; the widening, bound by memory, comes on top. Measured on an H200, 2026-11-23, random operands, TFLOP/s;
-// torch 2.11 with bf16 operands and the widening alone of another run that day:
-//   M x N x K             with the widening   torch.mm   widening alone
-//   1024 x 4096 x 8192    731                 803        7.0 µs
-//   1024 x 2112 x 7168    554                 706        6.1 µs
-//   8192 x 9216 x 4096    815                 790        29 µs
-//   8192 x 7168 x 16384   727                 709        107 µs
+// for few; the widening, bound by memory, comes on top. Measured by tools/bench on an H200, 2026-11-23, TFLOP/s, with
+// the widening; in turns with it torch 2.11's product of bf16 operands:
+//   M x N x K                    torch.mm
+//   1024 x 4096 x 8192    757    758
+//   1024 x 2112 x 7168    599    737
+//   8192 x 9216 x 4096    782    739
+//   8192 x 7168 x 16384   786    721
 #include <iterator>
 
 #include "kernels/device/vec.cuh"

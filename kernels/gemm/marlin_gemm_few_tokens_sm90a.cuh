@@ -10,14 +10,14 @@
 // barriers holds the warps together. Their sums meet as in few_tokens_mm_sm90a.cuh.
 //
 // Bound by memory where the weight is large and the tokens are few, by decoding and multiplying where they are more,
-// and by start and end, 3 µs, where the weight is small. Measured on an H200, 2026-11-23, bf16, groups of 128, in µs:
+// and by start and end, 3 µs, where the weight is small. By tools/bench on an H200, 2026-11-23, groups of 128, in µs:
 //   N x K                  9216 x 4096   4096 x 8192   4096 x 1536   2112 x 7168   24576 x 1536   7168 x 16384
-//   uint4b8     1 token    8.2           6.8           3.2           5.1           6.9           17.5
-//              16 tokens   9.3           7.6           3.6           5.8           7.8           19.4
-//              32 tokens   12.7          9.8           4.8           7.3           12.9          27.0
-//   uint8b128   1 token    11.9          10.3          3.9           6.7           11.5          30.8
-//              16 tokens   12.8          11.5          4.3           7.0           12.1          32.0
-//              32 tokens   15.2          12.7          5.2           8.4           15.8          35.4
+//   uint4b8     1 token    8.4           7.9           3.3           5.3           7.4           18.2
+//              16 tokens   9.7           7.9           3.6           5.8           8.0           19.7
+//              32 tokens   12.9          10.1          4.8           7.4           13.1          29.1
+//   uint8b128   1 token    13.0          11.0          4.0           7.1           11.5          30.9
+//              16 tokens   13.2          11.6          4.4           7.2           12.1          32.0
+//              32 tokens   15.4          13.1          5.4           8.5           15.8          36.5
 #pragma once
 
 #include <algorithm>

@@ -4,21 +4,21 @@
 //
 // Bound by power and the tensor cores from some 1000 tokens on (a stage of a tile of 256 tokens takes 1.02 of the
 // clocks of its wgmma), by the last wave of tiles below, and where tiles have fewer than 128 tokens by the decoding:
-// 115 instructions a warp and stage. Measured on an H200, 2026-11-23, random operands, bf16, groups of 128, in µs;
-// torch 2.11's product with a bf16 weight, of another run that day:
+// 115 instructions a warp and stage. Measured by tools/bench on an H200, 2026-11-23, bf16, groups of 128, in µs; in
+// turns with it torch 2.11's product with a bf16 weight:
 //   N x K            9216 x 4096   4096 x 8192   3072 x 4096   2112 x 7168   24576 x 1536
 //   M = 64
-//     uint4b8        15.9          15.2          8.4           11.1          11.6
-//     uint8b128      17.8          16.7          9.2           12.1          13.7
-//     torch.mm       21.8          23.4          9.6           13.4          21.8
+//     uint4b8        16.2          15.8          8.5           11.2          12.0
+//     uint8b128      18.4          17.3          9.5           12.2          13.9
+//     torch.mm       21.5          22.8          9.4           12.5          21.6
 //   M = 256
-//     uint4b8        32.4          26.7          15.1          16.9          28.1
-//     uint8b128      38.6          31.4          18.1          20.5          31.4
-//     torch.mm       32.4          30.7          15.3          17.5          29.5
+//     uint4b8        33.5          27.3          15.4          17.6          28.7
+//     uint8b128      39.7          35.2          17.3          19.7          35.6
+//     torch.mm       32.8          30.3          14.1          16.5          31.0
 //   M = 1024
-//     uint4b8        100.9         85.8          35.0          46.0          102.1
-//     uint8b128      107.3         86.4          36.4          47.0          104.7
-//     torch.mm       105.2         85.3          36.3          40.8          108.7
+//     uint4b8        103.4         88.4          35.7          46.5          105.4
+//     uint8b128      125.3         93.5          40.8          52.8          119.4
+//     torch.mm       108.0         90.7          35.7          42.1          109.3
 #pragma once
 
 #include <algorithm>

@@ -3,13 +3,12 @@
 // a warp takes one of them. Scales and zeros of a group, the K of a stage, join the weights modulo 256.
 //
 // Bound by power and the tensor cores from some 1000 tokens on, by the last wave of tiles below, and by the latency of
-// the ring for few. Measured on an H200, 2026-11-23, random operands, TOPS; the peer is sgl-kernel 0.4.2, of another
-// run that day:
+// the ring for few. Measured by tools/bench on an H200, 2026-11-23, TOPS, in turns with the peer, sgl-kernel 0.4.2:
 //   M x N x K             by channel   peer   by group   peer
-//   1024 x 4096 x 8192    1586         536    1563       412
-//   8192 x 9216 x 4096    1602         519    1546       431
-//   8192 x 24576 x 1536   1254         429    1207       400
-//   8192 x 7168 x 16384   1562         560    1537       455
+//   1024 x 4096 x 8192    1490         493    1558       406
+//   8192 x 9216 x 4096    1245         406    1499       425
+//   8192 x 24576 x 1536   1207         403    1310       394
+//   8192 x 7168 x 16384   1588         511    1602       445
 #include <cuda_fp16.h>
 
 #include <iterator>

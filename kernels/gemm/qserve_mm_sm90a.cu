@@ -2,16 +2,16 @@
 // qserve_mm_many_tokens_sm90a.cu (both say grid and bound), and those that their copies do not take through the
 // portable kernel.
 //
-// Measured on an H200, 2026-11-23, in µs; the best peer's (sgl-kernel 0.4.2) in the same day's:
+// Measured by tools/bench on an H200, 2026-11-23, in µs, in turns with the peer, sgl-kernel 0.4.2:
 //   N x K                       9216 x 4096   4096 x 8192   4096 x 1536   7168 x 16384
-//   by channel, 1 token         9.1           9.8           3.4           19.3
-//                  peer         17.1          25.6          7.9           48.2
-//               64 tokens       11.3          10.7          5.0           21.7
-//                  peer         21.8          27.6          8.8           54.6
-//   by group,   1 token         12.5          13.4          3.9           24.2
-//                  peer         20.6          27.7          8.1           53.8
-//               64 tokens       14.7          13.9          6.3           28.0
-//                  peer         29.6          29.0          8.4           66.4
+//   by channel, 1 token         8.9           9.5           3.8           18.6
+//                  peer         16.3          25.3          7.6           47.6
+//               64 tokens       10.0          9.8           4.5           20.4
+//                  peer         21.3          26.7          8.5           53.9
+//   by group,   1 token         12.1          11.4          4.1           22.8
+//                  peer         19.7          27.6          7.7           52.7
+//               64 tokens       13.1          11.7          5.7           24.8
+//                  peer         29.1          28.1          7.9           66.8
 #include <cuda_fp16.h>
 
 #include "kernels/device/mma_int8.cuh"

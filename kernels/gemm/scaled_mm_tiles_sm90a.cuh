@@ -9,15 +9,15 @@
 //
 // Bound by power and the tensor cores from some 1000 rows on, by the last wave of tiles below, by memory for few rows.
 // At the limit of power, tiles of 128 x 192 take 1 to 13% less time than those of 128 x 128 where they divide N; pairs
-// of blocks that share their columns by multicast take the same time as without. Measured on an H200, 2026-11-23,
-// random operands, bf16 out, TFLOP/s, in turns of 45 ms with cuBLASLt (torch 2.11, one scale) and, for int8, CUTLASS as
-// sgl-kernel 0.4.2 calls it, at 690 W and 60 degrees (when cool, up to 15% more):
+// of blocks that share their columns by multicast take the same time as without. Measured by tools/bench on an H200,
+// 2026-11-23, bf16 out, TFLOP/s, in turns with the faster of cuBLASLt's products (torch 2.11, a scale for each row and
+// column, or one) and, for int8, CUTLASS as sgl-kernel 0.4.2 calls it:
 //   M x N x K            e4m3   cuBLASLt      M x N x K            int8   CUTLASS
-//   1024 x 9216 x 4096   1264   1150          512 x 24576 x 1536   1153   1089
-//   4096 x 9216 x 4096   1318   1216          2048 x 9216 x 4096   1330   1281
-//   8192 x 24576 x 1536  1307   1052          2048 x 4096 x 7168   1441   1440
-//   8192 x 4096 x 8192   1219   1231          8192 x 3072 x 4096   1413   1350
-//   4096 x 7168 x 16384  1227   1263
+//   1024 x 9216 x 4096   1335   1180          512 x 24576 x 1536   1238   1194
+//   4096 x 9216 x 4096   1339   1305          2048 x 9216 x 4096   1476   1468
+//   8192 x 24576 x 1536  1297   1280          2048 x 4096 x 7168   1430   1489
+//   8192 x 4096 x 8192   1251   1336          8192 x 3072 x 4096   1454   1417
+//   4096 x 7168 x 16384  1252   1286
 // The last two of e4m3 are promoted, which takes 3 to 5% longer than sums that lose twice and four times as much.
 // Batches that share an operand: 128 of 1024 x 128 x 512 (M x N x K) take 31.7 µs with operands of their own, 19.1 with
 // one A for all and 28.7 with one B.
