@@ -100,25 +100,14 @@ __global__ void __launch_bounds__(kThreads, 1) fp4_mm_kernel(const __grid_consta
   }
 }
 
-template <class Product, bool kAligned, class Output>
-Status launch_fp4_kernel(const Fp4MmParams& params, Stream stream) {
-  const int64_t tiles = num_tiles(params.m, params.n);
-  if (tiles > INT32_MAX) return Unsupported(std::string(params.operator_name) + ": out has more than 2^45 elements");
-  constexpr size_t kSharedBytes = sizeof(Fp4Stage) * kStages;
-  const auto kernel = fp4_mm_kernel<Product, kAligned, Output>;
-  SGL_RETURN_IF_ERROR(allow_shared_memory(params.operator_name, kernel, kSharedBytes));
-  const LaunchShape shape = {
-      .grid = dim3(static_cast<unsigned>(tiles)), .block = dim3(kThreads), .shared_bytes = kSharedBytes};
-  return launch(params.operator_name, kernel, shape, stream, params);
-}
-
 template <class Product, class Output>
 Status launch_fp4_output(const Fp4MmParams& params, Stream stream) {
   constexpr uintptr_t kAlignment = 16;
   const uintptr_t bits = reinterpret_cast<uintptr_t>(params.a.values) | reinterpret_cast<uintptr_t>(params.b.values) |
                          static_cast<uintptr_t>(params.a.stride) | static_cast<uintptr_t>(params.b.stride);
-  return bits % kAlignment == 0 ? launch_fp4_kernel<Product, true, Output>(params, stream)
-                                : launch_fp4_kernel<Product, false, Output>(params, stream);
+  const auto kernel =
+      bits % kAlignment == 0 ? fp4_mm_kernel<Product, true, Output> : fp4_mm_kernel<Product, false, Output>;
+  return launch_tiles<Fp4Stage>(kernel, params, num_tiles(params.m, params.n), stream);
 }
 
 template <class Product>

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
+#include "kernels/base/launch.h"
 #include "kernels/device/copy_async.cuh"
 
 namespace sgl_kernel::SGL_TARGET {
@@ -57,6 +59,34 @@ struct BlockTile {
 
 inline int64_t num_tiles(int64_t rows, int64_t columns) {
   return (rows + kTile - 1) / kTile * ((columns + kTile - 1) / kTile);
+}
+
+// A block's way along K: load(stage, step) asks for a step, ahead of multiply(stage, step).
+template <class Stage, class Load, class Multiply>
+__device__ __forceinline__ void run_steps(Stage* stages, int steps, Load&& load, Multiply&& multiply) {
+  const auto ask = [&](int step) {
+    if (step < steps) load(stages[step % kStages], step);
+    commit_copies();
+  };
+  for (int step = 0; step < kStages - 1; ++step) ask(step);
+  for (int step = 0; step < steps; ++step) {
+    wait_for_copies<kStages - 2>();
+    __syncthreads();
+    ask(step + kStages - 1);
+    multiply(stages[step % kStages], step);
+  }
+  wait_for_copies<0>();
+}
+
+// A block for each tile, with kStages of Stage.
+template <class Stage, class Params>
+Status launch_tiles(void (*kernel)(Params), const Params& params, int64_t tiles, Stream stream) {
+  if (tiles > INT32_MAX) return Unsupported(std::string(params.operator_name) + ": more than 2^45 results");
+  constexpr size_t kSharedBytes = sizeof(Stage) * kStages;
+  SGL_RETURN_IF_ERROR(allow_shared_memory(params.operator_name, kernel, kSharedBytes));
+  const LaunchShape shape = {
+      .grid = dim3(static_cast<unsigned>(tiles)), .block = dim3(kThreads), .shared_bytes = kSharedBytes};
+  return launch(params.operator_name, kernel, shape, stream, params);
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

@@ -101,26 +101,16 @@ __global__ void __launch_bounds__(kThreads, 1) qserve_mm_kernel(const __grid_con
   const BlockTile tile(blockIdx.x, params.m);
   const int first_row = warp / kWarpsAcross * kWarpRows, across = warp % kWarpsAcross;
   const int steps = static_cast<int>((params.k + kStepK - 1) / kStepK);
-  const auto load = [&](int step) {
-    if (step < steps) {
-      Stage& stage = stages[step % kStages];
-      const int64_t k = static_cast<int64_t>(step) * kStepK;
-      load_rows<kAligned>(stage.input, reinterpret_cast<const uint8_t*>(params.input), params.input_stride, tile.row,
-                          params.m, k, params.k);
-      load_weights(stage, params, tile.column, k);
-      if constexpr (kGrouped) load_group(stage, params, tile.column, k);
-    }
-    commit_copies();
+  const auto load = [&](Stage& stage, int step) {
+    const int64_t k = static_cast<int64_t>(step) * kStepK;
+    load_rows<kAligned>(stage.input, reinterpret_cast<const uint8_t*>(params.input), params.input_stride, tile.row,
+                        params.m, k, params.k);
+    load_weights(stage, params, tile.column, k);
+    if constexpr (kGrouped) load_group(stage, params, tile.column, k);
   };
   Sums<int> sums = {};
-  for (int step = 0; step < kStages - 1; ++step) load(step);
-  for (int step = 0; step < steps; ++step) {
-    wait_for_copies<kStages - 2>();
-    __syncthreads();
-    load(step + kStages - 1);
-    multiply_step<kGrouped>(stages[step % kStages], first_row, across, sums);
-  }
-  wait_for_copies<0>();
+  run_steps(stages, steps, load,
+            [&](const Stage& stage, int) { multiply_step<kGrouped>(stage, first_row, across, sums); });
   const auto number = [](const void* halves, int64_t i) { return __half2float(static_cast<const __half*>(halves)[i]); };
 #pragma unroll
   for (int row = 0; row < kRowFragments; ++row) {
@@ -144,14 +134,7 @@ __global__ void __launch_bounds__(kThreads, 1) qserve_mm_kernel(const __grid_con
 
 template <bool kGrouped, bool kAligned>
 Status launch_kernel(const QserveMmParams& params, Stream stream) {
-  const int64_t tiles = num_tiles(params.m, params.n);
-  if (tiles > INT32_MAX) return Unsupported(std::string(params.operator_name) + ": more than 2^45 results");
-  constexpr size_t kSharedBytes = sizeof(Stage) * kStages;
-  const auto kernel = qserve_mm_kernel<kGrouped, kAligned>;
-  SGL_RETURN_IF_ERROR(allow_shared_memory(params.operator_name, kernel, kSharedBytes));
-  const LaunchShape shape = {
-      .grid = dim3(static_cast<unsigned>(tiles)), .block = dim3(kThreads), .shared_bytes = kSharedBytes};
-  return launch(params.operator_name, kernel, shape, stream, params);
+  return launch_tiles<Stage>(qserve_mm_kernel<kGrouped, kAligned>, params, num_tiles(params.m, params.n), stream);
 }
 
 }  // namespace

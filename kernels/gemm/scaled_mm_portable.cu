@@ -121,23 +121,15 @@ __global__ void __launch_bounds__(kThreads, 1) scaled_mm_kernel(const __grid_con
   const auto [tile_row, tile_column] = BlockTile(blockIdx.x % tiles, params.m);
   const int first_row = warp / kWarpsAcross * kWarpRows, first_column = warp % kWarpsAcross * kWarpColumns;
   const int steps = static_cast<int>((params.k + kStepK - 1) / kStepK);
-  const auto load = [&](int step) {
-    if (step < steps) {
-      Stage& stage = stages[step % kStages];
-      const int64_t k = static_cast<int64_t>(step) * kStepK;
-      load_rows<kAligned>(stage.a, a, params.a_stride, tile_row, params.m, k, params.k);
-      load_rows<kAligned>(stage.b, b, params.b_stride, tile_column, params.n, k, params.k);
-    }
-    commit_copies();
+  const auto load = [&](Stage& stage, int step) {
+    const int64_t k = static_cast<int64_t>(step) * kStepK;
+    load_rows<kAligned>(stage.a, a, params.a_stride, tile_row, params.m, k, params.k);
+    load_rows<kAligned>(stage.b, b, params.b_stride, tile_column, params.n, k, params.k);
   };
   Sums<Sum> sums = {};
   Sums<float> totals = {};  // of blocks; unused otherwise
-  for (int step = 0; step < kStages - 1; ++step) load(step);
-  for (int step = 0; step < steps; ++step) {
-    wait_for_copies<kStages - 2>();
-    __syncthreads();
-    load(step + kStages - 1);
-    multiply_step<Operand>(stages[step % kStages], first_row, first_column, sums);
+  run_steps(stages, steps, load, [&](const Stage& stage, int step) {
+    multiply_step<Operand>(stage, first_row, first_column, sums);
     constexpr int kStepsABlock = kScaleBlock / kStepK;
     if (kBlockwise && ((step + 1) % kStepsABlock == 0 || step + 1 == steps)) {
       const int64_t block = step / kStepsABlock;
@@ -156,8 +148,7 @@ __global__ void __launch_bounds__(kThreads, 1) scaled_mm_kernel(const __grid_con
         }
       }
     }
-  }
-  wait_for_copies<0>();
+  });
 #pragma unroll
   for (int row = 0; row < kRowFragments; ++row) {
 #pragma unroll
@@ -180,14 +171,8 @@ __global__ void __launch_bounds__(kThreads, 1) scaled_mm_kernel(const __grid_con
 
 template <class Operand, bool kBlockwise, bool kAligned, class Output>
 Status launch_kernel(const ScaledMmParams& params, Stream stream) {
-  const int64_t tiles = params.batches * num_tiles(params.m, params.n);
-  if (tiles > INT32_MAX) return Unsupported(std::string(params.operator_name) + ": output has more than 2^45 elements");
-  constexpr size_t kSharedBytes = sizeof(Stage) * kStages;
-  const auto kernel = scaled_mm_kernel<Operand, kBlockwise, kAligned, Output>;
-  SGL_RETURN_IF_ERROR(allow_shared_memory(params.operator_name, kernel, kSharedBytes));
-  const LaunchShape shape = {
-      .grid = dim3(static_cast<unsigned>(tiles)), .block = dim3(kThreads), .shared_bytes = kSharedBytes};
-  return launch(params.operator_name, kernel, shape, stream, params);
+  return launch_tiles<Stage>(scaled_mm_kernel<Operand, kBlockwise, kAligned, Output>, params,
+                             params.batches * num_tiles(params.m, params.n), stream);
 }
 
 template <class Operand, bool kBlockwise>

@@ -182,40 +182,41 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   }
 }
 
-template <class Format, int kTokens, int kRowTiles, int kBlocks>
-Status multiply(TileParams params, uint8_t* workspace, const Activations& X, int splits, Stream stream) {
-  using Shape = MulMatShape<Format, kTokens, kRowTiles, kBlocks>;
+template <class Shape>
+int64_t token_tiles_of(const TileParams& params) {
+  return (params.num_tokens + Shape::kTokens - 1) / Shape::kTokens;
+}
+template <class Shape>
+int64_t row_blocks_of(const TileParams& params) {
+  return (params.rows + Shape::kRows - 1) / Shape::kRows;
+}
+
+template <class Shape>
+Status multiply(TileParams params, uint8_t* workspace, const Activations& X, Stream stream) {
   static_assert(Shape::kFits);
-  const int num_chunks = params.num_slices * SliceOf<Format>::kChunks;
-  const int64_t token_tiles = (params.num_tokens + kTokens - 1) / kTokens;
+  const int num_chunks = params.num_slices * Shape::Slice::kChunks;
+  const int64_t token_tiles = token_tiles_of<Shape>(params);
   float* const scales = reinterpret_cast<float*>(workspace + token_tiles * num_chunks * Shape::kChunkBytes);
   SGL_RETURN_IF_ERROR(launch(kName, ggml_activations_to_f16_kernel,
                              {.grid = static_cast<unsigned>(params.num_tokens), .block = kWidenThreads, .pdl = true},
-                             stream, workspace, scales, X, params.num_groups * kGroupSize, num_chunks, kTokens));
+                             stream, workspace, scales, X, params.num_groups * kGroupSize, num_chunks, Shape::kTokens));
   params.X = workspace;
   params.X_scales = scales;
-  params.row_blocks = (params.rows + Shape::kRows - 1) / Shape::kRows;
-  params.splits = splits;
+  params.row_blocks = row_blocks_of<Shape>(params);
+  // As many splits as find room at a time, if there are slices for them.
+  constexpr int64_t kMostSplits = 4;
+  const int64_t tiles = params.row_blocks * token_tiles;
+  const int64_t room = std::max<int64_t>(1, int64_t{num_sms()} * Shape::kBlocks / tiles);
+  params.splits = static_cast<int>(std::min<int64_t>({kMostSplits, room, params.num_slices}));
   const auto kernel = ggml_mul_mat_tile_kernel<Shape>;
   SGL_RETURN_IF_ERROR(allow_shared_memory(kName, kernel, Shape::kSharedBytes));
   return launch(kName, kernel,
-                {.grid = static_cast<unsigned>(params.row_blocks * token_tiles * splits),
+                {.grid = static_cast<unsigned>(tiles * params.splits),
                  .block = Shape::kThreads,
                  .shared_bytes = Shape::kSharedBytes,
                  .pdl = true,
-                 .cluster = splits},
+                 .cluster = params.splits},
                 stream, params);
-}
-
-// As many splits as find room at a time, if there are slices for them.
-template <class Format, int kTokens, int kRowTiles, int kBlocks>
-Status multiply_split(const TileParams& params, uint8_t* workspace, const Activations& X, Stream stream) {
-  using Shape = MulMatShape<Format, kTokens, kRowTiles, kBlocks>;
-  constexpr int kMostSplits = 4;
-  const int64_t tiles = (params.rows + Shape::kRows - 1) / Shape::kRows * ((params.num_tokens + kTokens - 1) / kTokens);
-  const int64_t room = std::max<int64_t>(1, int64_t{num_sms()} * kBlocks / tiles);
-  const int splits = static_cast<int>(std::min<int64_t>({kMostSplits, room, params.num_slices}));
-  return multiply<Format, kTokens, kRowTiles, kBlocks>(params, workspace, X, splits, stream);
 }
 
 template <class Format>
@@ -223,14 +224,17 @@ Status mul_mat(TileParams params, uint8_t* workspace, const Activations& X, Stre
   constexpr int kSliceGroups = SliceOf<Format>::kGroups;
   params.num_slices = (params.num_groups + kSliceGroups - 1) / kSliceGroups;
   // ggml_workspace_size() has room for these tiles' tokens.
-  if (params.num_tokens <= 16) return multiply_split<Format, 16, 1, 5>(params, workspace, X, stream);
-  if (params.num_tokens <= 32) return multiply_split<Format, 32, 1, 5>(params, workspace, X, stream);
+  using Least = MulMatShape<Format, 16, 1, 5>;
+  using Small = MulMatShape<Format, 32, 1, 5>;
+  using Middle = MulMatShape<Format, 64, 1, 4>;
+  using Large = MulMatShape<Format, 128, 3, 1>;
+  if (params.num_tokens <= Least::kTokens) return multiply<Least>(params, workspace, X, stream);
+  if (params.num_tokens <= Small::kTokens) return multiply<Small>(params, workspace, X, stream);
   // Large tiles, if they are at least a quarter of the multiprocessors.
-  const int64_t large_tiles = (params.rows + 191) / 192 * ((params.num_tokens + 127) / 128);
-  if (params.num_tokens > 64 && large_tiles * 4 >= num_sms()) {
-    return multiply_split<Format, 128, 3, 1>(params, workspace, X, stream);
-  }
-  return multiply_split<Format, 64, 1, 4>(params, workspace, X, stream);
+  const int64_t large_tiles = row_blocks_of<Large>(params) * token_tiles_of<Large>(params);
+  return params.num_tokens > Middle::kTokens && large_tiles * 4 >= num_sms()
+             ? multiply<Large>(params, workspace, X, stream)
+             : multiply<Middle>(params, workspace, X, stream);
 }
 
 }  // namespace
