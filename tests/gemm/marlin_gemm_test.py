@@ -16,6 +16,7 @@ from tests.gemm.packing import (
     marlin_zeros,
 )
 from tests.harness import (
+    Bad,
     Draw,
     Expected,
     Operator,
@@ -82,6 +83,9 @@ class MarlinGemm(Operator):
                 ("uint8b128", BF16, 32, 40, 64, 96),
                 ("uint8", F16, 32, 6, 128, 160),
                 ("uint8", BF16, 128, 18, 64, 1152),
+                ("uint8", BF16, -1, 11, 128, 272),
+                ("uint4", F16, 32, 9, 192, 160),
+                ("uint8b128", F16, 64, 3, 64, 192),
                 ("float8_e4m3fn", F16, -1, 7, 128, 256),
                 ("float8_e4m3fn", BF16, 128, 16, 192, 384),
                 ("float8_e4m3fn", F16, 32, 30, 320, 544),
@@ -289,6 +293,11 @@ def unpacked_zeros(words, bits):
     return zeros.unflatten(-1, (-1, 64))[..., SCALES_OF_GROUPS.argsort()].flatten(-2)
 
 
+def act_order(args):
+    args["perm_or_none"] = torch.arange(256, dtype=torch.int32, device=args.a.device)
+    args["g_idx_or_none"] = args["perm_or_none"] // 64
+
+
 def with_arguments(bad, **fields):
     """A case as the typical one, and what is wrong then: of arguments that the one above goes without."""
     row = case(**{"m": 5, "n": 128, "k": 256, "dtype": F16, "group": 64, **fields})
@@ -303,6 +312,7 @@ test_marlin_gemm = operator_tests(
             bad_shape("b_zeros_or_none", (4, 15)),
             bad_shape("b_zeros_or_none", (3, 16)),
             bad_value("is_zp_float", True, names="b_zeros_or_none"),
+            Bad("b_zeros_or_none", "with act-order", act_order),
         ],
         type="uint4",
     ),
