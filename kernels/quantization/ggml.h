@@ -98,9 +98,9 @@ int64_t ggml_mul_mat_vec_workspace_size(int64_t num_tokens, int64_t k, Device::K
 //
 // ggml_moe_a8_vec: topk_ids, int32, contiguous, holds expert(p) for each pair.
 // ggml_moe_a8: the pairs are sorted by expert, in blocks of kGgmlMoeBlock. All of these are int32 and contiguous:
-//   sorted_token_ids        [S]                      pairs; any other number fills up a block
-//   expert_ids              [>= ceil(S / kBlock)]    the expert of each block
-//   num_tokens_post_padded  [1]                      how many of sorted_token_ids count; what is behind is not read
+//   sorted_token_ids        [S]  pairs; any other number fills up a block
+//   expert_ids              [B]  the expert of each block; B is at least S / kGgmlMoeBlock, rounded up
+//   num_tokens_post_padded  [1]  how many of sorted_token_ids count; what is behind is not read
 // Each pair should be there once: the result of one that is not there is not written. No index leads out of a tensor.
 inline constexpr int kGgmlMoeBlock = 4;
 Status ggml_moe_a8(TensorView result, TensorView workspace, TensorView X, TensorView W, TensorView sorted_token_ids,
