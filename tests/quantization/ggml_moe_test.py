@@ -19,18 +19,20 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 BLOCK = 4
 
 
-def sorted_by_expert(topk_ids, block=BLOCK):
+def sorted_by_expert(topk_ids, experts_there):
     """What moe_align_block_size makes of [tokens, top_k]: pairs by expert, filled up to blocks with a number that is no
-    pair; the expert of each block; and how many pairs there are then. Behind that is what nobody may read."""
+    pair; the expert of each block; and how many pairs there are then. Behind that, up to a length that does not depend
+    on the choices, is what nobody may read."""
     choices = topk_ids.flatten()
+    most = choices.numel() + (experts_there + 1) * (BLOCK - 1)
     pairs, experts = [], []
     for expert in choices.unique().tolist():
         of_expert = (choices == expert).nonzero().flatten().tolist()
-        of_expert += [choices.numel()] * (-len(of_expert) % block)
+        of_expert += [choices.numel()] * (-len(of_expert) % BLOCK)
         pairs += of_expert
-        experts += [expert] * (len(of_expert) // block)
-    count = len(pairs)
-    return [torch.tensor(v, dtype=I32) for v in (pairs + [0] * 5, [*experts, -7, 10**6], [count])]
+        experts += [expert] * (len(of_expert) // BLOCK)
+    lists = ([*pairs, *[0] * (most - len(pairs))], [*experts, *[10**6] * (most // BLOCK + 1 - len(experts))])
+    return [torch.tensor(values, dtype=I32) for values in (*lists, [len(pairs)])]
 
 
 class Moe(Operator):
@@ -119,7 +121,10 @@ class MoeSorted(Moe):
     def make(self, case, draw):
         X, W, choices = self.tensors(case, draw)
         names = ("sorted_token_ids", "expert_ids", "num_tokens_post_padded")
-        lists = {name: draw.tensor(ids, I32) for name, ids in zip(names, sorted_by_expert(choices), strict=True)}
+        lists = {
+            name: draw.tensor(ids, I32)
+            for name, ids in zip(names, sorted_by_expert(choices, case.experts), strict=True)
+        }
         numbers = {"type": number(case.type), "row": case.row, "top_k": case.top_k, "tokens": case.tokens}
         return {"X": X, "W": W, **lists, **numbers}
 
@@ -145,7 +150,7 @@ def test_both_have_the_same_bits_and_a_pair_those_that_it_has_alone(type, device
     W = random_weight(type, experts * row, k).view(experts, row, -1).to(device)
     topk_ids = torch.stack([torch.randperm(experts, generator=generator)[:top_k] for _ in range(tokens)]).to(I32)
     numbers = (number(type), row)
-    ids = [t.to(device) for t in sorted_by_expert(topk_ids)]
+    ids = [t.to(device) for t in sorted_by_expert(topk_ids, experts)]
     result = sgl_kernel.ggml_moe_a8(X, W, *ids, *numbers, top_k, tokens)
     choices = topk_ids.to(device)
     assert_same_bits("vec", sgl_kernel.ggml_moe_a8_vec(X, W, choices, top_k, *numbers, tokens), result)
