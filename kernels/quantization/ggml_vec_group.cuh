@@ -1,4 +1,4 @@
-// A group of 32 products: quantized activations in shared memory, and weights of any format.
+// A group of 32 products: quantized activations, and weights of any format.
 #pragma once
 
 #include "kernels/quantization/ggml_activations.cuh"
@@ -6,8 +6,8 @@
 
 namespace sgl_kernel::SGL_TARGET {
 
-// Where half 0 or 1 of a group's bytes is. They trade places in every other four groups, so that 8 lanes that read the
-// same half of 8 groups at once touch all 32 banks.
+// Where half 0 or 1 of a group's bytes is in shared memory. They trade places in every other four groups, so that 8
+// lanes that read the same half of 8 groups at once touch all 32 banks.
 __device__ __forceinline__ int half_at(int group, int half) { return (half ^ (group >> 2 & 1)) * (kGroupSize / 2); }
 
 struct ActivationGroup {
@@ -15,7 +15,7 @@ struct ActivationGroup {
   ActivationScale scale;
 };
 
-// `half0` and `half1` are by half_at().
+// `half0` and `half1` are where its halves are.
 __device__ __forceinline__ ActivationGroup load_group(const uint8_t* quants, int half0, int half1,
                                                       const ActivationScale& scale) {
   const uint4 x0 = *reinterpret_cast<const uint4*>(quants + half0);
