@@ -93,6 +93,11 @@ class MarlinGemm(Operator):
                 ("float4_e2m1f", F16, 16, 5, 128, 96),
                 ("float4_e2m1f", BF16, 16, 24, 192, 512),
                 ("float4_e2m1f", BF16, 16, 12, 320, 3104),
+                # As long rows as models have.
+                ("uint4", BF16, 128, 3, 64, 32768),
+                ("float8_e4m3fn", BF16, 128, 2, 64, 32768),
+                ("float4_e2m1f", BF16, 16, 5, 64, 32768),
+                ("float4_e2m1f", BF16, 16, 70, 64, 32768),
                 # Many tokens have a kernel of their own on Hopper.
                 ("uint4b8", BF16, 128, 300, 192, 768),
                 ("uint4b8", F16, -1, 129, 64, 640),
