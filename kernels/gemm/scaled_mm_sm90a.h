@@ -67,6 +67,10 @@ struct FewRowsShape {
   int splits;   // of K
 };
 
+// The kernel for batches of few rows with a short K, and what it takes of what the copy engine does.
+bool scaled_mm_short_k_takes(const ScaledMmParams& params);
+Status scaled_mm_short_k(const ScaledMmParams& params, Stream stream);
+
 // Instantiations by operand.
 Status scaled_mm_tiles_e4m3(const ScaledMmParams& params, int shape, Stream stream);
 Status scaled_mm_tiles_int8(const ScaledMmParams& params, int shape, Stream stream);

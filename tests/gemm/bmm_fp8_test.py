@@ -21,6 +21,9 @@ class BmmFp8(Operator):
         case(batches=5, m=17, n=128, k=64, a=E5M2, b=E4M3, out=BF16),
         case(batches=2, m=16, n=40, k=96, a=E5M2, b=E5M2, out=BF16),
         case(batches=1, m=48, n=80, k=512, a=E4M3, b=E4M3, out=F16),
+        # Few rows with a short K.
+        case(batches=4, m=11, n=72, k=112, a=E4M3, b=E4M3, out=F16),
+        case(batches=3, m=8, n=264, k=128, a=E4M3, b=E4M3, out=BF16),
         # Rows that copies of 16 bytes do not take; nothing to add.
         case(batches=4, m=7, n=33, k=65, a=E4M3, b=E4M3, out=BF16),
         case(batches=2, m=3, n=8, k=0, a=E4M3, b=E4M3, out=BF16),
@@ -120,7 +123,7 @@ def test_every_number_is_multiplied_exactly(dtype, device):
 @pytest.mark.parametrize("shared", ["neither", "A", "B"])
 @pytest.mark.parametrize(
     ("batches", "m", "n", "k"),
-    [(5, 2048, 2048, 256), (5, 2000, 2056, 144), (5, 16, 512, 128), (5, 1, 128, 512), (200, 16, 512, 128)],
+    [(5, 2048, 2048, 256), (5, 2000, 2056, 144), (300, 1, 256, 48), (5, 1, 128, 512), (200, 16, 512, 128)],
 )
 def test_batches_of_all_sizes(batches, m, n, k, shared):
     """Each with operands of its own, the first ones side by side, as heads; and with one operand that all share."""

@@ -13,8 +13,12 @@ SHAPES = [
     (5, 40, 272),
     (1, 256, 7168),
     (16, 384, 1024),
-    (2, 2112, 512),  # so many columns that a block takes 16, not 8, or that its kernel is another
+    (2, 2112, 512),
     (12, 1060, 4608),
+    (16, 600, 1024),
+    # So many columns that K is not split.
+    (3, 2150, 512),
+    (9, 2150, 512),
     (17, 23, 4608),
     (100, 9, 64),
     # Rows that loads of 16 bytes do not take; nothing to add.
