@@ -2,8 +2,8 @@
 // therefore asks for what it reads by the megabyte, ahead of its use: a few blocks of each phase of the grid ask the L2
 // cache for the next phase's input.
 //
-// H200, 2026-11-23: awq_dequantize of 19 MB to 75 takes 24.0 µs rather than 25.0, of 117 MB to 470 142.9 rather than
-// 145.6.
+// H200, 2026-11-23: awq_dequantize, then with two rows a thread, of 19 MB to 75 took 24.0 µs rather than 25.0, of 117
+// MB to 470 142.9 rather than 145.6.
 #pragma once
 
 #include <cstdint>
@@ -12,12 +12,12 @@
 
 namespace sgl_kernel::SGL_TARGET {
 
-inline constexpr int kPhaseBlocks = 1024, kAskingBlocks = 64;
-
 // Called by every thread of a grid whose blocks, in the order of their indices, read `block_bytes` bytes each, about,
-// of the `bytes` at `input`. It is no read: allowed before wait_for_predecessor().
+// of the `bytes` at `input`; kPhaseBlocks are best such that they read a megabyte or two. It is no read: allowed before
+// wait_for_predecessor().
+template <int kPhaseBlocks>
 __device__ __forceinline__ void prefetch_phase(const void* input, int64_t bytes, int block_bytes) {
-  constexpr int kCacheLine = 128;
+  constexpr int kAskingBlocks = kPhaseBlocks / 16, kCacheLine = 128;
   const int64_t block = int64_t{blockIdx.y} * gridDim.x + blockIdx.x;
   const int in_phase = static_cast<int>(block % kPhaseBlocks);
   if (in_phase >= kAskingBlocks) return;
@@ -27,6 +27,15 @@ __device__ __forceinline__ void prefetch_phase(const void* input, int64_t bytes,
   for (int64_t at = begin + thread * kCacheLine; at < end; at += num_threads * kCacheLine) {
     prefetch_to_l2(static_cast<const char*>(input) + at);
   }
+}
+
+// Likewise, for an input so small that the grid's first blocks ask for all of it: a line a thread.
+__device__ __forceinline__ void prefetch_whole(const void* input, int64_t bytes) {
+  constexpr int kCacheLine = 128;
+  const int64_t block = int64_t{blockIdx.y} * gridDim.x + blockIdx.x;
+  const int thread = threadIdx.y * blockDim.x + threadIdx.x;
+  const int64_t at = (block * (blockDim.x * blockDim.y) + thread) * kCacheLine;
+  if (at < bytes) prefetch_to_l2(static_cast<const char*>(input) + at);
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

@@ -41,9 +41,16 @@ Status awq_dequantize(TensorView result, TensorView qweight, TensorView scales, 
       .no_overlap("result", result, "qzeros", qzeros);
   SGL_RETURN_IF_ERROR(check.status());
   if (result.empty()) return OkStatus();
-  const AwqParams params = {
-      scales.dtype(), result.data(), qweight.data<uint32_t>(),    scales.data(), qzeros.data<uint32_t>(),
-      rows,           words,         /*group_size=*/rows / groups};
+  AwqParams params = {};
+  params.dtype = scales.dtype();
+  params.result = result.data();
+  params.qweight = qweight.data<uint32_t>();
+  params.scales = scales.data();
+  params.qzeros = qzeros.data<uint32_t>();
+  params.num_rows = rows;
+  params.words_per_row = words;
+  params.group_size = rows / groups;
+  params.num_groups = groups;
   return internal::dispatch("awq_dequantize", decode_awq_targets, result.device(), params, stream);
 }
 

@@ -1,11 +1,11 @@
 // Decoding of AWQ weights: memory-bound, 4 bytes read and 16 written for a word. A thread decodes the words of one
-// column in two neighbouring rows, which share zero points and scales; see device/row_grid.cuh, whose rows are those
-// pairs. Rows go one by one where groups are not whole pairs.
+// column in four neighbouring rows, which share zero points and scales; see device/row_grid.cuh, whose rows are those
+// fours. Rows go one by one where groups are not whole fours.
 //
-// The words come a phase ahead, see device/prefetch_phase.cuh.
+// The words come a phase ahead, scales and zero points all at the start, see device/prefetch_phase.cuh.
 //
-// Measured on an H200, 2026-11-23, f16, groups of 128, inputs beyond the L2 cache: 4096x9216 takes 24.2 µs (3920 GB/s),
-// 8192x28672 143.5 (4130 GB/s).
+// Measured on an H200, 2026-11-23, f16, groups of 128, inputs beyond the L2 cache: 4096x4096 takes 10.8 µs (3910 GB/s),
+// 4096x9216 23.7 (4020), 8192x28672 143.6 (4120).
 #include "kernels/base/launch.h"
 #include "kernels/device/pdl.cuh"
 #include "kernels/device/prefetch_phase.cuh"
@@ -21,11 +21,15 @@ __device__ __forceinline__ float above_2_23(uint32_t word, int i) {
   return __uint_as_float((word >> awq_bit(i) & 15) | 0x4b000000);
 }
 
+// The least number of blocks, 1, has ptxas spend the registers that let the rows' stores follow each other.
 template <class T, int kRows>
-__global__ void __launch_bounds__(kRowGridThreads) decode_awq_kernel(const __grid_constant__ AwqParams params) {
+__global__ void __launch_bounds__(kRowGridThreads, 1) decode_awq_kernel(const __grid_constant__ AwqParams params) {
   using Scales = Vec<T, kAwqPerWord>;
-  prefetch_phase(params.qweight, params.num_rows * params.words_per_row * sizeof(uint32_t),
-                 kRowGridThreads * kRows * sizeof(uint32_t));
+  constexpr int kBlockBytes = kRowGridThreads * kRows * sizeof(uint32_t), kPhaseBytes = 1 << 20;
+  prefetch_phase<kPhaseBytes / kBlockBytes>(params.qweight, params.num_rows * params.words_per_row * sizeof(uint32_t),
+                                            kBlockBytes);
+  prefetch_whole(params.scales, params.num_groups * params.words_per_row * sizeof(Scales));
+  prefetch_whole(params.qzeros, params.num_groups * params.words_per_row * sizeof(uint32_t));
   wait_for_predecessor();
   release_successors();
   const int64_t column = row_vec();
@@ -66,7 +70,7 @@ Status run(const AwqParams& params, Stream stream) {
 
 template <class T>
 Status run(const AwqParams& params, Stream stream) {
-  constexpr int kRows = 2;
+  constexpr int kRows = 4;
   return params.group_size % kRows == 0 ? run<T, kRows>(params, stream) : run<T, 1>(params, stream);
 }
 

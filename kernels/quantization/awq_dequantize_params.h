@@ -15,11 +15,12 @@ struct AwqParams {
   DType dtype;              // of result and scales
   void* result;             // [num_rows, words_per_row * kAwqPerWord]
   const uint32_t* qweight;  // [num_rows, words_per_row]
-  const void* scales;       // [num_rows / group_size, words_per_row * kAwqPerWord]
-  const uint32_t* qzeros;   // [num_rows / group_size, words_per_row]
+  const void* scales;       // [num_groups, words_per_row * kAwqPerWord]
+  const uint32_t* qzeros;   // [num_groups, words_per_row]
   int64_t num_rows;
   int64_t words_per_row;
-  int64_t group_size;
+  int64_t group_size;  // rows that share scales and zero points
+  int64_t num_groups;
 };
 
 Status decode_awq(const AwqParams& params, Stream stream);

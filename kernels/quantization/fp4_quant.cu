@@ -1,13 +1,15 @@
 // NVFP4 quantization: memory-bound in bytes, 2.6 moved for an element of 16 bits, but close to bound by the rounding. A
 // thread takes the 16 values of one scale, of one row or of four in turn; threads beyond the row's last block, and for
 // the rows that only fill up a tile, write a scale of 0. The grid's x is along the rows, y over parts of tiles of 128.
+// Of few rows, where it is known which, a thread has one row and no loop: nothing but the addresses stands before its
+// loads.
 //
 // Where offsets say which rows are an expert's, a thread looks its row up by bisection: the offsets stay in the L1
 // cache. Experts of equally many rows lie along z; with a mask, as many blocks as share out kMaskedBlocksPerSm stride
 // over the rows that there are.
 //
-// Measured on an H200, 2026-11-23, bf16, inputs beyond the L2 cache: 16384 rows of 4096 / 7168 take 43.5 / 72.7 µs
-// (3950 / 4140 GB/s), 1024 of 4096 5.4, 128 2.3, one 1.4. Two rows' loads in flight, or the scales of a tile gathered
+// Measured on an H200, 2026-11-23, bf16, inputs beyond the L2 cache: 16384 rows of 4096 / 7168 take 43.4 / 72.5 µs
+// (3960 / 4150 GB/s), 1024 of 4096 4.3, 128 1.7, one 0.9. Two rows' loads in flight, or the scales of a tile gathered
 // in shared memory, were slower.
 #include <algorithm>
 
@@ -80,13 +82,66 @@ constexpr int kSideRows = kWarpSize / kLanes;
 constexpr int kSideDistance = kScaleTileRows / kSideRows;
 constexpr int kBlockColumns = kRowGridThreads / kWarpSize * kLanes;
 
-// A thread takes kRows neighbouring rows, one after another, before it takes a step over the grid.
-template <class T, bool kByOffsets, bool kFuse, int kRows>
+__device__ __forceinline__ int block_of_thread() {
+  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  return blockIdx.x * kBlockColumns + warp * kLanes + lane % kLanes;
+}
+
+// The first of kRows neighbouring rows that a thread takes in a step; a step is kRows rows of each kSideDistance.
+template <int kRows>
+__device__ __forceinline__ int row_of_thread(int step) {
+  constexpr int kTileSteps = kSideDistance / kRows;
+  const int lane = threadIdx.x % kWarpSize;
+  return step / kTileSteps * kScaleTileRows + step % kTileSteps * kRows + lane / kLanes * kSideDistance;
+}
+
+// Writes a block's values; gives its scale's bits.
+template <class T>
+__device__ __forceinline__ uint8_t quantize(const Sixteen<T>& values, float global_scale, float inverse_global,
+                                            uint8_t* output) {
+  const float amax = __uint_as_float(values.amax_bits());
+  const uint8_t scale_bits = to_e4m3(global_scale * (amax * (1.0f / kFp4Max)));
+  const float scale = from_e4m3(scale_bits);
+  const float inverse = __frcp_rn(scale * inverse_global);
+  const float eighth = scale == 0.0f ? 0.0f : inverse * 0.125f;
+  *reinterpret_cast<uint2*>(output) = {times_to_e2m1(values.vecs[0], eighth), times_to_e2m1(values.vecs[1], eighth)};
+  return scale_bits;
+}
+
+// A grid of a thread for each scale.
+template <class T, bool kFuse>
 __global__ void __launch_bounds__(kRowGridThreads) quantize_fp4_kernel(const __grid_constant__ Fp4QuantParams params) {
+  const int block = block_of_thread(), row = row_of_thread<1>(blockIdx.y), group = blockIdx.z;
+  if (block >= params.padded_blocks) return;
+  const bool has_values = block < params.num_blocks && row < params.num_rows;
+  const int64_t before = has_values ? int64_t{group} * params.num_rows + row : 0;
+  const T* input = static_cast<const T*>(params.input) + before * params.input_stride + block * kFp4Block;
+  wait_for_predecessor(input);
+  release_successors();
+  uint8_t scale_bits = 0;
+  if (has_values) {
+    Sixteen<T> values;
+    [[maybe_unused]] Sixteen<T> up;
+    values.load(input);
+    if constexpr (kFuse) up.load(input + params.num_blocks * kFp4Block);
+    const float global_scale = params.global_scales[group];
+    float inverse_global = __frcp_rn(global_scale);
+    asm volatile("" : "+f"(inverse_global));  // here, while the values are on their way
+    if constexpr (kFuse) values.silu_and_mul(up);
+    scale_bits = quantize(values, global_scale, inverse_global,
+                          params.output + before * params.output_stride + block * (kFp4Block / 2));
+  }
+  params.scales[params.scale_at(int64_t{group} * params.num_scale_rows + row, block)] = scale_bits;
+}
+
+// A grid that strides over the rows that there are; a thread takes kRows neighbouring rows, one after another, before
+// it takes a step over the grid.
+template <class T, bool kByOffsets, bool kFuse, int kRows>
+__global__ void __launch_bounds__(kRowGridThreads)
+    quantize_fp4_strided_kernel(const __grid_constant__ Fp4QuantParams params) {
   wait_for_predecessor();
   release_successors();
-  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
-  const int block = blockIdx.x * kBlockColumns + warp * kLanes + lane % kLanes;
+  const int block = block_of_thread();
   if (block >= params.padded_blocks) return;
   const bool has_values = block < params.num_blocks;
   for (int group = blockIdx.z; group < params.num_groups; group += gridDim.z) {
@@ -97,13 +152,11 @@ __global__ void __launch_bounds__(kRowGridThreads) quantize_fp4_kernel(const __g
     float global_scale = 0.0f, inverse_global = 0.0f;
     if constexpr (!kByOffsets) {
       global_scale = params.global_scales[group];
-      if constexpr (kRows > 1) inverse_global = __frcp_rn(global_scale);
+      inverse_global = __frcp_rn(global_scale);
     }
-    // A step: kRows rows of each kSideDistance of a tile.
-    constexpr int kTileSteps = kSideDistance / kRows;
-    const int num_steps = (num_rows + kScaleTileRows - 1) / kScaleTileRows * kTileSteps;
+    const int num_steps = (num_rows + kScaleTileRows - 1) / kScaleTileRows * (kSideDistance / kRows);
     for (int step = blockIdx.y; step < num_steps; step += gridDim.y) {
-      int row = step / kTileSteps * kScaleTileRows + step % kTileSteps * kRows + lane / kLanes * kSideDistance;
+      int row = row_of_thread<kRows>(step);
       const int64_t before = int64_t{group} * params.num_rows + row;
       const T* input = static_cast<const T*>(params.input) + before * params.input_stride + block * kFp4Block;
       uint8_t* output = params.output + before * params.output_stride + block * (kFp4Block / 2);
@@ -119,20 +172,14 @@ __global__ void __launch_bounds__(kRowGridThreads) quantize_fp4_kernel(const __g
           if constexpr (kFuse) up.load(input + params.num_blocks * kFp4Block);
           if constexpr (kByOffsets) global_scale = params.global_scales[place.expert];
         }
-        if constexpr (kByOffsets || kRows == 1) {
+        if constexpr (kByOffsets) {
           inverse_global = __frcp_rn(global_scale);
           asm volatile("" : "+f"(inverse_global));  // here, while the values are on their way
         }
         uint8_t scale_bits = 0;
         if (has_row) {
           if constexpr (kFuse) values.silu_and_mul(up);
-          const float amax = __uint_as_float(values.amax_bits());
-          scale_bits = to_e4m3(global_scale * (amax * (1.0f / kFp4Max)));
-          const float scale = from_e4m3(scale_bits);
-          const float inverse = __frcp_rn(scale * inverse_global);
-          const float eighth = scale == 0.0f ? 0.0f : inverse * 0.125f;
-          *reinterpret_cast<uint2*>(output) = {times_to_e2m1(values.vecs[0], eighth),
-                                               times_to_e2m1(values.vecs[1], eighth)};
+          scale_bits = quantize(values, global_scale, inverse_global, output);
         }
         if (place.expert >= 0) scales[kByOffsets ? place.scales : params.scale_at(row, 0)] = scale_bits;
         ++row;
@@ -143,24 +190,25 @@ __global__ void __launch_bounds__(kRowGridThreads) quantize_fp4_kernel(const __g
   }
 }
 
-template <class T, bool kByOffsets, bool kFuse, int kRows>
-Status launch_rows(const Fp4QuantParams& params, Stream stream) {
+template <class T, bool kByOffsets, bool kFuse>
+Status run(const Fp4QuantParams& params, Stream stream) {
+  constexpr int kManyRows = 4;
+  const bool few = int64_t{params.num_groups} * params.num_rows * params.num_blocks < kManyVecs;
   const int64_t num_rows = kByOffsets ? params.num_rows : params.num_scale_rows;
-  const int64_t num_steps = (num_rows + kScaleTileRows - 1) / kScaleTileRows * (kSideDistance / kRows);
+  const int64_t num_steps =
+      (num_rows + kScaleTileRows - 1) / kScaleTileRows * (few ? kSideDistance : kSideDistance / kManyRows);
   RowGrid shape;
   shape.block = kRowGridThreads;
   shape.grid = dim3(static_cast<unsigned>((params.padded_blocks + kBlockColumns - 1) / kBlockColumns),
                     static_cast<unsigned>(std::min(kMostGridY, num_steps)));
   spread_experts(shape, params.num_groups, params.mask != nullptr);
-  return launch(params.operator_name, quantize_fp4_kernel<T, kByOffsets, kFuse, kRows>,
-                {.grid = shape.grid, .block = shape.block, .pdl = true}, stream, params);
-}
-
-template <class T, bool kByOffsets, bool kFuse>
-Status run(const Fp4QuantParams& params, Stream stream) {
-  const bool few = int64_t{params.num_groups} * params.num_rows * params.num_blocks < kManyVecs / 2;
-  return few ? launch_rows<T, kByOffsets, kFuse, 1>(params, stream)
-             : launch_rows<T, kByOffsets, kFuse, 4>(params, stream);
+  auto kernel = few ? quantize_fp4_strided_kernel<T, kByOffsets, kFuse, 1>
+                    : quantize_fp4_strided_kernel<T, kByOffsets, kFuse, kManyRows>;
+  if constexpr (!kByOffsets) {
+    const bool whole = params.mask == nullptr && shape.grid.y == num_steps && shape.grid.z == params.num_groups;
+    if (few && whole) kernel = quantize_fp4_kernel<T, kFuse>;
+  }
+  return launch(params.operator_name, kernel, {.grid = shape.grid, .block = shape.block, .pdl = true}, stream, params);
 }
 
 template <class T>

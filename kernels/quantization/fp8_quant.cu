@@ -11,10 +11,10 @@
 //             first sixteens there, takes the maximum of those in every block. It goes backwards, so that it begins
 //             with what the cache holds.
 //
-// Measured on an H200, 2026-11-23, bf16, inputs beyond the L2 cache, a scale a token: 16384 tokens of 4096 / 7168
-// elements take 48.0 / 82.5 µs (4190 / 4270 GB/s), 1024 of 4096 5.3, 128 1.9, one 1.1. A tensor's scale given: of
-// 16384x4096 47.6 µs (4230 GB/s), of 128x4096 1.6, of 4096 0.8; found: 77.8 µs (4310 GB/s with both reads), 3.1, 1.1,
-// of 16x4096 2.0.
+// Measured on an H200, 2026-11-23, bf16, inputs beyond the L2 cache, a scale a token: 16384 tokens of 4096 elements
+// take 47.8 µs (4210 GB/s), 1024 4.6, 128 1.7, one 1.0. A tensor's scale given: of 16384x4096 47.6 µs (4230 GB/s), of
+// 128x4096 1.6, of 4096 0.8; found: 77.2 µs (4350 GB/s with both reads), 2.9, 1.0, of 16x4096 1.9. Two launches that
+// only load, hand on a word each and store take 2.5 µs of 128x4096.
 #include <algorithm>
 
 #include "kernels/base/launch.h"
@@ -61,12 +61,12 @@ __device__ __forceinline__ uint32_t max_over_row(uint32_t value, uint32_t* scrat
 template <class T, int kSixteens>
 __global__ void __launch_bounds__(kMaxBlock) quantize_tokens_kernel(const __grid_constant__ TokenQuantParams params) {
   __shared__ uint32_t scratch[kWarpSize];
-  wait_for_predecessor();
-  release_successors();
   const int64_t token = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   if (token >= params.num_tokens) return;  // a whole warp
   const int num_sixteens = static_cast<int>(params.token_size) / kSixteen;
   const T* input = static_cast<const T*>(params.input) + token * params.input_stride;
+  wait_for_predecessor(input);
+  release_successors();
   Sixteen<T> values[kSixteens];
   uint32_t amax = 0;
 #pragma unroll
@@ -121,11 +121,12 @@ __global__ void __launch_bounds__(kClusterBlock)
   const int64_t at = static_cast<int64_t>(blockIdx.x * kClusterBlock + threadIdx.x) * kSixteen;
   const bool present = at < params.num_elements;
   const int lane = threadIdx.x % kWarpSize;
+  const T* input = static_cast<const T*>(params.input) + at;
   publish_to_cluster();
-  wait_for_predecessor();
+  wait_for_predecessor(input);
   release_successors();
   Sixteen<T> values;
-  if (present) values.load(static_cast<const T*>(params.input) + at);
+  if (present) values.load(input);
   uint32_t amax = max_over_row(present ? values.amax_bits() : 0, scratch);
   wait_for_cluster();  // all blocks have started
   if (threadIdx.x < gridDim.x) store_to_block(&amaxes[blockIdx.x], amax, threadIdx.x);
@@ -157,10 +158,10 @@ template <class T, bool kWide>
 __global__ void __launch_bounds__(kTensorBlock, kTensorBlocksPerSm<T>)
     amax_of_tensor_kernel(const __grid_constant__ TensorQuantParams params) {
   __shared__ uint32_t scratch[kWarpSize];
-  wait_for_predecessor();
-  release_successors();
   const T* input = static_cast<const T*>(params.input);
   const Units units = Units::of<kWide>(params.num_elements);
+  wait_for_predecessor(input + units.begin * kSixteen);
+  release_successors();
   uint32_t amax = 0;
   if constexpr (kWide) {
     for (int64_t unit = units.begin; unit < units.count; unit += units.step) {
@@ -197,8 +198,11 @@ __global__ void __launch_bounds__(kTensorBlock, kTensorBlocksPerSm<T>)
   if (is_static) {
     scale = *params.scale;
   } else {
-    uint32_t amax = 0;
-    for (int i = threadIdx.x; i < num_partials; i += kTensorBlock) amax = max(amax, params.partial_amaxes[i]);
+    // Of a small tensor there are no more than these.
+    uint32_t amax = threadIdx.x < num_partials ? params.partial_amaxes[threadIdx.x] : 0;
+    for (int i = threadIdx.x + kTensorBlock; i < num_partials; i += kTensorBlock) {
+      amax = max(amax, params.partial_amaxes[i]);
+    }
     scale = scale_of(max_over_row(amax, scratch));
     if (blockIdx.x == 0 && threadIdx.x == 0) *params.scale = scale;
   }

@@ -2,14 +2,14 @@
 // takes sixteen neighbours of a token; a group is 1 to 8 neighbouring lanes, which share their maximum by shuffles. The
 // grid has a thread for each sixteen, so that nothing but the addresses stands before the loads: of few tokens the time
 // is that of one load, one chain of arithmetic and one store. Threads lie along the tokens, see device/row_grid.cuh, or
-// where the scales of neighbouring tokens lie side by side, along four of them in a warp.
+// where the f32 scales of neighbouring tokens lie side by side, along four of them in a warp.
 //
-// With masked_m, or where a grid cannot be so large, blocks stride over tokens and experts: with masked_m as many along
-// z for each expert as share out kMaskedBlocksPerSm, over the tokens that there are.
+// With masked_m, or where a grid cannot be so large, blocks stride over tokens and experts: with masked_m as many
+// blocks as share out kMaskedBlocksPerSm, over the tokens that there are.
 //
 // Measured on an H200, 2026-11-23, bf16 to e4m3, groups of 128, inputs beyond the L2 cache: 16384 tokens of 4096 take
-// 48.3 µs with rows of scales (4210 GB/s) and 48.6 with columns (4190), of 7168 83.4 and 83.8 (4270, 4250), fused 2048
-// 40.2 (4180); 128 tokens of 4096 1.6, fused 2048 1.9; one token 0.8.
+// 47.8 µs with rows of scales (4250 GB/s) and 47.9 with columns (4250), fused 2048 39.6 (4250); 1024 tokens of
+// 4096 4.3, 128 1.6, fused 2048 1.8, one token 0.8.
 #include <algorithm>
 #include <limits>
 
@@ -25,6 +25,7 @@
 namespace sgl_kernel::SGL_TARGET {
 namespace {
 
+constexpr int kLeastBlocksPerSm = 8;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 struct Scale {
@@ -110,9 +111,9 @@ __device__ __forceinline__ unsigned sixteen_of_thread() {
   return (blockIdx.x * blockDim.z + threadIdx.z) * blockDim.x + threadIdx.x;
 }
 
-// A thread for each sixteen.
+// A thread for each sixteen. Without the least number of blocks ptxas keeps to 32 registers and is 1% slower.
 template <class T, bool kInt8, bool kFuse>
-__global__ void __launch_bounds__(kRowGridThreads)
+__global__ void __launch_bounds__(kRowGridThreads, kLeastBlocksPerSm)
     quantize_groups_kernel(const __grid_constant__ GroupQuantParams params, int lanes_log2) {
   const unsigned sixteen = sixteen_of_thread();
   const int64_t token = blockIdx.y * blockDim.y + threadIdx.y;
