@@ -17,7 +17,6 @@ namespace sgl_kernel::SGL_TARGET::prefill {
 inline constexpr int kTileM = 128;  // query rows
 inline constexpr int kConsumers = 2;
 inline constexpr int kRowsPerConsumer = kTileM / kConsumers;
-inline constexpr int kWarpgroup = 128;
 inline constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
 inline constexpr int kPanel = kSwizzleBytes / 2;  // elements
 inline constexpr int kStages = 2;                 // of the rings of K and V tiles; a third did not help

@@ -37,7 +37,7 @@ Status check_and_run(const char* operator_name, float log2_base, const TensorVie
       .no_internal_overlap("s_merged", s_merged);
   SGL_RETURN_IF_ERROR(check.status());
   check.that(v_a.size(2) > 0, "v_a.shape[2]", v_a.size(2), "at least 1")
-      .that(v_a.size(0) * v_a.size(1) <= UINT32_MAX, "v_a", v_a.size(0) * v_a.size(1), "less than 2^32 heads in all");
+      .that(v_a.size(1) * v_a.size(2) <= INT32_MAX, "v_a", v_a.size(1) * v_a.size(2), "less than 2^31 numbers a token");
   if (!same_memory(v_merged, v_a)) check.no_overlap("v_merged", v_merged, "v_a", v_a);
   if (!same_memory(v_merged, v_b)) check.no_overlap("v_merged", v_merged, "v_b", v_b);
   check.no_overlap("v_merged", v_merged, "s_a", s_a)

@@ -20,7 +20,6 @@
 
 namespace sgl_kernel::SGL_TARGET::matmul {
 
-inline constexpr int kWarpgroup = 128;
 inline constexpr int kBlockK = kSwizzleBytes;  // K of a stage, in elements of a byte
 inline constexpr int kInstructionK = 32;
 inline constexpr int kInstructionRows = 64;

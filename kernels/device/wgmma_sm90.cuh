@@ -18,6 +18,8 @@
 
 namespace sgl_kernel::SGL_TARGET {
 
+inline constexpr int kWarpgroup = 128;  // threads, that multiply together
+
 // Bytes of 8 rows of a panel: the unit that the swizzle permutes.
 inline constexpr uint32_t kSwizzleAtomBytes = 1024;
 

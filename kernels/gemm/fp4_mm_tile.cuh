@@ -50,29 +50,20 @@ __global__ void __launch_bounds__(kThreads, 1) fp4_mm_kernel(const __grid_consta
   const int first_row = warp / kWarpsAcross * kWarpRows, first_column = warp % kWarpsAcross * kWarpColumns;
   const int64_t row_bytes = params.k / 2, blocks = params.k / kFp4Block;
   const int steps = static_cast<int>((row_bytes + kStepK - 1) / kStepK);
-  const auto load = [&](int step) {
-    if (step < steps) {
-      Fp4Stage& stage = stages[step % kStages];
-      const int64_t first_byte = static_cast<int64_t>(step) * kStepK;
-      load_rows<kAligned>(stage.a, params.a.values, params.a.stride, tile.row, params.m, first_byte, row_bytes);
-      load_rows<kAligned>(stage.b, params.b.values, params.b.stride, tile.column, params.n, first_byte, row_bytes);
-      static_assert(2 * kScaleChunks <= kThreads);
-      const int chunk = threadIdx.x;
-      if (chunk < kScaleChunks) {
-        load_fp4_scales(stage.a_scales, params.a.scales, tile.row, step, params.padded_blocks, chunk);
-      } else if (chunk < 2 * kScaleChunks) {
-        load_fp4_scales(stage.b_scales, params.b.scales, tile.column, step, params.padded_blocks, chunk - kScaleChunks);
-      }
+  const auto load = [&](Fp4Stage& stage, int step) {
+    const int64_t first_byte = static_cast<int64_t>(step) * kStepK;
+    load_rows<kAligned>(stage.a, params.a.values, params.a.stride, tile.row, params.m, first_byte, row_bytes);
+    load_rows<kAligned>(stage.b, params.b.values, params.b.stride, tile.column, params.n, first_byte, row_bytes);
+    static_assert(2 * kScaleChunks <= kThreads);
+    const int chunk = threadIdx.x;
+    if (chunk < kScaleChunks) {
+      load_fp4_scales(stage.a_scales, params.a.scales, tile.row, step, params.padded_blocks, chunk);
+    } else if (chunk < 2 * kScaleChunks) {
+      load_fp4_scales(stage.b_scales, params.b.scales, tile.column, step, params.padded_blocks, chunk - kScaleChunks);
     }
-    commit_copies();
   };
   Sums<float> sums = {};
-  for (int step = 0; step < kStages - 1; ++step) load(step);
-  for (int step = 0; step < steps; ++step) {
-    wait_for_copies<kStages - 2>();
-    __syncthreads();
-    load(step + kStages - 1);
-    const Fp4Stage& stage = stages[step % kStages];
+  run_steps(stages, steps, load, [&](const Fp4Stage& stage, int step) {
     const int64_t left = blocks - int64_t{step} * kScaleTiles * kScaleTileColumns;
 #pragma unroll
     for (int part = 0; part < kScaleTiles; ++part) {
@@ -80,8 +71,7 @@ __global__ void __launch_bounds__(kThreads, 1) fp4_mm_kernel(const __grid_consta
           static_cast<int>(min(max(left - part * kScaleTileColumns, int64_t{0}), int64_t{kScaleTileColumns}));
       Product::multiply(stage, part, first_row, first_column, here, sums);
     }
-  }
-  wait_for_copies<0>();
+  });
   const float factor = *params.alpha;
 #pragma unroll
   for (int row = 0; row < kRowFragments; ++row) {

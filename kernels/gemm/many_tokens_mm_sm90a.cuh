@@ -30,7 +30,6 @@
 
 namespace sgl_kernel::SGL_TARGET::many_tokens_mm {
 
-inline constexpr int kWarpgroup = 128;                     // threads
 inline constexpr int kStepBytes = 32;                      // of a token, in an instruction
 inline constexpr int kSteps = kSwizzleBytes / kStepBytes;  // of a stage
 inline constexpr int kMostStages = 8;

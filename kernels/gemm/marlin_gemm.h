@@ -32,7 +32,7 @@ namespace sgl_kernel {
 //     of 2^7 times the scale; rows 2i and 2i + 1 alternate every 8 places, and of each 4 places the middle two are
 //     swapped
 //   global_scale_or_none  1 number     a's dtype, with float4_e2m1f: 2^7 times the scale (bf16: 2^119 times)
-//   b_zeros_or_none       with uint4, uint8 (else none, or empty):
+//   b_zeros_or_none       with uint4, uint8 (else none, or empty), and without act-order:
 //     [G, N * bits / 32]               int32; columns permuted for several groups, packed as marlin_zero_bit() says
 //     [G, N]                           f16, if is_zp_float and a is f16; columns permuted like b_scales'
 //   g_idx_or_none, perm_or_none        int32 [K], or none, or empty: act-order; p(k) = perm[k], else k

@@ -117,8 +117,9 @@ int choose_tiles(const TileShape (&shapes)[kCount], const ScaledMmParams& params
   return best;
 }
 
-// The kernels for few rows take a product at a time.
+// The kernels for few rows take a product at a time, but for the one whose K is short.
 Status multiply(const ScaledMmParams& params, Stream stream) {
+  if (params.batches > 1 && scaled_mm_short_k_takes(params)) return scaled_mm_short_k(params, stream);
   const int sms = num_sms();
   const bool is_int8 = params.a_dtype == DType::kI8;
   const auto few_rows = params.batches == 1 ? choose_few_rows(params, sms) : std::nullopt;

@@ -68,6 +68,10 @@ struct FewRowsShape {
   int blocks;   // of a multiprocessor: 1 or 2; 2 with 16 tokens or blockwise, 1 with 128
 };
 
+// The kernel for batches of few rows with a short K, and what it takes of what the copy engine does.
+bool scaled_mm_short_k_takes(const ScaledMmParams& params);
+Status scaled_mm_short_k(const ScaledMmParams& params, Stream stream);
+
 // Instantiations by operand.
 Status scaled_mm_tiles_e4m3(const ScaledMmParams& params, int shape, Stream stream);
 Status scaled_mm_tiles_int8(const ScaledMmParams& params, int shape, Stream stream);

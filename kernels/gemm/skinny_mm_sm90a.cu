@@ -232,20 +232,18 @@ Status launch_kernel(const SkinnyMmParams& params, int splits, Stream stream) {
 // Splits and warps follow from N alone, so that a row's bits do not depend on the others.
 template <class Output>
 Status launch_output(const SkinnyMmParams& params, Stream stream) {
-  constexpr int kMultiprocessorColumns = 32;
-  const int64_t columns = (params.n + kMultiprocessorColumns - 1) / kMultiprocessorColumns;
+  constexpr int kBlockColumns = 32;
+  const int64_t columns = (params.n + kBlockColumns - 1) / kBlockColumns;
   const bool few = params.m <= 8;
-  // Where there is room for the most splits, nearly all that a block needs is on its way at once.
-  constexpr int kMost = kMostClusterBlocks;
-  if (columns <= kClustersAtOnce[kMost - 1]) {
-    return few ? launch_kernel<Output, 1, 2, 3, 10>(params, kMost, stream)
-               : launch_kernel<Output, 2, 2, 2, 10>(params, kMost, stream);
-  }
-  // As many as there is room for at once with 32 columns a multiprocessor, be they two blocks or one. Of single blocks
-  // a little less than half as many clusters of three and more find room.
+  // As many as leave each multiprocessor one block: that of the next kernel then finds room beside it. Clusters of five
+  // to seven fill the chip's groups of multiprocessors badly.
   int splits = 1;
-  for (int count = 2; count <= kMost; ++count) {
-    if (2 * columns + count / 3 <= kClustersAtOnce[count - 1]) splits = count;
+  for (int count : {2, 3, 4, 8}) {
+    if (columns <= kSpreadClustersAtOnce[count - 1]) splits = count;
+  }
+  if (splits > 1) {
+    return few ? launch_kernel<Output, 1, 2, 3, 10>(params, splits, stream)
+               : launch_kernel<Output, 2, 2, 2, 10>(params, splits, stream);
   }
   return few ? launch_kernel<Output, 1, 1, 3, 16>(params, splits, stream)
              : launch_kernel<Output, 2, 2, 2, 16>(params, splits, stream);

@@ -1,4 +1,5 @@
-// Matrices in the block formats of ggml, as GGUF files hold them: decode one to floats, or multiply by one.
+// Matrices in the block formats of ggml, as GGUF files hold them: decode one to floats, multiply by one, or by an
+// expert's.
 //
 // W is uint8, the file's bytes: [row, bytes_per_row], contiguous, at an even address. Row r holds k elements in blocks
 // of block_size (32 or 256) that take block_bytes each, so bytes_per_row = k / block_size * block_bytes. `type` is
@@ -56,7 +57,7 @@ Status ggml_mul_mat_vec_a8(TensorView result, TensorView workspace, TensorView W
 Status ggml_mul_mat_a8(TensorView result, TensorView workspace, TensorView W, TensorView X, int64_t type, int64_t row,
                        Stream stream);
 
-// Bytes of workspace that either operator needs on a device of this kind; 0 where nothing is to be computed.
+// Bytes of workspace that a product needs on a device of this kind; 0 where nothing is to be computed.
 int64_t ggml_workspace_size(int64_t num_tokens, int64_t k, Device::Kind kind);
 
 // ggml_mul_mat_vec_a8 of what a decode step has just before it, made on the way: one kernel fewer for few rows, in all
@@ -83,5 +84,32 @@ Status add_rmsnorm_ggml_mul_mat_vec_a8(TensorView result, TensorView residual_su
 
 // Bytes of workspace that these two need.
 int64_t ggml_mul_mat_vec_workspace_size(int64_t num_tokens, int64_t k, Device::Kind kind);
+
+// The products of a mixture of experts: one for each pair of a token and an expert. Pair p is token p / top_k with the
+// expert that it chose as number p % top_k.
+//
+//   result[p, r] = sum_j X8[p / top_k, j] * W[expert(p), r, j]          zeros if W has no such expert
+//
+//   result     [num_tokens * top_k, row]   dtype of X; rows may be strided, the last dimension is dense
+//   workspace  [bytes] uint8               at least ggml_workspace_size() bytes, at a multiple of 64
+//   X          [num_tokens, k]             f32 | f16 | bf16; rows may be strided, the last dimension is dense
+//   W          [num_experts, row, bytes_per_row(k)]
+// X8 and sums are ggml_mul_mat_vec_a8's; a pair's result does not depend on the other pairs. `tokens` is num_tokens.
+//
+// ggml_moe_a8_vec: topk_ids, int32, contiguous, holds expert(p) for each pair.
+// ggml_moe_a8: the pairs are sorted by expert, in blocks of kGgmlMoeBlock. All of these are int32 and contiguous:
+//   sorted_token_ids        [S]  pairs; any other number fills up a block
+//   expert_ids              [B]  the expert of each block; B is at least S / kGgmlMoeBlock, rounded up
+//   num_tokens_post_padded  [1]  how many of sorted_token_ids count; what is behind is not read
+// Each pair should be there once: the result of one that is not there is not written. No index leads out of a tensor.
+inline constexpr int kGgmlMoeBlock = 4;
+Status ggml_moe_a8(TensorView result, TensorView workspace, TensorView X, TensorView W, TensorView sorted_token_ids,
+                   TensorView expert_ids, TensorView num_tokens_post_padded, int64_t type, int64_t row, int64_t top_k,
+                   int64_t tokens, Stream stream);
+Status ggml_moe_a8_vec(TensorView result, TensorView workspace, TensorView X, TensorView W, TensorView topk_ids,
+                       int64_t top_k, int64_t type, int64_t row, int64_t tokens, Stream stream);
+
+// kGgmlMoeBlock, or 0 for an unknown type.
+int64_t ggml_moe_get_block_size(int64_t type);
 
 }  // namespace sgl_kernel

@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     for (int tile = 0; tile < Shape::kRowTiles; ++tile) {
       for (int i = 0; i < Shape::kWeightStages; ++i) {
         barriers.weights_full[tile][i].init(kWarpSize);
-        barriers.weights_empty[tile][i].init(kWarpgroupSize);
+        barriers.weights_empty[tile][i].init(kWarpgroup);
       }
     }
     fence_barrier_init();

@@ -26,10 +26,9 @@
 
 namespace sgl_kernel::SGL_TARGET {
 
-inline constexpr int kTileRows = 64;        // of a warpgroup: the rows of a matrix instruction
-inline constexpr int kWarpRows = 16;        // of these, a warp's
-inline constexpr int kWarpgroupSize = 128;  // threads
-inline constexpr int kChunkGroups = 2;      // of X: 128 bytes of a token, a row of a swizzled panel
+inline constexpr int kTileRows = 64;    // of a warpgroup: the rows of a matrix instruction
+inline constexpr int kWarpRows = 16;    // of these, a warp's
+inline constexpr int kChunkGroups = 2;  // of X: 128 bytes of a token, a row of a swizzled panel
 inline constexpr int kChunkRowBytes = kChunkGroups * kGroupSize * 2;
 inline constexpr int kCacheLine = 128;
 // What W is multiplied by, in f16: it leaves room for elements up to 2047, and normal numbers for scales down to 2^-19.
@@ -103,7 +102,7 @@ struct MulMatShape {
   using Slice = SliceOf<Format>;
   static constexpr int kTokens = kTokens_, kRowTiles = kRowTiles_, kBlocks = kBlocks_;
   static constexpr int kRows = kRowTiles * kTileRows;
-  static constexpr int kMultiplying = kRowTiles * kWarpgroupSize;  // threads
+  static constexpr int kMultiplying = kRowTiles * kWarpgroup;  // threads
   static constexpr int kThreads = kMultiplying + kRowTiles * kWarpSize;
   static constexpr int kWarps = kMultiplying / kWarpSize;  // that multiply
   static constexpr int kChunkBytes = kTokens * kChunkRowBytes;
@@ -346,7 +345,7 @@ struct TileMultiplier {
         share(share),
         lane(threadIdx.x % kWarpSize),
         warp(threadIdx.x / kWarpSize),
-        tile(threadIdx.x / kWarpgroupSize),
+        tile(threadIdx.x / kWarpgroup),
         tile_row(warp * kWarpRows % kTileRows),
         low_address(static_cast<uint32_t>(reinterpret_cast<uint64_t>(params.W))),
         row_bytes(static_cast<uint32_t>(row_bytes_of(params, Format::kGroupsPerBlock, sizeof(Block)))) {}

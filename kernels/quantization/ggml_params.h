@@ -1,4 +1,4 @@
-// The products with few tokens, checked, as their targets take them.
+// The products with few tokens and those of experts, checked, as their targets take them.
 #pragma once
 
 #include "kernels/base/status.h"
@@ -31,5 +31,23 @@ struct MatVecCall {
 inline constexpr int64_t kMostSiluElements = 65536, kMostNormElements = 16384;
 
 Status ggml_mul_mat_vec(const MatVecCall& call, Stream stream);
+
+// Pairs in blocks that have an expert each.
+struct ExpertsCall {
+  const char* operator_name;
+  TensorView result;  // [num_tokens * top_k, row]
+  TensorView workspace;
+  TensorView W;  // [num_experts, row, bytes_per_row]
+  TensorView X;  // [num_tokens, k]
+  int64_t type;
+  int64_t top_k;
+  int block;                 // 1 or kGgmlMoeBlock
+  int64_t most_pairs;        // with those that fill up blocks
+  const int32_t* pairs;      // [most_pairs], of which some are none; or null: all, in their order
+  const int32_t* num_pairs;  // [1]: how many of `pairs` count; or null: most_pairs
+  const int32_t* experts;    // of each block; some are none
+};
+
+Status ggml_multiply_experts(const ExpertsCall& call, Stream stream);
 
 }  // namespace sgl_kernel

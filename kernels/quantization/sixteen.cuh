@@ -25,6 +25,21 @@ __device__ __forceinline__ float over(float amax) {
   return amax < __uint_as_float(0x7f800000) ? fmaf(remainder, kReciprocal, quotient) : amax;
 }
 
+// kLargest / amax for an amax from 1e-30 on, rounded as a division rounds it (compared for all of them on an H200): the
+// reciprocal is refined, then the quotient corrected as above. Both are scaled down first, lest the reciprocal of a
+// large amax be less than normal. 0 for infinity, NaN for NaN.
+template <int kLargest>
+__device__ __forceinline__ float under(float amax) {
+  constexpr float kDown = 1.0f / 512, kDividend = kLargest * kDown;
+  const float divisor = amax * kDown;
+  float reciprocal;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(divisor));
+  if (!(amax < __uint_as_float(0x7f800000))) return reciprocal;
+  reciprocal = fmaf(fmaf(-divisor, reciprocal, 1.0f), reciprocal, reciprocal);
+  const float quotient = kDividend * reciprocal;
+  return fmaf(fmaf(-divisor, quotient, kDividend), reciprocal, quotient);
+}
+
 template <class T>
 struct Sixteen {
   static constexpr int kPerVec = kVecSize<T>;
@@ -94,20 +109,18 @@ __device__ __forceinline__ uint4 times_to_e4m3(const Sixteen<T>& values, float f
   return {words[0], words[1], words[2], words[3]};
 }
 
-// Rounded to nearest even, saturated to [-128, 127]; NaN is 0.
-__device__ __forceinline__ uint32_t int8_bits(float value) {
-  int rounded;
-  asm("cvt.rni.sat.s8.f32 %0, %1;" : "=r"(rounded) : "f"(value));
-  return static_cast<uint32_t>(rounded) & 0xff;
-}
-
+// Sixteen values times a factor that takes none of them beyond ±127.5, as int8: rounded to nearest even by adding
+// 1.5 * 2^23, which leaves the integer in the float's lowest bits.
 template <class T>
 __device__ __forceinline__ uint4 times_to_int8(const Sixteen<T>& values, float factor) {
+  constexpr float kRound = 12582912.0f;
   uint32_t words[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    words[i] = int8_bits(values[4 * i] * factor) | int8_bits(values[4 * i + 1] * factor) << 8 |
-               int8_bits(values[4 * i + 2] * factor) << 16 | int8_bits(values[4 * i + 3] * factor) << 24;
+    uint32_t bits[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) bits[j] = __float_as_uint(__fadd_rn(__fmul_rn(values[4 * i + j], factor), kRound));
+    words[i] = __byte_perm(__byte_perm(bits[0], bits[1], 0x0040), __byte_perm(bits[2], bits[3], 0x0040), 0x5410);
   }
   return {words[0], words[1], words[2], words[3]};
 }

@@ -194,6 +194,9 @@ class Operators {
     def_parameters<kFunction, Parameters>(schema, std::make_index_sequence<std::tuple_size_v<Parameters> - 1>());
   }
 
+  // Of an operator whose function the Python module has: no tensor is among its arguments.
+  void declare(const char* schema) { module_.attr("__schemas__").attr("append")(schema); }
+
  private:
   template <auto kFunction, class Parameters, size_t... kIndex>
   void def_parameters(const char* schema, std::index_sequence<kIndex...>) {
@@ -211,7 +214,7 @@ class Operators {
     if constexpr (internal::fit_a_stack<Params...>()) {
       if (Bound::signature.is_whole) register_with_torch(name, &Bound::from_torch);
     }
-    module_.attr("__schemas__").attr("append")(schema);
+    declare(schema);
   }
 
   pybind11::module_ module_;

@@ -39,6 +39,13 @@ PYBIND11_MODULE(_quantization, module) {
   ops.def<&add_rmsnorm_ggml_mul_mat_vec_a8>(
       "add_rmsnorm_ggml_mul_mat_vec_a8(Tensor W, Tensor X, Tensor residual, Tensor norm_weight, float eps, int type, "
       "SymInt row) -> (Tensor, Tensor)");
+  ops.def<&ggml_moe_a8>(
+      "ggml_moe_a8(Tensor X, Tensor W, Tensor sorted_token_ids, Tensor expert_ids, Tensor num_tokens_post_padded, "
+      "int type, SymInt row, SymInt top_k, SymInt tokens) -> Tensor");
+  ops.def<&ggml_moe_a8_vec>(
+      "ggml_moe_a8_vec(Tensor X, Tensor W, Tensor topk_ids, int top_k, int type, SymInt row, SymInt tokens) -> Tensor");
+  ops.declare("ggml_moe_get_block_size(int type) -> int");
+  module.def("ggml_moe_get_block_size", &ggml_moe_get_block_size);
   const auto kind = [](bool on_cuda) { return on_cuda ? Device::Kind::kCuda : Device::Kind::kCpu; };
   module.def("ggml_workspace_size", [kind](int64_t num_tokens, int64_t k, bool on_cuda) {
     return ggml_workspace_size(num_tokens, k, kind(on_cuda));

@@ -458,7 +458,7 @@ def gptq_marlin_gemm(
         form, 2⁷ times the scales; for float8_e4m3fn 2⁸ times the scales, or 2¹²⁰ times in bfloat16.
       global_scale: one number of a's dtype with float4_e2m1f, 2⁷ times the scale (2¹¹⁹ times in bfloat16); else None.
       b_zeros: with uint4 and uint8 the zero points, int32 [G, N · bits / 32] permuted and packed for Marlin, or
-        float16 [G, N] with is_zp_float; else None, or empty.
+        float16 [G, N] with is_zp_float, and without act-order; else None, or empty.
       g_idx, perm: int32 [K], or None, or empty: act-order, p(k) = perm[k].
       workspace: int32, upstream's locks; neither read nor written.
       b_q_type: scalar_types.uint4, uint8, uint4b8 (zero is 8), uint8b128 (zero is 128), float8_e4m3fn or float4_e2m1f;

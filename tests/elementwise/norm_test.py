@@ -46,7 +46,7 @@ class Norm(Operator):
 class RmsNorm(Norm):
     strided = misaligned = ("output", "input")
     batch = {"output": 0, "input": 0}
-    bad = [*Norm.bad, bad_shape("output", (5, 4095)), bad_alias("output", "weight")]
+    bad = [*Norm.bad, bad_shape("output", (5, 4095)), bad_alias("weight", "output", names="weight|output")]
 
     def make(self, case, draw):
         shape = (case.rows, case.hidden)

@@ -5,11 +5,12 @@ import torch
 
 from tests.gemm.fp8_sums import fp8_error
 from tests.gemm.hard_data import activations, weights
-from tests.harness import Expected, Operator, assert_close, assert_same_bits, bad_shape, case, operator_tests
+from tests.harness import Expected, Operator, assert_close, assert_same_bits, bad_alias, bad_shape, case, operator_tests
 
 F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 LARGEST = {E4M3: 448.0, E5M2: 57344.0}
+SMALLEST = {E4M3: 2.0**-9, E5M2: 2.0**-16}
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 
@@ -20,13 +21,19 @@ class BmmFp8(Operator):
         case(batches=5, m=17, n=128, k=64, a=E5M2, b=E4M3, out=BF16),
         case(batches=2, m=16, n=40, k=96, a=E5M2, b=E5M2, out=BF16),
         case(batches=1, m=48, n=80, k=512, a=E4M3, b=E4M3, out=F16),
+        # Few rows with a short K.
+        case(batches=4, m=11, n=72, k=112, a=E4M3, b=E4M3, out=F16),
+        case(batches=3, m=8, n=264, k=128, a=E4M3, b=E4M3, out=BF16),
         # Rows that copies of 16 bytes do not take; nothing to add.
         case(batches=4, m=7, n=33, k=65, a=E4M3, b=E4M3, out=BF16),
         case(batches=2, m=3, n=8, k=0, a=E4M3, b=E4M3, out=BF16),
-        case(batches=2, m=3, n=24, k=8192, a=E4M3, b=E4M3, out=BF16, data="positive"),
+        case(batches=2, m=3, n=24, k=32768, a=E4M3, b=E4M3, out=BF16, data="positive"),
+        case(batches=2, m=17, n=24, k=32768, a=E5M2, b=E4M3, out=BF16),
         case(batches=2, m=18, n=24, k=4096, a=E4M3, b=E4M3, out=BF16, data="cancelling"),
         case(batches=2, m=20, n=72, k=512, a=E4M3, b=E5M2, out=BF16, data="outliers"),
         case(batches=2, m=2, n=16, k=256, a=E5M2, b=E4M3, out=BF16, scale=1e-23),
+        case(batches=2, m=5, n=40, k=384, a=E4M3, b=E4M3, out=BF16, data="subnormal"),
+        case(batches=2, m=20, n=40, k=384, a=E5M2, b=E5M2, out=BF16, data="subnormal"),
     ]
     empty = [case(batches=batches, m=m, n=n, k=32, a=E4M3, b=E4M3, out=F16) for batches, m, n in [(0, 4, 8), (2, 0, 8)]]
     rows = {"A": 1, "D": 1}
@@ -37,6 +44,8 @@ class BmmFp8(Operator):
         bad_shape("A", (2, 5, 144), names="B"),
         bad_shape("B", (3, 144, 72)),
         bad_shape("D", (3, 5, 71)),
+        bad_alias("D", "A"),
+        bad_alias("D", "B"),
         bad_shape("A_scale", (3,)),
         bad_shape("B_scale", (0,)),
     ]
@@ -50,10 +59,12 @@ class BmmFp8(Operator):
     }
 
     def make(self, case, draw):
-        def quantized(numbers, dtype):
-            return (40 * numbers).clamp(-LARGEST[dtype], LARGEST[dtype]).to(dtype)
-
         data, scale = getattr(case, "data", None), getattr(case, "scale", 1.0)
+
+        def quantized(numbers, dtype):
+            factor = 2 * SMALLEST[dtype] if data == "subnormal" else 40
+            return (factor * numbers).clamp(-LARGEST[dtype], LARGEST[dtype]).to(dtype)
+
         return {
             "A": quantized(activations(draw, (case.batches, case.m, case.k), data), case.a),
             "B": quantized(weights(draw, (case.batches, case.n, case.k), data), case.b).transpose(1, 2),
@@ -85,7 +96,11 @@ class BmmFp8(Operator):
     }
 
 
-test_bmm_fp8 = operator_tests(BmmFp8(name="bmm_fp8"))
+test_bmm_fp8 = operator_tests(
+    BmmFp8(name="bmm_fp8"),
+    # The other format as the typical case: on Hopper its kernel is another.
+    BmmFp8(name="bmm_fp8", cases=[case(batches=3, m=5, n=72, k=144, a=E5M2, b=E4M3, out=F16)], empty=[]),
+)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -108,7 +123,7 @@ def test_every_number_is_multiplied_exactly(dtype, device):
 @pytest.mark.parametrize("shared", ["neither", "A", "B"])
 @pytest.mark.parametrize(
     ("batches", "m", "n", "k"),
-    [(5, 2048, 2048, 256), (5, 2000, 2056, 144), (5, 16, 512, 128), (5, 1, 128, 512), (200, 16, 512, 128)],
+    [(5, 2048, 2048, 256), (5, 2000, 2056, 144), (300, 1, 256, 48), (5, 1, 128, 512), (200, 16, 512, 128)],
 )
 def test_batches_of_all_sizes(batches, m, n, k, shared):
     """Each with operands of its own, the first ones side by side, as heads; and with one operand that all share."""

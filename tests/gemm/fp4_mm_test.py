@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tests.harness import Expected, Operator, bad_shape, case, operator_tests
+from tests.gemm.hard_data import repeated
+from tests.harness import Bad, Expected, Operator, bad_alias, bad_shape, case, operator_tests
 
 F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
 FP8 = torch.float8_e4m3fn
@@ -44,6 +45,11 @@ def decoded(values, scales):
     return numbers * unswizzled(scales.double(), rows, k // 16).repeat_interleave(16, 1)
 
 
+def half_a_block(args):
+    """K = 136, and scales of as many blocks as have room."""
+    args["a"], args["b"] = args["a"].new_zeros(5, 68), args["b"].new_zeros(72, 68)
+
+
 class Fp4Mm(Operator):
     cases = [
         case(m=5, n=72, k=144, out=BF16),
@@ -59,6 +65,9 @@ class Fp4Mm(Operator):
         case(m=2, n=3, k=0, out=BF16),
         case(m=3, n=24, k=32768, out=BF16, data="positive"),
         case(m=20, n=72, k=1024, out=BF16, data="all scales"),
+        case(m=5, n=72, k=2048, out=BF16, data="cancelling"),
+        case(m=140, n=72, k=2048, out=F16, data="cancelling"),
+        case(m=18, n=40, k=1024, out=BF16, data="outliers"),
         case(m=3, n=24, k=256, out=BF16, alpha=1e-23),
     ]
     empty = [case(m=0, n=16, k=32, out=F16), case(m=3, n=0, k=32, out=BF16)]
@@ -67,9 +76,12 @@ class Fp4Mm(Operator):
     misaligned = ("a", "b", "out", "alpha")
     bad = [
         bad_shape("out", (5, 71)),
+        bad_alias("out", "b"),
+        bad_alias("out", "block_scale_a"),
         bad_shape("a", (5, 64), names="b"),
         bad_shape("a", (5, 71), names="a|b"),
         bad_shape("b", (72, 64)),
+        Bad("a", "half a block", half_a_block, names="a|b"),
         bad_shape("block_scale_a", (5, 9)),
         bad_shape("block_scale_b", (256, 12)),
         bad_shape("alpha", (2,)),
@@ -83,16 +95,21 @@ class Fp4Mm(Operator):
             shape = (rows, case.k // 16)
             if data == "all scales":  # subnormal ones, too, and 0
                 return swizzled(draw.integers(0, 0x7F, shape, torch.uint8).view(FP8)).to(draw.device)
-            return swizzled(draw.uniform(shape, low=0.02, high=448.0).to(FP8)).to(draw.device)
+            numbers = draw.uniform(shape, low=0.02, high=4.0 if data == "outliers" else 448.0)
+            if data == "outliers":
+                numbers[:, 3::17] *= 100
+            return swizzled(repeated(numbers.t(), data).t().to(FP8)).to(draw.device)
 
-        def values(rows):
-            codes = draw.integers(0, 256, (rows, case.k // 2), torch.uint8)
+        def values(rows, sign):
+            codes = repeated(draw.integers(0, 256, (case.k // 2, rows), torch.uint8), data).t().contiguous()
+            if data == "cancelling":
+                codes[:, case.k // 4 :] ^= sign
             return codes & 0x77 if data == "positive" else codes
 
         return {
             "out": draw.empty((case.m, case.n), case.out),
-            "a": values(case.m),
-            "b": values(case.n),
+            "a": values(case.m, sign=0x88),  # of both numbers of a byte
+            "b": values(case.n, sign=0),
             "block_scale_a": scales(case.m),
             "block_scale_b": scales(case.n),
             "alpha": draw.uniform((1,), low=alpha, high=2 * alpha),

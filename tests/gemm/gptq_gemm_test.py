@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.gemm.hard_data import activations
+from tests.gemm.hard_data import activations, repeated
 from tests.gemm.packing import pack_columns, pack_rows, shuffled
 from tests.harness import Bad, Expected, Operator, bad_shape, bad_value, case, checks_values, operator_tests
 
@@ -94,7 +94,7 @@ class GptqGemm(Operator):
             ]
         ),
         *(
-            case(m=4, n=32, k=256, bits=4, group=64, shuffle=shuffle, index=False, data="subnormal")
+            case(m=4, n=32, k=256, bits=4, group=64, shuffle=shuffle, index=False, data="tiny")
             for shuffle in (False, True)
         ),
     ]
@@ -117,8 +117,9 @@ class GptqGemm(Operator):
 
     def make(self, case, draw):
         groups = case.k // case.group
-        numbers = draw.integers(0, 2**case.bits, (case.k, case.n), torch.int64).cpu()
-        zeros = draw.integers(0, 2**case.bits, (groups, case.n), torch.int64).cpu()
+        data, scale = getattr(case, "data", None), getattr(case, "scale", 0.1)
+        numbers = repeated(draw.integers(0, 2**case.bits, (case.k, case.n), torch.int64).cpu(), data)
+        zeros = repeated(draw.integers(0, 2**case.bits, (groups, case.n), torch.int64).cpu(), data)
         if not case.index:
             index = draw.empty((0,), torch.int32)
         elif case.shuffle:
@@ -128,13 +129,11 @@ class GptqGemm(Operator):
         pack = shuffled if case.shuffle else pack_rows
         weight = pack(numbers, case.bits) if case.n else torch.empty(case.k // 32 * case.bits, 0)
         packed_zeros = pack_columns(zeros, case.bits) if case.n else torch.empty(groups, 0)
-        data, scale = getattr(case, "data", None), getattr(case, "scale", 0.1)
-        a = activations(draw, (case.m, case.k), data) * (2.0**-15 if data == "subnormal" else 1)
         return {
-            "a": a.to(F16),
+            "a": activations(draw, (case.m, case.k), data).to(F16),
             "b_q_weight": draw.tensor(weight, torch.int32),
             "b_gptq_qzeros": draw.tensor(packed_zeros, torch.int32),
-            "b_gptq_scales": draw.uniform((groups, case.n), F16, scale / 10, scale),
+            "b_gptq_scales": repeated(draw.uniform((groups, case.n), F16, scale / 10, scale), data),
             "b_g_idx": index,
             "use_shuffle": case.shuffle,
             "bit": case.bits,
@@ -172,7 +171,13 @@ def unshuffled(words, bits):
     return pack_rows(numbers, bits)
 
 
-test_gptq_gemm = operator_tests(GptqShuffle(), GptqGemm())
+def with_index(shuffle, bits):
+    """A case as the typical one that has an index."""
+    row = case(m=5, n=96, k=256, bits=bits, group=64, shuffle=shuffle, index=True)
+    return GptqGemm(cases=[row], empty=[], bad=[bad_shape("b_g_idx", (255,))])
+
+
+test_gptq_gemm = operator_tests(GptqShuffle(), GptqGemm(), with_index(True, bits=3), with_index(False, bits=4))
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from tests.gemm.hard_data import activations
+from tests.gemm.hard_data import activations, repeated
 from tests.gemm.packing import (
     AWQ_ORDER,
     SCALES_OF_GROUPS,
@@ -16,6 +16,7 @@ from tests.gemm.packing import (
     marlin_zeros,
 )
 from tests.harness import (
+    Bad,
     Draw,
     Expected,
     Operator,
@@ -61,6 +62,7 @@ class MarlinGemm(Operator):
     """A case has m, n, k, type, dtype, group (-1: one for all); order "full" or "part" for act-order, float_zeros."""
 
     name = "gptq_marlin_gemm"
+    accepts = {"global_scale_or_none.rank": "one element of any rank"}
     inout = ("a", "b_q_weight", "b_scales", "workspace")  # upstream's schema marks them, though they are only read
     cases = [
         case(m=5, n=128, k=256, type="uint4b8", dtype=F16, group=128),
@@ -81,6 +83,9 @@ class MarlinGemm(Operator):
                 ("uint8b128", BF16, 32, 40, 64, 96),
                 ("uint8", F16, 32, 6, 128, 160),
                 ("uint8", BF16, 128, 18, 64, 1152),
+                ("uint8", BF16, -1, 11, 128, 272),
+                ("uint4", F16, 32, 9, 192, 160),
+                ("uint8b128", F16, 64, 3, 64, 192),
                 ("float8_e4m3fn", F16, -1, 7, 128, 256),
                 ("float8_e4m3fn", BF16, 128, 16, 192, 384),
                 ("float8_e4m3fn", F16, 32, 30, 320, 544),
@@ -88,6 +93,11 @@ class MarlinGemm(Operator):
                 ("float4_e2m1f", F16, 16, 5, 128, 96),
                 ("float4_e2m1f", BF16, 16, 24, 192, 512),
                 ("float4_e2m1f", BF16, 16, 12, 320, 3104),
+                # As long rows as models have.
+                ("uint4", BF16, 128, 3, 64, 32768),
+                ("float8_e4m3fn", BF16, 128, 2, 64, 32768),
+                ("float4_e2m1f", BF16, 16, 5, 64, 32768),
+                ("float4_e2m1f", BF16, 16, 70, 64, 32768),
                 # Many tokens have a kernel of their own on Hopper.
                 ("uint4b8", BF16, 128, 300, 192, 768),
                 ("uint4b8", F16, -1, 129, 64, 640),
@@ -130,6 +140,9 @@ class MarlinGemm(Operator):
                 ("uint4b8", BF16, 6, 512, None, 1e-23),
                 ("uint8b128", BF16, 20, 256, None, 1e-23),
                 ("uint4b8", F16, 5, 256, None, 1e-6),  # subnormal scales
+                ("uint4b8", F16, 5, 256, "tiny", 0.1),
+                ("uint4b8", F16, 70, 256, "tiny", 0.1),
+                ("uint8b128", F16, 4, 32768, "cancelling", 0.1),
             ]
         ),
     ]
@@ -168,12 +181,12 @@ class MarlinGemm(Operator):
 
     def make(self, case, draw):
         bits, groups = bits_of(case.type), 1 if case.group == -1 else case.k // case.group
-        order = getattr(case, "order", None)
-        numbers = draw.integers(0, 2**bits, (case.k, case.n), torch.int64).cpu()
+        order, data = getattr(case, "order", None), getattr(case, "data", None)
+        numbers = repeated(draw.integers(0, 2**bits, (case.k, case.n), torch.int64).cpu(), data)
         if case.type == "float8_e4m3fn":
             numbers[(numbers & 127) == 127] = 0  # NaN
         scale = getattr(case, "scale", 0.1)
-        scales = draw.uniform((groups, case.n), F32, scale / 10, scale).cpu()
+        scales = repeated(draw.uniform((groups, case.n), F32, scale / 10, scale).cpu(), data)
         global_scale = None
         if case.type == "float8_e4m3fn":
             scales *= 2.0 ** (8 if case.dtype == F16 else 120)
@@ -198,7 +211,7 @@ class MarlinGemm(Operator):
             return None if tensor is None else tensor.to(place)
 
         return {
-            "a": activations(draw, (case.m, case.k), getattr(case, "data", None)).to(case.dtype),
+            "a": activations(draw, (case.m, case.k), data).to(case.dtype),
             "c_or_none": None,
             "b_q_weight": placed(marlin_weight(numbers, bits)),
             "b_scales": placed(packed_scales),
@@ -285,7 +298,54 @@ def unpacked_zeros(words, bits):
     return zeros.unflatten(-1, (-1, 64))[..., SCALES_OF_GROUPS.argsort()].flatten(-2)
 
 
-test_marlin_gemm = operator_tests(MarlinGemm())
+def act_order(args):
+    args["perm_or_none"] = torch.arange(256, dtype=torch.int32, device=args.a.device)
+    args["g_idx_or_none"] = args["perm_or_none"] // 64
+
+
+def with_arguments(bad, **fields):
+    """A case as the typical one, and what is wrong then: of arguments that the one above goes without."""
+    row = case(**{"m": 5, "n": 128, "k": 256, "dtype": F16, "group": 64, **fields})
+    return MarlinGemm(cases=[row], empty=[], bad=bad)
+
+
+test_marlin_gemm = operator_tests(
+    MarlinGemm(),
+    with_arguments(
+        [
+            bad_value("b_zeros_or_none", None),
+            bad_shape("b_zeros_or_none", (4, 15)),
+            bad_shape("b_zeros_or_none", (3, 16)),
+            bad_value("is_zp_float", True, names="b_zeros_or_none"),
+            Bad("b_zeros_or_none", "with act-order", act_order),
+        ],
+        type="uint4",
+    ),
+    with_arguments(
+        [bad_shape("b_zeros_or_none", (4, 64)), bad_value("is_zp_float", False, names="b_zeros_or_none")],
+        type="uint8",
+        float_zeros=True,
+    ),
+    with_arguments(
+        [
+            bad_shape("g_idx_or_none", (255,)),
+            bad_shape("perm_or_none", (255,)),
+            bad_value("perm_or_none", None, names="g_idx_or_none|perm_or_none"),
+            bad_value("g_idx_or_none", None, names="g_idx_or_none|perm_or_none"),
+        ],
+        type="uint4b8",
+        order="part",
+    ),
+    with_arguments(
+        [
+            bad_value("global_scale_or_none", None),
+            bad_shape("global_scale_or_none", (2,)),
+            bad_shape("b_scales", (8, 128)),
+        ],
+        type="float4_e2m1f",
+        group=16,
+    ),
+)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -317,12 +377,12 @@ def test_destination(device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("k", [256, 4096])
-def test_flags_of_how_partial_sums_are_added_change_no_bit(k, device):
+@pytest.mark.parametrize("m, k", [(3, 256), (3, 4096), (150, 1024)])
+def test_flags_of_how_partial_sums_are_added_change_no_bit(m, k, device):
     """Those are never added atomically: each flag gives the same bits, and so does each run."""
     import sgl_kernel
 
-    args = MarlinGemm().make(case(m=3, n=64, k=k, type="uint4b8", dtype=BF16, group=128), Draw(device, 0))
+    args = MarlinGemm().make(case(m=m, n=64, k=k, type="uint4b8", dtype=BF16, group=128), Draw(device, 0))
     expected = sgl_kernel.gptq_marlin_gemm(*[*args.values()][:14])
     for args["use_atomic_add"], args["use_fp32_reduce"] in [(True, True), (True, False), (False, False)] * 3:
         assert_same_bits("result", sgl_kernel.gptq_marlin_gemm(*args.values()), expected)

@@ -82,7 +82,12 @@ class AwqRepack(Repack):
         return {"result": marlin_weight(numbers, case.bits), "b_q_weight": args.b_q_weight}
 
 
-test_marlin_repack = operator_tests(GptqRepack(), AwqRepack())
+test_marlin_repack = operator_tests(
+    GptqRepack(),
+    # An order of rows as the typical case.
+    GptqRepack(cases=[case(k=32, n=128, bits=4, permuted=True)], empty=[]),
+    AwqRepack(),
+)
 
 
 @pytest.mark.parametrize("device", DEVICES)

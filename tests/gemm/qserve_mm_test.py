@@ -4,7 +4,7 @@ byte."""
 import pytest
 import torch
 
-from tests.harness import Expected, Operator, assert_same_bits, bad_shape, bad_value, case, operator_tests
+from tests.harness import Expected, Operator, assert_same_bits, bad_alias, bad_shape, bad_value, case, operator_tests
 
 F16 = torch.float16
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
@@ -46,7 +46,7 @@ class QserveMm(Operator):
     accepts = {f"{name}.rank": "the number of its elements counts" for name in ("_wscales", "_ascales")}
 
     def tensors(self, case, draw):
-        q = draw.integers(0, 16, (case.n, case.k), torch.int32)
+        q, scale = draw.integers(0, 16, (case.n, case.k), torch.int32), getattr(case, "scale", 1e-3)
         inputs = draw.integers(-128, 128, (case.m, case.k), torch.int8)
         if getattr(case, "extremes", False):
             inputs.fill_(-128)
@@ -54,7 +54,7 @@ class QserveMm(Operator):
         return {
             "_in_feats": inputs,
             "_kernel": packed(q).to(draw.device),
-            "_wscales": draw.uniform((case.n,), F16, low=1e-3, high=1e-2),
+            "_wscales": draw.uniform((case.n,), F16, low=scale, high=10 * scale),
             "_ascales": draw.uniform((case.m, 1), F16, low=1e-3, high=1e-2),
             "_out_feats": draw.empty((case.m, case.n), F16),
         }
@@ -80,6 +80,7 @@ class PerChannel(QserveMm):
         case(m=2, n=32, k=0),
         case(m=3, n=32, k=32768),
         case(m=18, n=64, k=32768, extremes=True),
+        case(m=6, n=32, k=1024, scale=5e-6),  # subnormal
     ]
     bad = [
         bad_shape("_in_feats", (5, 144), names="_in_feats"),
@@ -90,6 +91,7 @@ class PerChannel(QserveMm):
         bad_shape("_w_szs", (5,)),
         bad_shape("_a_ssums", (96,)),
         bad_shape("_out_feats", (5, 95)),
+        bad_alias("_out_feats", "_kernel"),
     ]
 
     def make(self, case, draw):
@@ -123,6 +125,7 @@ class PerGroup(QserveMm):
         case(m=2, n=32, k=0),
         case(m=3, n=32, k=32768),
         case(m=18, n=64, k=32768, extremes=True),
+        case(m=6, n=32, k=1024, scale=5e-6),
     ]
     bad = [
         bad_shape("_in_feats", (5, 192), names="_in_feats"),
@@ -133,6 +136,7 @@ class PerGroup(QserveMm):
         bad_shape("_wscales", (95,)),
         bad_shape("_ascales", (6,)),
         bad_shape("_out_feats", (5, 95)),
+        bad_alias("_out_feats", "_kernel"),
         bad_value("_zeros", torch.zeros(96, 2, dtype=torch.int8).t(), names="_zeros|_out_feats"),
     ]
 

@@ -178,7 +178,14 @@ SCALED = [
     ScaledMm(name="int8_scaled_mm", dtype=torch.int8),
     BlockwiseScaledMm(name="fp8_blockwise_scaled_mm"),
 ]
-test_scaled_mm = operator_tests(*SCALED)
+
+# A case with a bias as the typical one.
+WITH_BIAS = {"cases": [case(m=9, n=40, k=256, out=BF16, bias=True)], "empty": [], "bad": [bad_shape("bias", (39,))]}
+test_scaled_mm = operator_tests(
+    *SCALED,
+    ScaledMm(name="fp8_scaled_mm", **WITH_BIAS),
+    ScaledMm(name="int8_scaled_mm", dtype=torch.int8, **WITH_BIAS),
+)
 
 
 @pytest.mark.parametrize("operator", SCALED, ids=str)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.gemm.hard_data import activations, weights
-from tests.harness import Expected, Operator, assert_same_bits, bad_shape, case, operator_tests
+from tests.harness import Expected, Operator, assert_same_bits, bad_alias, bad_shape, case, operator_tests
 
 BF16, F32 = torch.bfloat16, torch.float32
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
@@ -13,8 +13,12 @@ SHAPES = [
     (5, 40, 272),
     (1, 256, 7168),
     (16, 384, 1024),
-    (2, 2112, 512),  # so many columns that a block takes 16, not 8, or that its kernel is another
+    (2, 2112, 512),
     (12, 1060, 4608),
+    (16, 600, 1024),
+    # So many columns that K is not split.
+    (3, 2150, 512),
+    (9, 2150, 512),
     (17, 23, 4608),
     (100, 9, 64),
     # Rows that loads of 16 bytes do not take; nothing to add.
@@ -42,7 +46,13 @@ class SkinnyMm(Operator):
     batch = {"mat_a": 0, "output": 0}
     strided = ("mat_a", "output")
     misaligned = ("mat_a", "mat_b", "output")
-    bad = [bad_shape("mat_a", (5, 271), names="mat_b"), bad_shape("output", (5, 41)), bad_shape("mat_b", (272, 40))]
+    bad = [
+        bad_shape("mat_a", (5, 271), names="mat_b"),
+        bad_shape("output", (5, 41)),
+        bad_alias("output", "mat_a"),
+        bad_alias("output", "mat_b"),
+        bad_shape("mat_b", (272, 40)),
+    ]
 
     def make(self, case, draw):
         data = getattr(case, "data", None)
@@ -62,7 +72,7 @@ class SkinnyMm(Operator):
 
 class FusedA(SkinnyMm):
     # The last row is no transpose of a dense matrix.
-    bad = [*SkinnyMm.bad[:2], bad_shape("mat_b", (272, 41), names="mat_b|output"), bad_shape("mat_b", (271, 40))]
+    bad = [*SkinnyMm.bad[:-1], bad_shape("mat_b", (272, 41), names="mat_b|output"), bad_shape("mat_b", (271, 40))]
     forms = {
         "functional": lambda sgl_kernel, args: {"output": sgl_kernel.dsv3_fused_a_gemm(args["mat_a"], args["mat_b"])}
     }
@@ -76,7 +86,7 @@ class Router(SkinnyMm):
     is_transposed = True
     cases = [case(m=m, n=n, k=k, out=BF16 if i % 2 else F32) for i, (m, n, k) in enumerate(SHAPES)]
     cases += [case(m=m, n=n, k=k, out=F32, data=data, scale=scale) for m, n, k, data, scale in HARD]
-    bad = [*SkinnyMm.bad[:2], bad_shape("mat_b", (40, 271))]
+    bad = [*SkinnyMm.bad[:-1], bad_shape("mat_b", (40, 271))]
 
     forms = {
         "functional": lambda sgl_kernel, args: {

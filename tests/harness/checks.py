@@ -321,8 +321,9 @@ def assert_names(operator, argument, error) -> None:
     if isinstance(error, TypeError):
         assert operator.name in str(error), f"the message does not name the operator: {error}"
         return
-    pattern = rf"{operator.name}: .*\b({argument})\b"
+    pattern = rf"^{operator.name}: .*\b({argument})\b"
     assert re.search(pattern, str(error)), f"the message does not match {pattern!r}: {error}"
+    assert ", expected " in str(error), f"the message does not say what is expected: {error}"
 
 
 @check(typical)

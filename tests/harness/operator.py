@@ -27,7 +27,7 @@ from types import SimpleNamespace
 import torch
 
 from tests.harness.compare import assert_close
-from tests.harness.memory import Arguments
+from tests.harness.memory import Arguments, bytes_of, view_as
 from tests.harness.schema import Schema, built_schemas
 
 
@@ -128,8 +128,14 @@ def bad_dtype(argument, dtype, **kwargs) -> Bad:
 
 
 def bad_alias(argument, of, **kwargs) -> Bad:
-    """The argument in the memory of another one."""
-    return Bad(argument, f"{argument} is {of}", lambda a: a.update({argument: a[of]}), **kwargs)
+    """The argument, its dtype, shape and strides kept, in the memory of another one that is as large."""
+
+    def mutate(args):
+        tensor, other = args[argument], args[of]
+        offset = other.storage_offset() * other.element_size() // tensor.element_size()
+        args[argument] = view_as(bytes_of(other), tensor, offset)
+
+    return Bad(argument, f"{argument} in {of}", mutate, **kwargs)
 
 
 OPERATORS: list["Operator"] = []  # of all test files that are imported

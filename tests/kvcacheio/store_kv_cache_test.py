@@ -40,7 +40,7 @@ class StoreKvCache(Operator):
         bad_index("out_loc", -1),
         bad_index("out_loc", 8),
         bad_alias("k_cache", "v_cache"),
-        bad_alias("k_cache", "k"),
+        bad_alias("k", "k_cache", names="k_cache"),
         *(Bad(cache, f"slots in {cache}", partial(slots_in, cache=cache)) for cache in ("k_cache", "v_cache")),
     ]
 

@@ -74,7 +74,8 @@ class Fp4Quant(Operator):
         bad_shape("output_scale", (127, 64)),
         bad_shape("output_scale", (128, 63)),
         bad_shape("input_scale", (2,)),
-        bad_alias("input", "output", names="input|output"),
+        bad_alias("output", "input"),
+        bad_alias("input", "output_scale", names="output_scale"),
         Bad("input", "K of half a block", half_a_block, names="input"),
     ]
     forms = {
@@ -210,6 +211,7 @@ class Masked(ExpertsQuant):
         case(dtype=BF16, rows=140, k=80, mask=(0, 129, 140), fuse=True),
         case(dtype=F16, rows=1370, k=2048, mask=(513, 3, 1400), fuse=True),
         case(dtype=BF16, rows=128, k=64, mask=(128,), fuse=False),
+        case(dtype=BF16, rows=3, k=64, mask=(-1, 3, -(2**31))),
     ]
     bad = [*ExpertsQuant.bad, bad_shape("mask", (2,)), bad_shape("output_scale", (256, 4))]
 
@@ -218,7 +220,7 @@ class Masked(ExpertsQuant):
 
     def parts(self, case):
         for expert, count in enumerate(case.mask):
-            yield expert * case.rows, min(count, case.rows), expert * (-(-case.rows // 128) * 128)
+            yield expert * case.rows, min(max(count, 0), case.rows), expert * (-(-case.rows // 128) * 128)
 
     def extents(self, case):
         return len(case.mask) * case.rows, len(case.mask) * (-(-case.rows // 128) * 128)
@@ -267,6 +269,21 @@ def test_zeros_and_not_finite(device, dtype):
     expected, expected_scales = quantized(x.float(), torch.tensor([600.0]))
     assert_same_bits("output", output, expected)
     assert_same_bits("output_scale", scales.view(torch.uint8), scale_tiles(expected_scales))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("given", [0.0, 1e-40, 1e-30, 3e38, float("inf"), float("nan")])
+def test_any_global_scale(device, given):
+    import sgl_kernel
+
+    x = torch.randn(5, 64, dtype=BF16)
+    x[0] = 0.0
+    x[1, 3] = float("nan")
+    x[2, 20] = float("-inf")
+    output, scales = sgl_kernel.scaled_fp4_quant(x.to(device), torch.tensor([given], device=device))
+    expected, expected_scales = quantized(x.float(), torch.tensor([given]))
+    assert_same_bits("output_scale", scales.view(torch.uint8), scale_tiles(expected_scales))
+    assert_same_bits("output", output, expected)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.harness import Operator, bad_alias, bad_shape, case, operator_tests
-from tests.quantization.float8 import E4M3, all_float32, assert_bits, to_e4m3
+from tests.quantization.float8 import E4M3, E4M3_MAX, all_float32, assert_bits, to_e4m3
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 SMALLEST = 2.0**-126
+ALIASES = [bad_alias("output_q", "input"), bad_alias("output_s", "input"), bad_alias("output_s", "output_q")]
 
 
 def scale_of(values: torch.Tensor, dim=None) -> torch.Tensor:
@@ -44,7 +46,7 @@ class PerTensor(BitExact):
         case(dtype=BF16, shape=(16, 4096), std=1.0),
     ]
     empty = [case(dtype=BF16, shape=(0, 64), std=1.0)]
-    bad = [bad_shape("output_q", (3, 4095)), bad_shape("output_s", (2,)), bad_alias("output_q", "input")]
+    bad = [bad_shape("output_q", (3, 4095)), bad_shape("output_s", (2,)), *ALIASES]
     misaligned = ("input", "output_q")
     accepts = {"output_s.rank": "one element in any rank"}
 
@@ -86,7 +88,7 @@ class PerToken(BitExact):
     empty = [case(dtype=BF16, rows=0, size=64, std=1.0), case(dtype=F16, rows=3, size=0, std=1.0)]
     batch = {"input": 0, "output_q": 0, "output_s": 0}
     strided = misaligned = ("input", "output_q")
-    bad = [bad_shape("output_q", (3, 4095)), bad_shape("output_s", (4,)), bad_alias("output_q", "input")]
+    bad = [bad_shape("output_q", (3, 4095)), bad_shape("output_s", (4,)), *ALIASES]
 
     def make(self, case, draw):
         return {
@@ -121,6 +123,26 @@ def test_every_rounding(device):
     q = torch.empty(values.shape, dtype=E4M3, device=device)
     sgl_kernel.sgl_per_tensor_quant_fp8(values.to(device), q, torch.ones(1, device=device), True)
     assert_bits("output_q", q, to_e4m3(values))
+    # The same of each token's own scale: 448 is its largest value.
+    values = F.pad(values[values.abs() <= E4M3_MAX], (1, 0), value=E4M3_MAX)
+    q = torch.empty(1, len(values), dtype=E4M3, device=device)
+    sgl_kernel.sgl_per_token_quant_fp8(values[None].to(device), q, torch.empty(1, device=device))
+    assert_bits("output_q", q[0], to_e4m3(values))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("given", [0.0, 1e-40, 2.0**-149, -0.5, 3e38, float("inf"), float("nan")])
+def test_any_given_scale(device, given):
+    """0 gives zeros; what overflows saturates; NaN, and 0 times infinity, are NaN."""
+    import sgl_kernel
+
+    x = torch.randn(3, 1000, dtype=BF16)
+    x[0, :4] = torch.tensor([0.0, float("inf"), float("-inf"), float("nan")])
+    scale = torch.full((1,), given)
+    q, scale_there = torch.empty(x.shape, dtype=E4M3, device=device), scale.to(device)
+    sgl_kernel.sgl_per_tensor_quant_fp8(x.to(device), q, scale_there, True)
+    assert_bits("output_q", q, quantized(x.float(), scale))
+    assert_bits("output_s", scale_there, scale)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.harness import Bad, Operator, assert_close, bad_alias, bad_shape, bad_value, case, operator_tests
-from tests.quantization.float8 import E4M3, assert_bits, to_e4m3, to_int8
+from tests.quantization.float8 import E4M3, all_float32, assert_bits, to_e4m3, to_int8
 
 F32, F16, BF16, I8 = torch.float32, torch.float16, torch.bfloat16, torch.int8
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
@@ -74,6 +74,7 @@ class GroupQuant(Operator):
         bad_value("fp8_min", -127.0),
         bad_value("fp8_max", 240.0),
         bad_alias("output_q", "input"),
+        bad_alias("output_s", "output_q"),
     ]
     empty = [
         case(dtype=BF16, to=E4M3, rows=(0,), size=256, group=128, layout="row"),
@@ -87,8 +88,11 @@ class GroupQuant(Operator):
     def make(self, case, draw):
         fused = getattr(case, "fuse", False)
         low, high = LIMITS[case.to]
+        input = draw.normal((*case.rows, (1 + fused) * case.size), case.dtype, std=getattr(case, "std", 1.0))
+        if getattr(case, "outliers", False):  # channels, as those of language models
+            input[..., 5::61] *= 1000
         return {
-            "input": draw.normal((*case.rows, (1 + fused) * case.size), case.dtype, std=getattr(case, "std", 1.0)),
+            "input": input,
             "output_q": draw.empty((*case.rows, case.size), case.to),
             "output_s": empty_scales(draw.empty, case.rows, case.size // case.group, case.layout),
             "group_size": case.group,
@@ -129,7 +133,7 @@ class GroupQuantV2(GroupQuant):
             x = (F.silu(gate) * up).to(case.dtype)
         values, scales = quantized(x.float(), case.to, case.group, args.scale_ue8m0, case.layout == "packed")
         for expert in range(len(args.masked_m) if args.masked_m is not None else 0):
-            rows = slice(int(args.masked_m[expert]), None)
+            rows = slice(max(int(args.masked_m[expert]), 0), None)
             values[expert, rows] = args.output_q[expert, rows].to(values.dtype)
             scales[expert, rows] = args.output_s[expert, rows].to(scales.dtype)
         if not args.fuse_silu_and_mul:
@@ -165,6 +169,8 @@ test_group_quant = operator_tests(
             case(dtype=F32, to=E4M3, rows=(6,), size=64, group=16, layout="packed", std=1e30),
             case(dtype=BF16, to=I8, rows=(6,), size=256, group=32, layout="row", ue8m0=True),
             case(dtype=BF16, to=E4M3, rows=(2, 9), size=256, group=64, layout="column"),
+            case(dtype=F16, to=I8, rows=(4,), size=2048, group=32, layout="row", outliers=True),
+            case(dtype=BF16, to=E4M3, rows=(4,), size=2048, group=128, layout="packed", outliers=True),
             case(dtype=BF16, to=E4M3, rows=(2050,), size=4096, group=128, layout="row"),
             case(dtype=BF16, to=E4M3, rows=(2050,), size=4096, group=128, layout="column"),
             case(dtype=BF16, to=E4M3, rows=(2**18 + 1,), size=8192, group=128, layout="row", large=True),
@@ -180,12 +186,51 @@ test_group_quant = operator_tests(
             case(
                 dtype=BF16, to=E4M3, rows=(3, 70), size=2048, group=128, layout="packed", fuse=True, masked_m=(70, 0, 9)
             ),
+            case(dtype=BF16, to=E4M3, rows=(3, 5), size=256, group=64, layout="tma", masked_m=(-1, 5, -(2**31))),
             case(dtype=F32, to=E4M3, rows=(2, 5), size=96, group=32, layout="tma", fuse=True, masked_m=(2, 5)),
             case(dtype=BF16, to=E4M3, rows=(2, 5), size=256, group=128, layout="row", masked_m=(4, 9)),
             case(dtype=F16, to=I8, rows=(2, 5), size=256, group=16, layout="row", masked_m=(0, 1)),
         ],
     ),
+    # Experts, masked and fused, as the typical case, with scales in words.
+    GroupQuantV2(
+        name="sgl_per_token_group_quant_8bit_v2",
+        cases=[
+            case(dtype=BF16, to=E4M3, rows=(2, 7), size=1152, group=128, layout="packed", fuse=True, masked_m=(3, 7))
+        ],
+        empty=[case(dtype=BF16, to=E4M3, rows=(0, 7), size=128, group=128, layout="tma", masked_m=())],
+        bad=[
+            bad_shape("input", (2, 7, 1152)),
+            bad_shape("input", (2, 7, 2305)),
+            bad_shape("output_q", (2, 7, 2304)),
+            bad_shape("output_s", (2, 7, 9)),
+            bad_shape("masked_m", (3,)),
+            bad_shape("masked_m", (2, 1)),
+            bad_value("masked_m", torch.zeros(2, dtype=torch.int64)),
+            bad_value("scale_ue8m0", False, names="output_s"),
+        ],
+    ),
 )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("to", [E4M3, I8])
+def test_every_rounding(device, to):
+    """In groups whose largest value is that of the dtype, so that they are divided by 1: all bfloat16 values up to it,
+    their float32 neighbours and the ties between e4m3 values."""
+    import sgl_kernel
+
+    high = LIMITS[to][1]
+    finite = torch.arange(0x7F, dtype=torch.uint8).view(E4M3).float()
+    ties = (finite[1:] + finite[:-1]) / 2
+    values = all_float32(around=[*ties, *-ties])
+    values = values[values.abs() <= high]
+    x = F.pad(values, (0, -len(values) % 15)).view(-1, 15)
+    x = F.pad(x, (1, 0), value=high)
+    q, s = torch.empty(x.shape, dtype=to, device=device), torch.empty(len(x), 1, device=device)
+    sgl_kernel.sgl_per_token_group_quant_8bit(x.to(device), q, s, 16, EPS, *LIMITS[to])
+    assert_bits("output_q", q, (to_e4m3 if to == E4M3 else to_int8)(x))
+    assert (s == 1).all()
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -122,6 +122,96 @@ def test_renormalized_probs(device):
     assert torch.equal(renorm_probs, sgl_kernel.top_p_renorm_probs(probs, 0.9))
 
 
+def e4m3(*shape):
+    return torch.randn(shape).mul(40).to(torch.float8_e4m3fn)
+
+
+def test_fp8_scaled_mm(device):
+    needs("fp8_scaled_mm")
+    a_fp8, b_fp8 = e4m3(3, 128), e4m3(16, 128).t()
+    a_scale, b_scale = torch.rand(3, 1), torch.rand(16, 1)
+    result = sgl_kernel.fp8_scaled_mm(
+        a_fp8, b_fp8,
+        a_scale, b_scale,
+        out_dtype=torch.bfloat16,
+        bias=None
+    )  # fmt: skip
+    expected = (a_fp8.double() @ b_fp8.double()) * a_scale * b_scale.t()
+    assert (result - expected).abs().max() <= 2.0**-7 * expected.abs().max()
+    bias = torch.randn(16, dtype=BF16)
+    with_bias = sgl_kernel.fp8_scaled_mm(a_fp8, b_fp8, a_scale, b_scale, torch.bfloat16, bias)
+    assert (with_bias - (expected + bias)).abs().max() <= 2.0**-7 * (expected + bias).abs().max()
+
+
+def test_gptq_marlin_gemm(device):
+    needs("gptq_marlin_gemm")
+    from sgl_kernel.scalar_type import scalar_types
+
+    size_m, size_n, size_k = 3, 64, 128
+    a = torch.randn(size_m, size_k, dtype=torch.float16)
+    b_q_weight = torch.full((size_k // 16, size_n * 2), 0x11111111 * 7, dtype=torch.int32)  # 7 - 8 in any layout
+    b_scales, workspace = torch.ones(1, size_n, dtype=torch.float16), torch.zeros(264, dtype=torch.int32)
+    c_or_none = global_scale_or_none = b_zeros_or_none = g_idx_or_none = perm_or_none = None
+    is_k_full, use_atomic_add, use_fp32_reduce, is_zp_float = True, False, True, False
+    results = []
+    for b_q_type_id in (scalar_types.uint4b8, scalar_types.uint4b8.id):
+        output = sgl_kernel.gptq_marlin_gemm(
+            a, c_or_none,
+            b_q_weight, b_scales, global_scale_or_none,
+            b_zeros_or_none, g_idx_or_none, perm_or_none,
+            workspace, b_q_type_id, size_m, size_n, size_k,
+            is_k_full, use_atomic_add, use_fp32_reduce, is_zp_float
+        )  # fmt: skip
+        results.append(output)
+    expected = -a.double().sum(1, keepdim=True).expand(size_m, size_n)
+    assert (results[0] - expected).abs().max() <= 2.0**-10 * expected.abs().max()
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("is_static", [False, True])
+def test_sgl_per_tensor_quant_fp8(device, is_static):
+    needs("sgl_per_tensor_quant_fp8")
+    input = torch.randn(3, 64, dtype=BF16)
+    output_q, output_s = torch.empty(3, 64, dtype=torch.float8_e4m3fn), torch.full((1,), 0.01)
+    sgl_kernel.sgl_per_tensor_quant_fp8(input, output_q, output_s, is_static)
+    expected = torch.full((1,), 0.01) if is_static else input.abs().amax().float()[None] / 448
+    torch.testing.assert_close(output_s, expected)
+    assert (output_q.float() * output_s - input).abs().max() <= input.abs().max() / 16
+
+
+def test_sgl_per_token_quant_fp8(device):
+    needs("sgl_per_token_quant_fp8")
+    input = torch.randn(3, 64, dtype=BF16)
+    output_q, output_s = torch.empty(3, 64, dtype=torch.float8_e4m3fn), torch.empty(3, 1)
+    sgl_kernel.sgl_per_token_quant_fp8(input, output_q, output_s)
+    torch.testing.assert_close(output_s, input.abs().amax(1, keepdim=True).float() / 448)
+    assert ((output_q.float() * output_s - input).abs() <= input.abs().amax(1, keepdim=True) / 16).all()
+
+
+def test_sgl_per_token_group_quant_8bit(device):
+    needs("sgl_per_token_group_quant_8bit")
+    input = torch.randn(3, 256, dtype=BF16)
+    output_q, output_s = torch.empty(3, 256, dtype=torch.float8_e4m3fn), torch.empty(3, 2)
+    group_size, eps, fp8_min, fp8_max, scale_ue8m0 = 128, 1e-10, -448.0, 448.0, False
+    sgl_kernel.sgl_per_token_group_quant_8bit(
+        input, output_q, output_s,
+        group_size, eps, fp8_min, fp8_max, scale_ue8m0
+    )  # fmt: skip
+    torch.testing.assert_close(output_s, input.view(3, 2, 128).abs().amax(-1).float() / 448)
+    error = (output_q.float() * output_s.repeat_interleave(128, 1) - input).abs()
+    assert (error <= input.abs().max() / 16).all()
+
+
+def test_scaled_fp4_quant(device):
+    needs("scaled_fp4_quant")
+    input, input_scale = torch.randn(3, 64, dtype=BF16), torch.full((1,), 600.0)
+    output, output_scale = torch.empty(3, 32, dtype=torch.uint8), torch.empty(128, 1, dtype=torch.int32)
+    sgl_kernel.scaled_fp4_quant(output, input, output_scale, input_scale)
+    values, scales = sgl_kernel.scaled_fp4_quant(input, input_scale)
+    assert torch.equal(output, values)
+    assert torch.equal(output_scale.view(torch.uint8), scales.view(torch.uint8))
+
+
 @pytest.mark.cuda
 def test_cuda_graph():
     out = torch.empty(3, 64, dtype=BF16, device="cuda")

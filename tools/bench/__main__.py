@@ -12,7 +12,6 @@ ours is "ours". All take turns.
 import argparse
 import dataclasses
 import importlib
-import json
 import pathlib
 import sys
 
@@ -47,18 +46,15 @@ def device_name(device: str) -> str:
     return "cpu"
 
 
-def in_turns(measurements: dict, version: str, peer: Peer | None) -> list[tuple[str, str, Timing]]:
-    """The name, version and timing of each implementation, here and in the peer's process."""
+def in_turns(measurements: dict, peer: Peer | None) -> dict[str, Timing]:
+    """The timing of each implementation, here and in the peer's process."""
     for _ in range(TURNS):
         for measurement in measurements.values():
             measurement.turn()
         if peer:
             peer.turn()
-    timed = [(name, version, measurement.timing()) for name, measurement in measurements.items()]
-    if peer:
-        version, timings = peer.timings()
-        timed += [(name, version, timing) for name, timing in timings.items()]
-    return timed
+    timings = {name: measurement.timing() for name, measurement in measurements.items()}
+    return timings | (peer.timings() if peer else {})
 
 
 def run(args) -> tuple[list[dict], int]:
@@ -66,7 +62,12 @@ def run(args) -> tuple[list[dict], int]:
     of = libraries(args.device)
     peer = Peer(args.peer, args.peer_path.split(":"), args.device, args.seconds) if args.peer else None
     ceilings = find_ceilings(args.device)
-    print(f"{device_name(args.device)}: {dataclasses.asdict(ceilings)}")
+    measured = {"ours": of.kernels, "torch": of.torch, "flashinfer": of.flashinfer, "llama": of.llama}
+    versions = {name: getattr(library, "__version__", "") for name, library in measured.items() if library}
+    if peer:
+        versions[args.peer] = peer.version
+    shared = {"device": device_name(args.device), "ceilings": dataclasses.asdict(ceilings), "versions": versions}
+    print(shared)
     rows, failures = [], 0
     for family in args.family or report.FAMILIES:
         for benchmark in importlib.import_module(f"tools.bench.{family}").benchmarks(of):
@@ -78,8 +79,8 @@ def run(args) -> tuple[list[dict], int]:
             failures += sum(name.startswith("ours") and name not in measurements for name in benchmark.implementations)
             if peer:
                 peer.prepare(family, benchmark)
-            for name, version, timing in in_turns(measurements, getattr(of.kernels, "__version__", ""), peer):
-                row = {
+            for name, timing in in_turns(measurements, peer).items():
+                row = shared | {
                     "family": family,
                     "op": benchmark.op,
                     "shape": benchmark.shape,
@@ -90,10 +91,6 @@ def run(args) -> tuple[list[dict], int]:
                     "tflops": round(benchmark.flops / timing.us * 1e-6, 2),
                     "roofline": round(ceilings.share(benchmark, timing.us), 3),
                     "how": timing.how,
-                    "device": device_name(args.device),
-                    "torch": torch.__version__,
-                    "version": version,
-                    "ceilings": dataclasses.asdict(ceilings),
                 }
                 rows.append(row)
                 print(
@@ -122,8 +119,7 @@ def main() -> int:
     args = parser.parse_args()
     rows, failures = (report.merge(args.merge), 0) if args.merge else run(args)
     if args.json:
-        lines = ",\n".join(json.dumps(row) for row in rows)
-        pathlib.Path(args.json).write_text(f"[\n{lines}\n]\n")
+        report.write(rows, args.json)
     if args.png:
         report.picture(rows, args.png)
     table = report.markdown(rows)

@@ -25,10 +25,11 @@ def prepare(benchmark: Benchmark, device: str, seconds: float = SECONDS) -> dict
 
 
 def serve(connection, package: str, paths: list[str], device: str, seconds: float) -> None:
-    """The peer's process: answers ("prepare", family, op, shape) with the number of measurements that wait for turns,
-    ("turn",) with None, ("timings",) with (version, {name: Timing})."""
+    """The peer's process: sends its version, then answers ("prepare", family, op, shape) with the number of
+    measurements that wait for turns, ("turn",) with None, ("timings",) with {name: Timing}."""
     sys.path[:0] = paths
     of = Libraries(importlib.import_module(package), package, device)
+    connection.send(getattr(of.kernels, "__version__", ""))
     benchmarks, measurements = {}, {}
     while True:
         try:
@@ -52,7 +53,7 @@ def serve(connection, package: str, paths: list[str], device: str, seconds: floa
             measurements = {}
             if device == "cuda":
                 torch.cuda.empty_cache()
-            connection.send((getattr(of.kernels, "__version__", ""), timings))
+            connection.send(timings)
 
 
 class Peer:
@@ -64,6 +65,7 @@ class Peer:
         process = context.Process(target=serve, args=(theirs, package, paths, device, seconds), daemon=True)
         process.start()
         theirs.close()  # so that the end of that process shows here as the end of the pipe
+        self.version = self._connection.recv()
 
     def _ask(self, *request):
         self._connection.send(request)
@@ -75,5 +77,5 @@ class Peer:
     def turn(self) -> None:
         self._ask("turn")
 
-    def timings(self) -> tuple[str, dict[str, Timing]]:
+    def timings(self) -> dict[str, Timing]:
         return self._ask("timings")

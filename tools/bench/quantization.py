@@ -1,6 +1,6 @@
 """Activations to 8 and 4 bits, in rows of Qwen3-VL-235B-A22B and DeepSeek-V3; AWQ weights; and GGUF weights: products
 with the QKV projection of the former (9216x4096), an expert's (1536x4096), a large matrix and those of SmolLM2-135M,
-which the main job runs, and decoding.
+which the main job runs, those of experts, and decoding.
 """
 
 import importlib
@@ -15,6 +15,7 @@ TYPES = {"Q4_0": (2, 32, 18), "Q4_1": (3, 32, 20), "Q8_0": (8, 32, 34), "Q4_K": 
 SHAPES = [(9216, 4096), (1536, 4096), (28672, 8192)]
 SMOLLM_LAYER = [(576, 576), (960, 576), (3072, 576), (576, 1536)]
 SMOLLM_LOGITS = (49152, 576)
+GATE_AND_UP = (3072, 4096)  # of each of the 128 experts of Qwen3-VL-235B-A22B, of which a token takes 8
 
 BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
 ACTIVATIONS = [(1, 4096), (16, 4096), (128, 4096), (1024, 4096), (16384, 4096), (16384, 7168)]
@@ -51,6 +52,10 @@ def benchmarks(of: Libraries):
     for type in ("Q4_0", "Q8_0", "Q4_K", "Q6_K"):
         for tokens in (16, 64, 128, 1024):
             yield product(of, "ggml_mul_mat_a8", type, tokens, *SHAPES[0])
+    for type in ("Q4_K", "Q8_0"):
+        for tokens in (1, 16):
+            yield experts_product(of, "ggml_moe_a8_vec", type, tokens, *GATE_AND_UP)
+        yield experts_product(of, "ggml_moe_a8", type, 256, *GATE_AND_UP)
 
 
 def per_tensor(of, rows, size, is_static):
@@ -178,6 +183,39 @@ def product(of, name, type, tokens, row, k):
             kernels=multiply and (lambda s: multiply(s.weight, s.x, number, row)),
             torch_bf16=lambda s: torch.mm(s.x, s.dense.t()),
         ),
+    )
+
+
+def experts_product(of, name, type, tokens, row, k, experts=128, top_k=8):
+    number, elements, size = TYPES[type]
+    row_bytes = k // elements * size
+
+    def make():
+        weight = torch.randint(256, (experts, row, row_bytes), dtype=torch.uint8) & 0xBF
+        topk_ids = (torch.arange(tokens * top_k) % experts).int()
+        inputs = Inputs(weight=weight, x=torch.randn(tokens, k, dtype=torch.bfloat16), topk_ids=topk_ids)
+        if name == "ggml_moe_a8":  # whole blocks: as many pairs for each expert, a multiple of 4
+            inputs.pairs = topk_ids.argsort(stable=True).int()
+            inputs.expert_ids = topk_ids[inputs.pairs.long()][::4].contiguous()
+            inputs.count = torch.tensor([tokens * top_k], dtype=torch.int32)
+        return inputs
+
+    def multiply(s):
+        if name == "ggml_moe_a8":
+            return function(s.x, s.weight, s.pairs, s.expert_ids, s.count, number, row, top_k, tokens)
+        return function(s.x, s.weight, s.topk_ids, top_k, number, row, tokens)
+
+    try:
+        function = getattr(importlib.import_module(of.kernels.__name__ + ".quantization"), name)
+    except (AttributeError, ImportError):
+        function = None
+    return Benchmark(
+        f"{name} {type}",
+        f"{tokens}x{top_k}x{row}x{k}",
+        make,
+        bytes=min(experts, tokens * top_k) * row * row_bytes + 2 * tokens * (k + top_k * row),
+        flops=2 * tokens * top_k * row * k,
+        implementations=of.implementations(kernels=function and multiply),
     )
 
 

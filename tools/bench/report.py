@@ -1,4 +1,8 @@
-"""Results as rows of JSON, a Markdown table and a picture."""
+"""Results as rows of JSON, a Markdown table and a picture.
+
+A file of results is a list with one entry a line: what a run's measurements share (device, ceilings, versions), and
+behind it the run's rows. In memory each row holds what its run shares, too.
+"""
 
 import json
 import pathlib
@@ -18,11 +22,34 @@ FAMILIES = [
 ]
 
 
+SHARED = ("device", "ceilings", "versions")
+
+
+def read(path: str) -> list[dict]:
+    rows, shared = [], {}
+    for entry in json.loads(pathlib.Path(path).read_text()):
+        if "op" in entry:
+            rows.append(shared | entry)
+        else:
+            shared = entry
+    return rows
+
+
+def write(rows: list[dict], path: str) -> None:
+    runs = {}
+    for row in rows:
+        shared = json.dumps({name: row[name] for name in SHARED if name in row})
+        own = json.dumps({name: value for name, value in row.items() if name not in SHARED}, ensure_ascii=False)
+        runs.setdefault(shared, []).append(own)
+    lines = ",\n".join(line for shared, of_run in runs.items() for line in (shared, *of_run))
+    pathlib.Path(path).write_text(f"[\n{lines}\n]\n")
+
+
 def merge(paths: list[str]) -> list[dict]:
     """Rows of several files; of the same measurement in two of them, the later one."""
     rows = {}
     for path in paths:
-        for row in json.loads(pathlib.Path(path).read_text()):
+        for row in read(path):
             rows[row["device"], row["op"], row["shape"], row["implementation"]] = row
     return list(rows.values())
 

@@ -19,6 +19,8 @@ PORTABLE = {
     "ggml_mul_mat_vec_a8",
     "silu_and_mul_ggml_mul_mat_vec_a8",
     "add_rmsnorm_ggml_mul_mat_vec_a8",
+    "ggml_moe_a8",
+    "ggml_moe_a8_vec",
 }
 BEGIN, END = "<!-- operators -->\n", "<!-- /operators -->\n"
 

@@ -16,6 +16,9 @@ from sgl_kernel._ops import eager_or_traced, fakes, implements
 __all__ = [
     "add_rmsnorm_ggml_mul_mat_vec_a8",
     "ggml_dequantize",
+    "ggml_moe_a8",
+    "ggml_moe_a8_vec",
+    "ggml_moe_get_block_size",
     "ggml_mul_mat_a8",
     "ggml_mul_mat_vec_a8",
     "silu_and_mul_ggml_mul_mat_vec_a8",
@@ -91,6 +94,50 @@ def _product_and_sum(W, X, residual, norm_weight, eps, type, row):
     return X.new_empty((X.shape[0], row)), X.new_empty(X.shape)
 
 
+@fakes("ggml_moe_a8")
+def _product_of_pairs(X, W, sorted_token_ids, expert_ids, num_tokens_post_padded, type, row, top_k, tokens):
+    return X.new_empty((tokens * top_k, row))
+
+
+@fakes("ggml_moe_a8_vec")
+def _product_of_choices(X, W, topk_ids, top_k, type, row, tokens):
+    return X.new_empty((tokens * top_k, row))
+
+
+def _multiply_experts(native, X, W, indices, numbers, row, pairs):
+    num_tokens, k = X.shape if X.dim() == 2 else (0, 0)
+    # Of a wrong call only the native function's message should be seen: the result need not be allocated for it.
+    is_right = W.dim() == 3 and W.shape[1] == row and 0 <= pairs <= indices[0].numel()
+    result = X.new_empty((pairs, row) if is_right else (0, 0))
+    workspace = X.new_empty(_native.ggml_workspace_size(num_tokens, k, X.is_cuda), dtype=torch.uint8)
+    native(result, workspace, X, W, *indices, *numbers)
+    return result
+
+
+@implements("ggml_moe_a8")
+def _moe(X, W, sorted_token_ids, expert_ids, num_tokens_post_padded, type, row, top_k, tokens):
+    indices, numbers = (sorted_token_ids, expert_ids, num_tokens_post_padded), (type, row, top_k, tokens)
+    return _multiply_experts(_native.ggml_moe_a8, X, W, indices, numbers, row, tokens * top_k)
+
+
+@implements("ggml_moe_a8_vec")
+def _moe_vec(X, W, topk_ids, top_k, type, row, tokens):
+    return _multiply_experts(
+        _native.ggml_moe_a8_vec, X, W, (topk_ids,), (top_k, type, row, tokens), row, tokens * top_k
+    )
+
+
+# Not the native function: torch.compile looks into this one.
+_BLOCK_SIZES = {type: size for type in range(64) if (size := _native.ggml_moe_get_block_size(type)) > 0}
+
+
+@fakes("ggml_moe_get_block_size")
+def _block_size(type):
+    return _BLOCK_SIZES.get(type, 0)
+
+
+_ggml_moe_a8 = eager_or_traced("ggml_moe_a8", _moe)
+_ggml_moe_a8_vec = eager_or_traced("ggml_moe_a8_vec", _moe_vec)
 _silu_and_mul_ggml_mul_mat_vec_a8 = eager_or_traced("silu_and_mul_ggml_mul_mat_vec_a8", _silu_and_mul_mul_mat_vec)
 _add_rmsnorm_ggml_mul_mat_vec_a8 = eager_or_traced("add_rmsnorm_ggml_mul_mat_vec_a8", _add_rmsnorm_mul_mat_vec)
 _ggml_dequantize = eager_or_traced("ggml_dequantize", _dequantize)
@@ -208,3 +255,59 @@ def add_rmsnorm_ggml_mul_mat_vec_a8(
       ValueError: an unknown quant_type, or a shape, dtype, stride or device that is not as above.
     """
     return _add_rmsnorm_ggml_mul_mat_vec_a8(weight, x, residual, norm_weight, eps, quant_type, row)
+
+
+def ggml_moe_a8(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    sorted_token_ids: torch.Tensor,
+    expert_ids: torch.Tensor,
+    num_token_post_padded: torch.Tensor,
+    type: int,
+    row: int,
+    topk: int,
+    tokens: int,
+) -> torch.Tensor:
+    """Multiplies each token by the weights of its experts, in 8 bits, the pairs of both sorted by expert.
+
+        result[p, r] = Σ_j input8[p // topk, j] · weight[expert of p, r, j]
+
+    Pair p is token p // topk with the expert that it chose as number p % topk. 8 bits and sums are those of
+    ggml_mul_mat_a8 with few rows; a pair's result does not depend on the other pairs.
+
+    Args:
+      input: [tokens, k], float16, bfloat16 or float32; rows may be strided, the last dimension is dense.
+      weight: uint8 [experts, row, bytes_per_row], contiguous.
+      sorted_token_ids: int32 [S], as moe_align_block_size makes them for blocks of ggml_moe_get_block_size(): pairs,
+        those of one expert in blocks of their own; what is no pair fills up a block. Each pair is there once; one that
+        is missing has an undefined result.
+      expert_ids: int32, at least one for each block: its expert. One that the weight does not have gives zeros.
+      num_token_post_padded: int32, one element: how many of sorted_token_ids count.
+      type: the block format, any of the module's list.
+      row, topk, tokens: as above.
+
+    Returns:
+      [tokens · topk, row], of input's dtype.
+
+    Raises:
+      ValueError: an unknown type, or a shape, dtype, stride or device that is not as above.
+    """
+    return _ggml_moe_a8(input, weight, sorted_token_ids, expert_ids, num_token_post_padded, type, row, topk, tokens)
+
+
+def ggml_moe_a8_vec(
+    input: torch.Tensor, weight: torch.Tensor, topk_ids: torch.Tensor, top_k: int, type: int, row: int, tokens: int
+) -> torch.Tensor:
+    """ggml_moe_a8 for few tokens, with the experts as they were chosen.
+
+    Args:
+      topk_ids: int32, contiguous, the expert of each pair: tokens · top_k numbers. One that the weight does not have
+        gives zeros.
+      input, weight, top_k, type, row, tokens: ggml_moe_a8's, as are result and errors.
+    """
+    return _ggml_moe_a8_vec(input, weight, topk_ids, top_k, type, row, tokens)
+
+
+def ggml_moe_get_block_size(type: int) -> int:
+    """How many pairs share a block of ggml_moe_a8: the block size for moe_align_block_size; 0 for an unknown type."""
+    return _block_size(type)
