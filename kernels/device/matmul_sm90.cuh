@@ -143,7 +143,7 @@ __device__ __forceinline__ void multiply(Ring<C>& ring, Position<C>& at, int num
   }
   issued();
   wait_wgmma<0>();
-  release<C>(ring, previous);
+  release<C>(ring, previous);  // before anybody reads the sums: that may take long
   pin_sums<C>(sums);
 }
 
@@ -158,6 +158,7 @@ template <int kSums>
 struct Totals {
   __nv_bfloat162 pairs[kSums / 2] = {};
 
+  // Moves the sums here, but for what the rounding leaves over. If `is_first`, there is nothing here yet.
   __device__ __forceinline__ void take(float (&sums)[kSums], bool is_first) {
     if (!is_first) add_to(sums);
 #pragma unroll
