@@ -11,6 +11,8 @@
 //   kScales     numbers that a warp besides the producer copies to each stage; 0: there is no such warp
 #pragma once
 
+#include <cuda_bf16.h>
+
 #include <cstdint>
 
 #include "kernels/device/tma_sm90.cuh"
@@ -120,16 +122,16 @@ __device__ __forceinline__ void pin_sums(Sums<C>& sums) {
 }
 
 // The consumers' loop over num_blocks K blocks, at least one. A stage is released while the next one is multiplied.
-// issued() is called when the last product is under way.
+// issued() is called when the last product is under way. The sums are overwritten if `fresh`.
 template <class C, class Issued>
 __device__ __forceinline__ void multiply(Ring<C>& ring, Position<C>& at, int num_blocks, int consumer, Sums<C>& sums,
-                                         Issued&& issued) {
+                                         Issued&& issued, bool fresh = true) {
   int previous = -1;
   for (int block = 0; block < num_blocks; ++block) {
     ring.full[at.index].wait(at.parity);
     pin_sums<C>(sums);
     open_wgmma();
-    multiply_stage<C>(ring, at.index, consumer, block == 0, sums);
+    multiply_stage<C>(ring, at.index, consumer, fresh && block == 0, sums);
     commit_wgmma();
     pin_sums<C>(sums);
     if (previous >= 0) {
@@ -141,75 +143,56 @@ __device__ __forceinline__ void multiply(Ring<C>& ring, Position<C>& at, int num
   }
   issued();
   wait_wgmma<0>();
+  release<C>(ring, previous);  // before anybody reads the sums: that may take long
   pin_sums<C>(sums);
-  release<C>(ring, previous);
 }
 
 // Sums of e4m3 products lose the more, the longer they get (wgmma_8bit_sm90.cuh). Those over more K blocks than this
 // are promoted: stretches of so many blocks are summed on the tensor cores, and their sums in f32.
 inline constexpr int kPromotedBlocks = 32;
 
-// Of a thread's totals of kSums sums, those that find no register beside the sums. They are parked in shared memory.
-inline constexpr int kSumRegisters = 192;  // for sums and totals
-template <int kSums>
-inline constexpr int kParkedTotals = 2 * kSums <= kSumRegisters ? 0 : 2 * kSums - kSumRegisters;
-template <int kSums>
-inline constexpr int kParkedBytes =
-    kParkedTotals<kSums> * static_cast<int>(kWarpgroup * sizeof(float));  // a warpgroup's
-
-// What the stretches so far add up to, for the kSums sums of a consumer thread.
+// What the stretches so far add up to, for the kSums sums of a consumer thread, rounded to bf16: half as many registers
+// as sums. What the rounding leaves over, exact in f32, stays in the sums for the next stretch: next to what that loses
+// itself, what it loses for being larger by 2^-9 of the total is nothing.
 template <int kSums>
 struct Totals {
-  static constexpr int kParked = kParkedTotals<kSums>, kKept = kSums - kParked;
-  static_assert(kParked % 4 == 0);
+  __nv_bfloat162 pairs[kSums / 2] = {};
 
-  float kept[kKept];
-  float4* parked;  // [kParked / 4][kWarpgroup], from this thread on
-
-  // Zeros. `shared` has kParkedBytes<kSums>, aligned to 16.
-  __device__ __forceinline__ explicit Totals(void* shared)
-      : kept{}, parked(static_cast<float4*>(shared) + threadIdx.x % kWarpgroup) {
+  // Moves the sums here, but for what the rounding leaves over. If `is_first`, there is nothing here yet.
+  __device__ __forceinline__ void take(float (&sums)[kSums], bool is_first) {
+    if (!is_first) add_to(sums);
 #pragma unroll
-    for (int i = 0; i < kParked / 4; ++i) parked[i * kWarpgroup] = {};
-  }
-
-  __device__ __forceinline__ void add(const float (&sums)[kSums]) {
-#pragma unroll
-    for (int i = 0; i < kKept; ++i) kept[i] += sums[i];
-#pragma unroll
-    for (int i = 0; i < kParked / 4; ++i) {
-      const float* more = &sums[kKept + 4 * i];
-      float4& total = parked[i * kWarpgroup];
-      total = {total.x + more[0], total.y + more[1], total.z + more[2], total.w + more[3]};
+    for (int i = 0; i < kSums / 2; ++i) {
+      pairs[i] = __floats2bfloat162_rn(sums[2 * i], sums[2 * i + 1]);
+      const float2 taken = __bfloat1622float2(pairs[i]);
+      sums[2 * i] -= taken.x;
+      sums[2 * i + 1] -= taken.y;
     }
   }
   __device__ __forceinline__ void add_to(float (&sums)[kSums]) const {
 #pragma unroll
-    for (int i = 0; i < kKept; ++i) sums[i] += kept[i];
-#pragma unroll
-    for (int i = 0; i < kParked / 4; ++i) {
-      float* last = &sums[kKept + 4 * i];
-      const float4 total = parked[i * kWarpgroup];
-      last[0] += total.x;
-      last[1] += total.y;
-      last[2] += total.z;
-      last[3] += total.w;
+    for (int i = 0; i < kSums / 2; ++i) {
+      const float2 total = __bfloat1622float2(pairs[i]);
+      sums[2 * i] += total.x;
+      sums[2 * i + 1] += total.y;
     }
   }
 };
 
-// multiply() with promoted sums. `shared` is the warpgroup's room for parked totals.
+// multiply() with promoted sums.
 template <class C, class Issued>
 __device__ __forceinline__ void multiply_promoted(Ring<C>& ring, Position<C>& at, int num_blocks, int consumer,
-                                                  void* shared, Sums<C>& sums, Issued&& issued) {
+                                                  Sums<C>& sums, Issued&& issued) {
   constexpr int kSums = C::kRowBlocks * C::kCols / 2;
   auto& flat = reinterpret_cast<float (&)[kSums]>(sums);
-  Totals<kSums> totals(shared);
+  Totals<kSums> totals;
+  bool fresh = true;
   for (; num_blocks > kPromotedBlocks; num_blocks -= kPromotedBlocks) {
-    multiply<C>(ring, at, kPromotedBlocks, consumer, sums, [] {});
-    totals.add(flat);
+    multiply<C>(ring, at, kPromotedBlocks, consumer, sums, [] {}, fresh);
+    totals.take(flat, fresh);
+    fresh = false;
   }
-  multiply<C>(ring, at, num_blocks, consumer, sums, issued);
+  multiply<C>(ring, at, num_blocks, consumer, sums, issued, fresh);
   totals.add_to(flat);
 }
 

@@ -11,19 +11,28 @@
 // for the next kernel and so on, and each takes a third longer. So there is a block for each multiprocessor, even if
 // the last ones only repeat the last tile, and the next kernel may start long before the first block ends.
 //
+// Tiles of 128 tokens, and of 64 where a block has its multiprocessor for itself for long, take all of its shared
+// memory: the tokens fill much of a stage, and with half the stages too few bytes of the weights are under way. They
+// are as wide as leaves each multiprocessor one of them, K split in two if that makes it wider: each brings all tokens
+// to its multiprocessor, and 132 times 128 x K bytes take longer than the weights. 128 rows take 4 to 14% less so than
+// by the persistent kernel; 64 x 9216 x 4096, and 64 x 7168 x 16384 of int8, 4% less than with two blocks a
+// multiprocessor.
+//
 // Bound by memory, and for small weights by what comes before and after it. Weights leave the L2 cache first, because
 // else those that the next kernel has asked for leave it before they are read: 3% of 64 x 7168 x 16384.
 //
 // Measured on an H200, 2026-11-23, µs:
 //                        N x K   9216 x 4096   4096 x 8192   3072 x 4096   4096 x 1536   2112 x 7168   7168 x 16384
 //   16 rows, e4m3                11.3          10.7          5.6           3.5           6.1           30.9
-//   64 rows, e4m3                12.4          10.8          6.0           3.9           7.1           31.5
+//   64 rows, e4m3                12.0          10.8          6.0           3.9           7.1           31.5
+//   128 rows, e4m3               13.2          12.2          6.8           4.3           7.9           37.9
 //   16 rows, int8                11.9          10.7          5.5           3.4           6.2           30.9
 //   16 rows, blockwise           11.8          10.9          5.5           3.3           6.4           32.4
 //   16 rows, e4m3, GB/s          3375          3166          2293          1853          2516          3815
-// Not faster: one block a multiprocessor with all of its shared memory, more than four splits, more weights asked for
-// in advance (they are evicted again), and blocks that begin at different K. With 128 rows and fewer than four splits
-// the persistent kernel is 3 to 25% faster, as more stages fit.
+// Not faster: with up to 16 tokens, one block a multiprocessor with all of its shared memory; more than four splits;
+// more weights asked for in advance (they are evicted again); blocks that begin at different K; two blocks that bring
+// the tokens, or the weights, to both of them by multicast (128 x 4096 x 7168 takes 19.5 or 13.5 µs instead of 11.3);
+// sums sent to the block that adds them up (16 x 2112 x 7168 takes 6.9 µs instead of 5.9).
 #pragma once
 
 #include <algorithm>
@@ -41,12 +50,9 @@ namespace sgl_kernel::SGL_TARGET::scaled_mm_few_rows {
 
 using namespace matmul;
 
-// Of the 227 KiB of a multiprocessor; a little of a block's share is the system's.
-inline constexpr int kSharedBytes = 113 * 1024;
-
 // kTokens is 16 or a multiple of 64. kBlockwise: each block of kScaleBlock of K has scales, for a token and for
-// kScaleBlock columns.
-template <class Sum_, int kTokens_, int kCols_, bool kBlockwise_ = false>
+// kScaleBlock columns. kBlocks, 1 or 2, fit a multiprocessor.
+template <class Sum_, int kTokens_, int kCols_, int kBlocks_, bool kBlockwise_ = false>
 struct Config {
   using Sum = Sum_;
   static constexpr int kTokens = kTokens_, kCols = kCols_, kLeftRows = kTokens;
@@ -54,11 +60,13 @@ struct Config {
   static constexpr bool kBlockwise = kBlockwise_;
   static constexpr int kScales = kBlockwise ? kTokens + kScalesOfB : 0;
   static constexpr bool kPromotes = std::is_same_v<Sum, float> && !kBlockwise;
+  static constexpr int kBlocks = kBlocks_;
+  // Of the 227 KiB of a multiprocessor; a little of a block's share is the system's.
+  static constexpr int kSharedBytes = (kBlocks == 1 ? 227 : 113) * 1024;
   static constexpr int kOtherBytes = 2048;  // room for barriers and the scales of tokens, each padded
   static constexpr int kStageBytes = (kLeftRows + kCols) * kBlockK + kScales * sizeof(float);
   static constexpr int kStages = (kSharedBytes - kOtherBytes) / kStageBytes;
   static constexpr int kThreads = kConsumers * kWarpgroup + (kBlockwise ? 64 : 32);
-  static constexpr int kBlocks = 2;      // of a multiprocessor
   static constexpr int kMostSums = 120;  // registers of a thread for sums and totals
 };
 
@@ -204,8 +212,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocks)
     if constexpr (C::kBlockwise) {
       multiply_blocks<C>(shared.ring, at, end - begin, consumer, first_col, sums, [] {});
     } else if constexpr (C::kPromotes) {
-      static_assert(kParkedBytes<C::kCols / 2> == 0);
-      multiply_promoted<C>(shared.ring, at, end - begin, consumer, nullptr, sums, [] {});
+      multiply_promoted<C>(shared.ring, at, end - begin, consumer, sums, [] {});
     } else {
       multiply<C>(shared.ring, at, end - begin, consumer, sums, [] {});
     }
@@ -232,7 +239,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocks)
 
 template <class C>
 Status launch_few_rows(const ScaledMmParams& params, int splits, Stream stream) {
-  static_assert(sizeof(SharedMemory<C>) <= kSharedBytes);
+  static_assert(sizeof(SharedMemory<C>) <= C::kSharedBytes);
   // What finds the memory idle between two kernels, of a multiprocessor; more would be evicted again.
   constexpr int kPrefetchedBytes = 24 * 1024;
   // The next kernel may start with this one: it then asks for its weights while memory is idle in between. With so few
@@ -261,7 +268,8 @@ Status launch_few_rows(const ScaledMmParams& params, int splits, Stream stream) 
   SGL_RETURN_IF_ERROR(encode_operand(name, &left_map, params.a, params.m, params.k, params.a_stride, C::kTokens));
   SGL_RETURN_IF_ERROR(encode_operand(name, &right_map, params.b, params.n, params.k, params.b_stride, C::kCols));
   SGL_RETURN_IF_ERROR(allow_shared_memory(name, scaled_mm_few_rows_kernel<C>, sizeof(SharedMemory<C>)));
-  const int everywhere = splits <= kMostSplitsEverywhere && blocks > sms / 2 ? sms / splits * splits : 0;
+  const bool is_everywhere = C::kBlocks > 1 && splits <= kMostSplitsEverywhere && blocks > sms / 2;
+  const int everywhere = is_everywhere ? sms / splits * splits : 0;
   const LaunchShape shape = {.grid = dim3(std::max(blocks, everywhere)),
                              .block = dim3(C::kThreads),
                              .shared_bytes = sizeof(SharedMemory<C>),

@@ -37,7 +37,7 @@ Status launch_tile_shape(const ScaledMmParams& params, int shape, Stream stream)
   return kLaunches.at[shape](params, stream);
 }
 
-template <class Sum, bool kBlockwise, int kTokens>
+template <class Sum, bool kBlockwise, int kTokens, int kBlocks>
 Status launch_few_rows_columns(const ScaledMmParams& params, const FewRowsShape& shape, Stream stream) {
   using namespace scaled_mm_few_rows;
   using Launch = Status(const ScaledMmParams&, int, Stream);
@@ -45,7 +45,8 @@ Status launch_few_rows_columns(const ScaledMmParams& params, const FewRowsShape&
   constexpr auto kLaunches = []<int... i>(std::integer_sequence<int, i...>) {
     struct {
       Launch* at[kNumFewRowsColumns];
-    } table = {{&launch_few_rows<Config<Sum, kTokens, few_rows_columns(kFewRowsColumns[i], kIsInt8), kBlockwise>>...}};
+    } table = {{&launch_few_rows<
+        Config<Sum, kTokens, few_rows_columns(kFewRowsColumns[i], kIsInt8), kBlocks, kBlockwise>>...}};
     return table;
   }(std::make_integer_sequence<int, kNumFewRowsColumns>());
   return kLaunches.at[shape.columns](params, shape.splits, stream);
@@ -53,15 +54,12 @@ Status launch_few_rows_columns(const ScaledMmParams& params, const FewRowsShape&
 
 template <class Sum, bool kBlockwise = false>
 Status launch_few_rows_shape(const ScaledMmParams& params, const FewRowsShape& shape, Stream stream) {
-  if (shape.tokens == 16) return launch_few_rows_columns<Sum, kBlockwise, 16>(params, shape, stream);
+  if (shape.tokens == 16) return launch_few_rows_columns<Sum, kBlockwise, 16, 2>(params, shape, stream);
   if constexpr (!kBlockwise) {
-    if (shape.tokens == 128) {
-      using namespace scaled_mm_few_rows;
-      constexpr int kColumns = few_rows_columns(kLongColumns, std::is_same_v<Sum, int32_t>);
-      return launch_few_rows<Config<Sum, 128, kColumns>>(params, shape.splits, stream);
-    }
+    if (shape.tokens == 128) return launch_few_rows_columns<Sum, kBlockwise, 128, 1>(params, shape, stream);
+    if (shape.blocks == 1) return launch_few_rows_columns<Sum, kBlockwise, 64, 1>(params, shape, stream);
   }
-  return launch_few_rows_columns<Sum, kBlockwise, 64>(params, shape, stream);
+  return launch_few_rows_columns<Sum, kBlockwise, 64, 2>(params, shape, stream);
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

@@ -33,45 +33,53 @@ bool copy_engine_takes(const ScaledMmParams& params) {
          params.batches * ceil_div(params.m, kLeastTileRows) * ceil_div(params.n, kLeastTileColumns) <= kMostTiles;
 }
 
-// The kernel for few rows takes up to 64 of them, and up to 128 where K is long (but not over four times kLongK) and
-// there are so few columns that K can be split four times even so. Of its shapes the one that takes the least time, by
-// a model fitted to times on an H200 (2026-11-23; the N and K of kTileShapes): those of its choices are 0.4% above the
-// least on average, 10% at most.
+// The kernel for few rows takes up to 128 of them; blockwise more than 64 only where K is long (but not over four times
+// kLongK) and there are so few columns that K can be split four times even so. Of its shapes the one that takes the
+// least time, by a model fitted to times on an H200 (2026-11-23; the N and K of kTileShapes).
 std::optional<FewRowsShape> choose_few_rows(const ScaledMmParams& params, int num_sms) {
   constexpr int64_t kFew = 64, kMostSplits = 4, kLongK = 32;  // kLongK in blocks
-  constexpr int kStagesBytes = 111 * 1024;                    // of a block, of which a multiprocessor has two
-  constexpr float kLatencyUs = 1.35f;                         // until a stage is full
+  constexpr int kStagesBytes = 222 * 1024;  // of a multiprocessor: of two blocks, or of one of 128 tokens
+  constexpr float kLatencyUs = 1.35f;       // until a stage is full
   const int64_t k_blocks = ceil_div(params.k, kBlockK);
-  const bool is_long = params.m > kFew;
-  if (params.m > 2 * kFew || (is_long && k_blocks < kLongK)) return std::nullopt;
-  const int tokens = params.m <= 16 ? 16 : is_long && !params.blockwise ? 128 : 64;
+  const bool many = params.m > kFew;
+  if (params.m > 2 * kFew) return std::nullopt;
+  const int tokens = params.m <= 16 ? 16 : many && !params.blockwise ? 128 : 64;
   struct {
-    float column_us, block_us;    // of a block of K: a column of it, and itself
+    float column_us, block_us;    // of a block of K: a column of it from memory, and itself
+    float row_us;                 // or, if that takes longer, a token or column of it to its multiprocessor
     float exchange_us, split_us;  // of splitting at all, and of each further split
     float pair_us;                // what two blocks hide of each other
-  } constexpr kFewTokens = {0.0035f, 0.067f, 0.95f, 0.05f, 0.25f}, kManyTokens = {0.0025f, 0.0045f, 1.9f, 0.1f, 0.5f};
-  const auto& cost = tokens == 16 ? kFewTokens : kManyTokens;
+  } constexpr kFewTokens = {0.0035f, 0.067f, 0.0f, 0.95f, 0.05f, 0.25f},
+              kManyTokens = {0.0025f, 0.0045f, 0.0f, 1.9f, 0.1f, 0.5f},
+              kMostTokens = {0.0038f, 0.0f, 0.0011f, 1.5f, 0.5f, 0.0f};
+  const auto& cost = tokens == 16 ? kFewTokens : tokens == 64 ? kManyTokens : kMostTokens;
   std::optional<FewRowsShape> best;
   float best_us = 0.0f;
   for (int i = 0; i < kNumFewRowsColumns; ++i) {
-    if (is_long && kFewRowsColumns[i] != kLongColumns) continue;
     const int columns = few_rows_columns(kFewRowsColumns[i], params.a_dtype == DType::kI8);
-    const float stages = static_cast<float>(kStagesBytes / ((tokens + columns) * kBlockK));
-    for (int splits = is_long ? kMostSplits : 1; splits <= std::min(kMostSplits, k_blocks); ++splits) {
+    const float stages = static_cast<float>(kStagesBytes / (tokens == 128 ? 1 : 2) / ((tokens + columns) * kBlockK));
+    for (int splits = 1; splits <= std::min(kMostSplits, k_blocks); ++splits) {
       const int64_t tiles = ceil_div(params.n, columns) * ceil_div(params.m, tokens);
       const int64_t blocks = tiles * splits, k_blocks_each = ceil_div(k_blocks, splits);
-      // Clusters of more than two do not fill all of the chip's groups of multiprocessors.
-      const int64_t room = splits > 2 ? num_sms * 10 / 11 : num_sms;
+      // Clusters of more than two do not fill all of the chip's groups of multiprocessors, those of three the least.
+      const int64_t room = splits > 3 ? num_sms * 10 / 11 : splits > 2 ? num_sms * 8 / 9 : num_sms;
       // Each multiprocessor has one, or most of them have two.
       const bool is_pair = blocks > room;
       if (is_pair && (tokens == 128 || blocks > 2 * room || 3 * blocks < 5 * room)) continue;
-      if (is_long && k_blocks_each > kLongK) continue;
-      const float each_us = (is_pair ? 2.0f : 1.0f) * (static_cast<float>(columns) * cost.column_us + cost.block_us);
+      if (many && params.blockwise &&
+          (columns != kLongColumns || splits < kMostSplits || k_blocks < kLongK || k_blocks_each > kLongK)) {
+        continue;
+      }
+      const float each_us =
+          (is_pair ? 2.0f : 1.0f) * std::max(static_cast<float>(columns) * cost.column_us + cost.block_us,
+                                             static_cast<float>(tokens + columns) * cost.row_us);
       const float us = static_cast<float>(k_blocks_each) * std::max(each_us, kLatencyUs / stages) +
                        (splits > 1 ? cost.exchange_us + static_cast<float>(splits - 1) * cost.split_us : 0.0f) -
                        (is_pair ? cost.pair_us : 0.0f);
       if (best.has_value() && us >= best_us) continue;
-      best = {.tokens = tokens, .columns = i, .splits = splits};
+      // A block that is alone on its multiprocessor for long takes all of its shared memory.
+      const bool is_alone = tokens == 128 || (tokens == 64 && !params.blockwise && !is_pair && k_blocks_each >= kLongK);
+      best = {.tokens = tokens, .columns = i, .splits = splits, .blocks = is_alone ? 1 : 2};
       best_us = us;
     }
   }
@@ -95,6 +103,8 @@ int choose_tiles(const TileShape (&shapes)[kCount], const ScaledMmParams& params
     if (many && shape.rows * shape.columns < kLeastArea) continue;
     if (promotes && !shape.promotes()) continue;
     const int64_t waves = ceil_div(tiles_of(shape.rows, shape.columns), num_sms);
+    // The second team would have nothing to do: 128 x 24576 x 1536 takes 7% less with one.
+    if (shape.teams > 1 && shape.rows == kManyRows && waves == 1) continue;
     const int64_t promotions = promotes && shape.teams > 1 ? (blocks - 1) / matmul::kPromotedBlocks : 0;
     const float tile_us = static_cast<float>(blocks) * shape.block_us + shape.end_us +
                           static_cast<float>(promotions * shape.rows * shape.columns) * kPromotionUs;

@@ -69,9 +69,7 @@ struct Config {
   static constexpr int kOutputBytes = kInstructionRows * kPanel * 2;
   // Those of a warpgroup that have room at a time. Scaled sums need no constants, and all go at once.
   static constexpr int kPanels = kBlockwise ? kRowBlocks * kCols / kPanel : 2;
-  // Parked totals lie where the output is staged later.
-  static constexpr int kParkedBytes = kPromoted ? matmul::kParkedBytes<kRowBlocks * kCols / 2> : 0;
-  static constexpr int kStagedBytes = std::max(kPanels * kOutputBytes, kParkedBytes);
+  static constexpr int kStagedBytes = kPanels * kOutputBytes;
   // As many as there is room for beside the output and the barriers.
   static constexpr int kStageBytes =
       (kInstructionRows * kRowBlocks * kConsumers + kCols) * kBlockK + kScales * sizeof(float);
@@ -84,7 +82,7 @@ struct Config {
 template <class C>
 struct SharedMemory {
   Ring<C> ring;
-  // Of each warpgroup: totals or panels of the output on their way to memory, and the constants of some columns.
+  // Of each warpgroup: panels of the output on their way to memory, and the constants of some columns.
   alignas(kSwizzleAtomBytes) uint8_t staged[C::kWarpgroups][C::kStagedBytes];
   ColumnConstants constants[C::kWarpgroups][kConstants];
 };
@@ -299,12 +297,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
           if (C::kTeams > 1 && index + step < tiles) named_barrier_arrive(turn(1 - team), 2 * kWarpgroup);
         };
         if constexpr (C::kPromoted) {
-          // The output of the tile before must have been read.
-          if (C::kParkedBytes > 0) {
-            if (threadIdx.x % kWarpgroup == 0) wait_for_store_reads<0>();
-            named_barrier_sync(1 + warpgroup, kWarpgroup);
-          }
-          multiply_promoted<C>(shared.ring, at, call.k_blocks, consumer, shared.staged[warpgroup], sums, issued);
+          multiply_promoted<C>(shared.ring, at, call.k_blocks, consumer, sums, issued);
         } else {
           multiply<C>(shared.ring, at, call.k_blocks, consumer, sums, issued);
         }

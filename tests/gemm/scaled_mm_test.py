@@ -48,9 +48,10 @@ HARD = [
     (3, 24, 32768, "positive", 1.0),
     (150, 200, 8320, "positive", 1.0),
     (18, 24, 4096, "positive", 1.0),
-    # As many rows as the kernel for few takes at most, with K as long as it takes then, and longer.
+    # Blockwise as many rows as the kernel for few takes at most, with K as long as it takes then, and longer.
     (100, 24, 16384, "positive", 1.0),
     (100, 24, 16512, "positive", 1.0),
+    (40, 24, 16384, "positive", 1.0),
     (19, 72, 1024, "outliers", 1.0),
     (130, 136, 640, "outliers", 1.0),
     (4, 16, 2048, "cancelling", 1.0),
@@ -328,8 +329,8 @@ def test_tiles_of_all_sizes(name, m, n, k):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("n, k", [(3072, 4096), (7168, 4096), (9216, 256), (24576, 384)])
-@pytest.mark.parametrize("m", [3, 40])
+@pytest.mark.parametrize("n, k", [(3072, 4096), (7168, 4096), (9216, 4096), (12288, 256), (24576, 384)])
+@pytest.mark.parametrize("m", [3, 40, 100])
 @pytest.mark.parametrize("name", ["fp8_scaled_mm", "int8_scaled_mm", "fp8_blockwise_scaled_mm"])
 def test_few_rows_in_tiles_of_all_widths(name, m, n, k):
     test_tiles_of_all_sizes(name, m, n, k)
