@@ -18,9 +18,8 @@
 //   uint8b128   1 token    13.0          11.0          4.0           7.1           11.5          30.9
 //              16 tokens   13.2          11.6          4.4           7.2           12.1          32.0
 //              32 tokens   15.4          13.1          5.4           8.5           15.8          36.5
-// A kernel that only reads uint4b8's bytes takes 5.1, 4.9, 1.8, 2.9, 5.1 and 13.4. A step of 4 bits takes a scheduler
-// 307 cycles (a token; 404 for 16), though it has 221 instructions (254): mma.sync holds up the others for six cycles
-// each.
+// A kernel that only reads uint4b8's bytes takes 5.1, 4.9, 1.8, 2.9, 5.1 and 13.4. Without waiting for memory a step of
+// 4 bits takes a scheduler 307 cycles (one token; 404 for 16) for 221 instructions (254), as if each mma.sync took six.
 #pragma once
 
 #include <algorithm>
