@@ -75,6 +75,8 @@ class MarlinGemm(Operator):
                 ("uint4b8", F16, 64, 33, 128, 1024),
                 ("uint4b8", BF16, 128, 100, 256, 4096),
                 ("uint4b8", BF16, 128, 12, 192, 4608),
+                ("uint4b8", BF16, 128, 6, 64, 36864),  # Hopper's ring of stages goes round
+                ("uint4", F16, 64, 8, 64, 20480),
                 ("uint4", F16, 128, 16, 128, 512),
                 ("uint4", BF16, 64, 4, 192, 320),
                 ("uint4", F16, -1, 2, 64, 144),
