@@ -19,13 +19,11 @@
 
 #include "kernels/base/launch.h"
 #include "kernels/device/copy_async.cuh"
-#include "kernels/device/mma_int8.cuh"
 #include "kernels/device/pdl.cuh"
 #include "kernels/device/reduce.cuh"
 #include "kernels/quantization/ggml.h"
-#include "kernels/quantization/ggml_decode.cuh"
 #include "kernels/quantization/ggml_mul_mat.cuh"
-#include "kernels/quantization/ggml_stage.cuh"
+#include "kernels/quantization/ggml_slices.cuh"
 
 namespace sgl_kernel::SGL_TARGET {
 namespace {
@@ -50,30 +48,15 @@ __global__ void __launch_bounds__(kQuantizeThreads)
   if (quarter == 0) workspace.scales[slot] = scale;
 }
 
-constexpr int kTileRows = 8;                           // of a task: the columns of a matrix instruction
-constexpr int kSliceSize = kSliceGroups * kGroupSize;  // elements
-constexpr int kMostWarps = 24;                         // of a block
-constexpr int kMostTiles = 16;                         // of a block
-constexpr int kStages = 2;                             // tasks that a warp has copies of, or on their way
+constexpr int kMostWarps = 24;  // of a block
+constexpr int kMostTiles = 16;  // of a block, of 8 rows
+constexpr int kStages = 2;      // tasks that a warp has copies of, or on their way
 constexpr int kCacheLine = 128;
-constexpr int kPad = 16;  // bytes behind a row: the 8 rows that a matrix load reads at once are in different banks
 
 struct SliceParams : MatMulParams {
   int64_t row_blocks;
   int block_tiles;   // of 8 rows
   int chunk_slices;  // of X in shared memory at a time
-};
-
-// The bytes of a slice of a row.
-template <class Format>
-constexpr int kRunBytes = kSliceGroups / Format::kGroupsPerBlock * static_cast<int>(sizeof(typename Format::Block));
-
-// What a warp has in shared memory.
-template <class Format>
-struct alignas(16) WarpBuffers {
-  uint8_t staged[kStages][kTileRows][staged_bytes(kRunBytes<Format>)];
-  float scales[kSliceGroups][Format::kScales][kTileRows];
-  float offsets[Format::kHasOffset ? kSliceGroups : 1][Format::kScales][kTileRows];
 };
 
 // The sums of a task, or of all slices.
@@ -83,21 +66,21 @@ using TileSums = float[kTokens][kTileRows];
 // Where a block has what in shared memory.
 template <class Format, int kTokens>
 struct BlockBuffers {
-  WarpBuffers<Format>* warps;  // [num_warps]
-  TileSums<kTokens>* sums;     // [2][num_warps]: of the tasks of this round and of the one before
-  TileSums<kTokens>* totals;   // [block_tiles]
-  uint8_t* activations;        // [kTokens][pitch]
-  ActivationScale* scales;     // [chunk_slices * kSliceGroups][kTokens]
+  WarpBuffers<Format, kStages>* warps;  // [num_warps]
+  TileSums<kTokens>* sums;              // [2][num_warps]: of the tasks of this round and of the one before
+  TileSums<kTokens>* totals;            // [block_tiles]
+  uint8_t* activations;                 // [kTokens][pitch]
+  ActivationScale* scales;              // [chunk_slices * kSliceGroups][kTokens]
   int pitch;
 
   static constexpr int bytes(int num_warps, int block_tiles, int chunk_slices) {
-    return num_warps * static_cast<int>(sizeof(WarpBuffers<Format>)) +
+    return num_warps * static_cast<int>(sizeof(WarpBuffers<Format, kStages>)) +
            (2 * num_warps + block_tiles) * static_cast<int>(sizeof(TileSums<kTokens>)) +
            kTokens * (kPad + chunk_slices * (kSliceSize + kSliceGroups * static_cast<int>(sizeof(ActivationScale))));
   }
 
   __device__ __forceinline__ BlockBuffers(void* shared, int num_warps, int block_tiles, int chunk_slices)
-      : warps(static_cast<WarpBuffers<Format>*>(shared)),
+      : warps(static_cast<WarpBuffers<Format, kStages>*>(shared)),
         sums(reinterpret_cast<TileSums<kTokens>*>(warps + num_warps)),
         totals(sums + 2 * num_warps),
         activations(reinterpret_cast<uint8_t*>(totals + block_tiles)),
@@ -127,72 +110,8 @@ struct TaskPosition {
   }
 };
 
-// Multiplies a task: `blocks` are those of row lane / 4, `activations` and `x_scales` those of its slice.
-template <class Format, int kTokens>
-__device__ __forceinline__ void multiply_task(const typename Format::Block* blocks, const WarpBuffers<Format>& buffers,
-                                              const uint8_t* activations, int pitch, const ActivationScale* x_scales,
-                                              TileSums<kTokens>& sums) {
-  constexpr int kTokenTiles = kTokens / 16;
-  const int lane = threadIdx.x % kWarpSize, g = lane / 4, t = lane % 4;
-  // The products are [16 tokens, 8 rows]: this lane has tokens g and g + 8, rows 2t and 2t + 1. Of the weights it holds
-  // bytes 4t .. 4t + 3 of both halves of row g's groups.
-  float accumulators[kTokenTiles][4] = {};
-  const uint8_t* const x = activations + lane % 16 * pitch + lane / 16 * 16;
-#pragma unroll
-  for (int group = 0; group < kSliceGroups; ++group) {
-    const uint2 b = Format::words(blocks[group / Format::kGroupsPerBlock], group % Format::kGroupsPerBlock, t);
-    RowScale<Format> rows[2];
-#pragma unroll
-    for (int s = 0; s < Format::kScales; ++s) {
-      const float2 scale = *reinterpret_cast<const float2*>(&buffers.scales[group][s][2 * t]);
-      rows[0].scale[s] = scale.x;
-      rows[1].scale[s] = scale.y;
-      if constexpr (Format::kHasOffset) {
-        const float2 offset = *reinterpret_cast<const float2*>(&buffers.offsets[group][s][2 * t]);
-        rows[0].offset[s] = offset.x;
-        rows[1].offset[s] = offset.y;
-      }
-    }
-#pragma unroll
-    for (RowScale<Format>& row : rows) row.set_base();
-#pragma unroll
-    for (int m = 0; m < kTokenTiles; ++m) {
-      // Tiles: tokens 0..7, tokens 8..15, and both again 16 bytes further on.
-      uint32_t a[4];
-      load_matrices(a, x + m * 16 * pitch + group * kGroupSize);
-      int dots[2][4];
-      if constexpr (Format::kScales == 1) {
-        mma_16x8x32(dots[0], a[0], a[1], a[2], a[3], b.x, b.y, kFloatBaseBits);
-      } else {
-        mma_16x8x16(dots[0], a[0], a[1], b.x, kFloatBaseBits);
-        mma_16x8x16(dots[1], a[2], a[3], b.y, kFloatBaseBits);
-      }
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        const ActivationScale& x_scale = x_scales[group * kTokens + m * 16 + c / 2 * 8 + g];
-        float x_sums[2];
-        sums_of<Format>(x_scale, x_sums);
-        const int dot1 = Format::kScales == 2 ? dots[1][c] : 0;
-        const float value = scaled_sum<Format>(rows[c % 2], dots[0][c], dot1, x_sums);
-        accumulators[m][c] = __fmaf_rn(x_scale.d, value, accumulators[m][c]);
-      }
-    }
-  }
-#pragma unroll
-  for (int m = 0; m < kTokenTiles; ++m) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      *reinterpret_cast<float2*>(&sums[m * 16 + h * 8 + g][2 * t]) =
-          make_float2(accumulators[m][2 * h], accumulators[m][2 * h + 1]);
-    }
-  }
-}
-
 template <class Format, int kTokens>
 struct Multiplier {
-  using Block = typename Format::Block;
-  static constexpr int kRun = kRunBytes<Format>;
-
   const SliceParams& params;
   const BlockBuffers<Format, kTokens> block;
   const int lane, warp, num_warps;
@@ -208,7 +127,7 @@ struct Multiplier {
         num_warps(blockDim.x / kWarpSize),
         first_row(blockIdx.x % params.row_blocks * params.block_tiles * kTileRows),
         first_token(blockIdx.x / params.row_blocks * kTokens),
-        row_bytes(int64_t{params.num_groups / Format::kGroupsPerBlock} * sizeof(Block)),
+        row_bytes(int64_t{params.num_groups / Format::kGroupsPerBlock} * sizeof(typename Format::Block)),
         num_rows(static_cast<int>(min(int64_t{params.block_tiles} * kTileRows, params.rows - first_row))),
         tiles((num_rows + kTileRows - 1) / kTileRows),
         num_slices((params.num_groups + kSliceGroups - 1) / kSliceGroups),
@@ -243,59 +162,38 @@ struct Multiplier {
     }
   }
 
-  // The run of a task's row `row`, of slice `slice`.
-  __device__ __forceinline__ const uint8_t* run_of(int row, int slice) const {
-    return W + row * row_bytes + slice * kRun;
+  __device__ __forceinline__ RowTile<Format> tile_of(int tile) const {
+    const int64_t row0 = first_row + tile * kTileRows;
+    return {.first = W + tile * kTileRows * row_bytes,
+            .row_bytes = row_bytes,
+            .num_rows = min(kTileRows, num_rows - tile * kTileRows),
+            .inside = row0 > 0 && row0 + kTileRows < params.rows};
   }
 
   // Starts to copy the blocks of a task.
   __device__ __forceinline__ void copy_task(int tile, int slice, int stage) const {
-    auto& staged = block.warps[warp].staged[stage];
-    const int64_t left = row_bytes - int64_t{slice} * kRun;
-    const int bytes = left < kRun ? static_cast<int>(left) : kRun;
-    const int64_t row0 = first_row + tile * kTileRows;
-    constexpr int kPieces = sizeof(staged[0]) / kPiece;
-    constexpr int kSteps = (kTileRows * kPieces + kWarpSize - 1) / kWarpSize;
-    if (row0 > 0 && row0 + kTileRows < params.rows) {  // a row is longer than a piece: not at an edge of W
-#pragma unroll
-      for (int i = 0; i < kSteps; ++i) {
-        const int row = (i * kWarpSize + lane) / kPieces, at = (i * kWarpSize + lane) % kPieces * kPiece;
-        const uint8_t* run = run_of(tile * kTileRows + row, slice);
-        const int offset = staged_offset(run);
-        if (row < kTileRows && at < offset + bytes) copy_async_16(&staged[row][at], run - offset + at);
-      }
-    } else {
-#pragma unroll 1
-      for (int row = 0; row < kTileRows && row0 + row < params.rows; ++row) {
-        stage_run_at_edge(staged[row], run_of(tile * kTileRows + row, slice), bytes, params.W,
-                          params.W + params.rows * row_bytes);
-      }
-    }
+    tile_of(tile).copy(block.warps[warp].staged[stage], slice, params.W, params.W + params.rows * row_bytes);
   }
 
-  // The scales of a task, for every lane to read. What was not copied gets a scale of 0, and is decoded, too, whatever
-  // it is.
-  __device__ __forceinline__ void store_scales(int tile, int slice, int stage) const {
-    WarpBuffers<Format>& buffers = block.warps[warp];
-    const int group = lane % kSliceGroups;
+  __device__ __forceinline__ void multiply_task(const TaskPosition& at, int stage, TileSums<kTokens>& sums) const {
+    constexpr int kTokenTiles = kTokens / 16;
+    WarpBuffers<Format, kStages>& buffers = block.warps[warp];
+    const RowTile<Format> tile = tile_of(at.tile);
+    const int slice = at.chunk + at.slice, g = lane / 4, t = lane % 4;
+    tile.store_scales(buffers, stage, slice, params.num_groups);
+    __syncwarp();
+    float accumulators[1][kTokenTiles][4] = {};
+    add_slice<Format, kTokens, 1>({tile.blocks_of(buffers.staged[stage], g, slice)}, &buffers,
+                                  block.activations + at.slice * kSliceSize, block.pitch,
+                                  block.scales + at.slice * kSliceGroups * kTokens, kTokenTiles, accumulators);
 #pragma unroll
-    for (int row = lane / kSliceGroups; row < kTileRows; row += kWarpSize / kSliceGroups) {
-      const bool present = tile * kTileRows + row < num_rows && slice * kSliceGroups + group < params.num_groups;
-      WeightGroup weights;
-      Format::set_scales(blocks_of(tile, slice, stage, row)[group / Format::kGroupsPerBlock],
-                         group % Format::kGroupsPerBlock, weights);
+    for (int m = 0; m < kTokenTiles; ++m) {
 #pragma unroll
-      for (int s = 0; s < Format::kScales; ++s) {
-        buffers.scales[group][s][row] = present ? weights.scale[s] : 0.0f;
-        if constexpr (Format::kHasOffset) buffers.offsets[group][s][row] = present ? weights.offset[s] : 0.0f;
+      for (int h = 0; h < 2; ++h) {
+        *reinterpret_cast<float2*>(&sums[m * 16 + h * 8 + g][2 * t]) =
+            make_float2(accumulators[0][m][2 * h], accumulators[0][m][2 * h + 1]);
       }
     }
-  }
-
-  // Where row `row` of a task is in shared memory.
-  __device__ __forceinline__ const Block* blocks_of(int tile, int slice, int stage, int row) const {
-    return reinterpret_cast<const Block*>(block.warps[warp].staged[stage][row] +
-                                          staged_offset(run_of(tile * kTileRows + row, slice)));
   }
 
   // Adds the sums of a round's tasks to their tiles' totals.
@@ -373,14 +271,7 @@ struct Multiplier {
       __syncwarp();
       // What was here, the sums of the round before last, was read before the last barrier.
       TileSums<kTokens>* const sums = block.sums + parity * num_warps;
-      if (at.tile < tiles) {
-        const int slice = at.chunk + at.slice;
-        store_scales(at.tile, slice, stage);
-        __syncwarp();
-        multiply_task<Format, kTokens>(blocks_of(at.tile, slice, stage, lane / 4), block.warps[warp],
-                                       block.activations + at.slice * kSliceSize, block.pitch,
-                                       block.scales + at.slice * kSliceGroups * kTokens, sums[warp]);
-      }
+      if (at.tile < tiles) multiply_task(at, stage, sums[warp]);
       __syncthreads();
       add_round(at, sums);
       stage = stage + 1 == kStages ? 0 : stage + 1;

@@ -38,10 +38,9 @@ __device__ __forceinline__ void stage_run_at_edge(uint8_t* shared, const uint8_t
 #pragma unroll 1
   for (int at = threadIdx.x % kWarpSize * kPiece; at < offset + bytes; at += kWarpSize * kPiece) {
     const uint8_t* source = first + at;
-    if (source >= begin) {
-      const int64_t left = end - source;
-      copy_async<kPiece>(shared + at, source, left < kPiece ? static_cast<int>(left) : kPiece);
-    } else {  // the matrix starts in the middle of a piece
+    if (source >= begin && source + kPiece <= end) {
+      copy_async_16(shared + at, source);
+    } else {  // the matrix starts or ends in the middle of a piece
 #pragma unroll 1
       for (int i = 0; i < kPiece; i += 2) {
         if (source + i >= begin && source + i < end) {
