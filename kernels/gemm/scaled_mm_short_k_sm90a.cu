@@ -6,11 +6,14 @@
 // exact. They go from memory to registers, all of a warp's at once: nothing is shared, nobody waits for anybody.
 //
 // Grid: x the batches, y kWarps tiles of 16 columns. Bound by latency: with 128 batches of N x K = 512 x 128, reading
-// the 8.4 MB of B alone takes 3.1 µs. Asking for them in the L2 cache before the predecessor ends gains nothing on
-// average: it is in the way of its stores.
+// the 8.4 MB of B alone takes 3.1 µs. Asking for them in the L2 cache before the predecessor ends is in the way of its
+// stores: half a microsecond slower with 16 rows.
 //
-// Measured on an H200, 2026-11-23, those batches: 3.7, 4.0 and 4.1 µs for 1, 8 and 16 rows; the persistent kernel
-// (scaled_mm_tiles_sm90a.cuh) takes 5.3, 5.5 and 5.6.
+// Measured on an H200, 2026-11-23, in µs; the persistent kernel (scaled_mm_tiles_sm90a.cuh) in turns with it:
+//   batches x M x N x K   128 x 1 x 512 x 128   128 x 16 x 512 x 128   128 x 8 x 128 x 512   128 x 16 x 512 x 256
+//                         3.7                   4.1                    3.8                   6.4
+//   persistent            5.3                   5.6                    4.7                   7.7
+// More than 8 rows with a K above 256 want too many registers at once: 5.6 with 128 x 16 x 128 x 512, to 4.9.
 #include "kernels/base/launch.h"
 #include "kernels/device/fp8.cuh"
 #include "kernels/device/mma_16bit.cuh"
@@ -22,19 +25,20 @@
 namespace sgl_kernel::SGL_TARGET {
 namespace {
 
-constexpr int kWarps = 8, kBlocks = 4;  // of a block, of a multiprocessor
-constexpr int kTileColumns = 16, kBlockColumns = kWarps * kTileColumns;
+constexpr int kTileColumns = 16;
 constexpr int kChunk = 16, kStepK = 4 * kChunk;  // along K: what a lane loads of a row at once, and the four beside it
-constexpr int kMostK = 128, kSteps = kMostK / kStepK;
-constexpr int kMostRows = 16;
+constexpr int kBlocks = 4;                       // of a multiprocessor
+template <int kSteps>
+constexpr int kWarps = kSteps <= 2 ? 8 : 4;
 
-template <int kRowTiles>
-__global__ void __launch_bounds__(kWarps * 32, kBlocks)
+// kSteps: of K.
+template <int kRowTiles, int kSteps>
+__global__ void __launch_bounds__(kWarps<kSteps> * 32, kBlocks)
     scaled_mm_short_k_kernel(const __grid_constant__ ScaledMmParams params) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const int m = static_cast<int>(params.m), n = static_cast<int>(params.n), k = static_cast<int>(params.k);
   // The lane's pair of columns, which are rows g and g + 8 of the instruction. N is even.
-  const int first_column = blockIdx.y * kBlockColumns + warp * kTileColumns + 2 * g;
+  const int first_column = (blockIdx.y * kWarps<kSteps> + warp) * kTileColumns + 2 * g;
   const int64_t batch = blockIdx.x;
   // Rows and columns beyond the last count for nothing: those then read again are in no sum that is stored.
   const auto* const columns = static_cast<const uint8_t*>(params.b) + batch * params.b_batch_stride +
@@ -86,27 +90,35 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks)
   }
 }
 
-template <int kRowTiles>
-Status launch_short_k(const ScaledMmParams& params, Stream stream) {
-  const LaunchShape shape = {.grid = dim3(static_cast<unsigned>(params.batches),
-                                          static_cast<unsigned>((params.n + kBlockColumns - 1) / kBlockColumns)),
-                             .block = kWarps * 32,
-                             .pdl = true};
-  return launch(params.operator_name, scaled_mm_short_k_kernel<kRowTiles>, shape, stream, params);
+template <int kRowTiles, int kSteps>
+Status launch_steps(const ScaledMmParams& params, Stream stream) {
+  constexpr int kColumns = kWarps<kSteps> * kTileColumns;
+  const LaunchShape shape = {
+      .grid = dim3(static_cast<unsigned>(params.batches), static_cast<unsigned>((params.n + kColumns - 1) / kColumns)),
+      .block = kWarps<kSteps> * 32,
+      .pdl = true};
+  return launch(params.operator_name, scaled_mm_short_k_kernel<kRowTiles, kSteps>, shape, stream, params);
+}
+
+template <int kSteps>
+Status launch_rows(const ScaledMmParams& params, Stream stream) {
+  return params.m <= 8 ? launch_steps<1, kSteps>(params, stream) : launch_steps<2, kSteps>(params, stream);
 }
 
 }  // namespace
 
 bool scaled_mm_short_k_takes(const ScaledMmParams& params) {
-  constexpr int64_t kMostGridY = 65535;  // CUDA's limit
-  return params.m <= kMostRows && params.k <= kMostK && params.k % kChunk == 0 &&
-         params.n <= kMostGridY * kBlockColumns && params.a_dtype == DType::kF8E4M3 &&
+  constexpr int64_t kMostColumns = int64_t{65535} * 4 * kTileColumns;  // by CUDA's limit of the grid along y
+  const bool fits = params.k <= 4 * kStepK ? params.m <= 16 : params.k <= 8 * kStepK && params.m <= 8;
+  return fits && params.k % kChunk == 0 && params.n <= kMostColumns && params.a_dtype == DType::kF8E4M3 &&
          params.b_dtype == DType::kF8E4M3 && !params.blockwise && params.bias == nullptr &&
          params.row_scales.step == 0 && params.column_scales.step == 0;
 }
 
 Status scaled_mm_short_k(const ScaledMmParams& params, Stream stream) {
-  return params.m <= 8 ? launch_short_k<1>(params, stream) : launch_short_k<2>(params, stream);
+  if (params.k <= 2 * kStepK) return launch_rows<2>(params, stream);
+  if (params.k <= 4 * kStepK) return launch_rows<4>(params, stream);
+  return launch_steps<1, 8>(params, stream);
 }
 
 }  // namespace sgl_kernel::SGL_TARGET

@@ -24,6 +24,9 @@ class BmmFp8(Operator):
         # Few rows with a short K.
         case(batches=4, m=11, n=72, k=112, a=E4M3, b=E4M3, out=F16),
         case(batches=3, m=8, n=264, k=128, a=E4M3, b=E4M3, out=BF16),
+        case(batches=2, m=9, n=136, k=208, a=E4M3, b=E4M3, out=BF16),
+        case(batches=2, m=8, n=72, k=512, a=E4M3, b=E4M3, out=F16),
+        case(batches=2, m=2, n=64, k=272, a=E4M3, b=E4M3, out=BF16),
         # Rows that copies of 16 bytes do not take; nothing to add.
         case(batches=4, m=7, n=33, k=65, a=E4M3, b=E4M3, out=BF16),
         case(batches=2, m=3, n=8, k=0, a=E4M3, b=E4M3, out=BF16),
