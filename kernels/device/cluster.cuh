@@ -49,4 +49,21 @@ __device__ __forceinline__ uint4 load_from_block(const void* own, int block) {
   return value;
 }
 
+// Where another block, or this one, has what lies at an address of this one's shared memory.
+__device__ __forceinline__ uint32_t address_in_block(uint32_t own, int block) {
+  uint32_t address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(own), "r"(block));
+  return address;
+}
+
+// Four numbers to such an address, a multiple of 16.
+__device__ __forceinline__ void store_to_cluster(uint32_t address, float a, float b, float c, float d) {
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(a), "f"(b), "f"(c), "f"(d)
+               : "memory");
+}
+__device__ __forceinline__ void store_to_cluster(uint32_t address, int32_t a, int32_t b, int32_t c, int32_t d) {
+  asm volatile("st.shared::cluster.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a), "r"(b), "r"(c), "r"(d)
+               : "memory");
+}
+
 }  // namespace sgl_kernel::SGL_TARGET

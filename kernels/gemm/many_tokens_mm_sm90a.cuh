@@ -13,7 +13,7 @@
 // What orders shared memory: a copy is asked for when all warps that multiply have arrived at the place's `empty`, each
 // behind its own loads of the place and its warpgroup's wait_wgmma() for the instructions that read it; they read
 // behind the place's `full`. A cluster's sums lie where the ring was: by then all copies have been waited for, and a
-// barrier follows the last wait_wgmma(). No block ends before all of its cluster have read its sums.
+// barrier of the cluster follows the last wait_wgmma().
 #pragma once
 
 #include <algorithm>
@@ -79,8 +79,9 @@ struct ProductShape {
 //                             behind it, and stage()s the sums of 16 tokens in a panel of shared memory
 struct TileCall {
   int n;
-  int stages;  // of K
-  int splits;  // of K: blocks of a cluster
+  int stages;      // of K
+  int splits;      // of K: blocks of a cluster
+  int split_step;  // what split_begin() multiplies with
   int token_tiles, column_tiles;
   int box_tokens;
 };
@@ -208,54 +209,74 @@ __device__ __forceinline__ void store_tile(SharedMemory<P>& shared, const CUtens
   }
 }
 
-// With splits: each block leaves its sums in its shared memory, in the place of the ring, and then adds up its share of
-// the tokens over the cluster, in the order of K.
+// With splits: each block of the cluster has some 16s of a tile's tokens to add up, from this one on. A division by the
+// number of blocks is a product with a rounded fraction.
+inline constexpr int kSplitStepBits = 16;
+__device__ __forceinline__ int split_begin(const TileCall& call, int rank) {
+  return rank * call.split_step >> kSplitStepBits;
+}
+// The most that a block has.
+__device__ __forceinline__ int split_most(const TileCall& call) {
+  return (call.split_step + (1 << kSplitStepBits) - 1) >> kSplitStepBits;
+}
+
+// Hands each block the sums of its tokens into its shared memory, in the place of the ring. A block begins with the
+// quarter of the tokens that has its own: were all to begin with the first, its owner would have to take them at once.
 template <class P>
-__device__ __forceinline__ void leave_sums(SharedMemory<P>& shared, const Sums<P>& sums) {
-  constexpr int kAllConsumers = 1 + P::kWarpgroups;  // a named barrier
-  static_assert(sizeof(shared.tokens) + sizeof(shared.packed) >= P::kMultiplying * sizeof(sums));
-  named_barrier_sync(kAllConsumers, P::kMultiplying);  // nobody multiplies any more
-  // As numbers: for floats that are moved as integers the compiler would wait for each of the instructions.
-  using Vector = std::conditional_t<std::is_same_v<typename P::Sum, float>, float4, int4>;
-  Vector* const parts = reinterpret_cast<Vector*>(shared.tokens);
+__device__ __forceinline__ void hand_out_sums(const TileCall& call, SharedMemory<P>& shared, const Sums<P>& sums,
+                                              int rank) {
+  constexpr int kEightBytes = P::kMultiplying * 16;  // of all threads' sums of eight tokens
+  constexpr int kSixteens = P::kTokens / 16, kQuarters = 4;
+  static_assert(sizeof(shared.tokens) + sizeof(shared.packed) >=
+                std::min<size_t>(kSplitBytes, 2 * P::kMultiplying * sizeof(sums)));
+  const uint32_t own = shared_address(shared.tokens) + rank * split_most(call) * 2 * kEightBytes + threadIdx.x * 16;
+  const int first_quarter = split_begin(call, rank) * kQuarters / kSixteens;
+  int block = 0, end = 0;
+  uint32_t to = 0;
+#pragma unroll 1
+  for (int turn = 0; turn < kQuarters; ++turn) {
+    const int quarter = (first_quarter + turn) % kQuarters;
 #pragma unroll
-  for (int i = 0; i < P::kTokens / 8; ++i) {
-    parts[i * P::kMultiplying + threadIdx.x] = {sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]};
+    for (int i = 0; i < kSixteens; ++i) {
+      if (i * kQuarters / kSixteens != quarter) continue;
+      const bool begins = i == 0 || (i - 1) * kQuarters / kSixteens != i * kQuarters / kSixteens;
+      if (begins || i == end) {
+        block = begins ? ((i + 1) * call.splits - 1) / kSixteens : block + 1;
+        end = split_begin(call, block + 1);
+        to = address_in_block(own + (i - split_begin(call, block)) * 2 * kEightBytes, block);
+      }
+      store_to_cluster(to, sums[8 * i], sums[8 * i + 1], sums[8 * i + 2], sums[8 * i + 3]);
+      store_to_cluster(to + kEightBytes, sums[8 * i + 4], sums[8 * i + 5], sums[8 * i + 6], sums[8 * i + 7]);
+      to += 2 * kEightBytes;
+    }
   }
 }
 
-// Each block of the cluster has some 16s of a tile's tokens.
-template <class P>
-__device__ __forceinline__ int first_shared_token(const TileCall& call, int rank) {
-  return P::kTokens / 16 * rank / call.splits * 16;
-}
-
+// Adds them up in the order of K.
 template <class P>
 __device__ __forceinline__ void store_share(const TileCall& call, SharedMemory<P>& shared,
                                             const CUtensorMap* result_map, const Tile& tile, int rank, int warpgroup,
                                             const typename P::Epilogue& epilogue) {
   using Sum = typename P::Sum;
   const int first_column = tile.column + warpgroup * kWarpgroupColumns;
-  const uint4* const parts = reinterpret_cast<const uint4*>(shared.tokens) + threadIdx.x;
-  const int begin = first_shared_token<P>(call, rank), end = first_shared_token<P>(call, rank + 1);
+  const int begin = split_begin(call, rank) * 16, end = split_begin(call, rank + 1) * 16, most = split_most(call);
+  const uint4* parts = reinterpret_cast<const uint4*>(shared.tokens) + threadIdx.x;
   uint8_t* const staged = shared.panels[warpgroup][0];  // both panels, see split_fits()
+#pragma unroll 2
   for (int token = begin; token < end; token += 16) {
-    uint4 tiles[kMostSplits][2];  // of eight tokens each; all asked for before the first is waited for
-#pragma unroll
-    for (int from = 0; from < kMostSplits; ++from) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        tiles[from][i] = make_uint4(0, 0, 0, 0);
-        if (from < call.splits) tiles[from][i] = load_from_block(parts + (token / 8 + i) * P::kMultiplying, from);
-      }
-    }
     Sum sums[8] = {};
 #pragma unroll
     for (int from = 0; from < kMostSplits; ++from) {
+      if (from == call.splits) break;
 #pragma unroll
-      for (int i = 0; i < 8; ++i) sums[i] += reinterpret_cast<const Sum(&)[2][4]>(tiles[from])[i / 4][i % 4];
+      for (int i = 0; i < 2; ++i) {
+        const uint4 part = parts[(from * most * 2 + i) * P::kMultiplying];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sums[4 * i + j] += reinterpret_cast<const Sum(&)[4]>(part)[j];
+      }
     }
     epilogue.stage(staged, token - begin, token, sums);
+    parts += 2 * P::kMultiplying;
   }
   fence_shared_for_async_proxy();
   named_barrier_sync(1 + warpgroup, kWarpgroup);
@@ -392,7 +413,7 @@ __global__ void __launch_bounds__(P::kThreads, 1) many_tokens_mm_kernel(const __
     if (__shfl_sync(~0u, threadIdx.x % kWarpgroup / 32, 0) == 0) produce<P>(call, maps, share, shared);
     if (call.splits > 1) {
       __syncwarp();
-      cluster_sync();
+      cluster_sync_relaxed();
       cluster_sync();
     }
   } else {
@@ -410,7 +431,8 @@ __global__ void __launch_bounds__(P::kThreads, 1) many_tokens_mm_kernel(const __
       if (index + share.step >= tiles) release_successors();
       epilogue.share();
       if (call.splits > 1) {
-        leave_sums<P>(shared, sums);
+        cluster_sync_relaxed();  // nobody in the cluster multiplies any more
+        hand_out_sums<P>(call, shared, sums, share.rank);
         cluster_sync();
         store_share<P>(call, shared, &maps.result, tile, share.rank, warpgroup, epilogue);
       } else if (first_column < call.n) {
@@ -418,7 +440,6 @@ __global__ void __launch_bounds__(P::kThreads, 1) many_tokens_mm_kernel(const __
       }
     }
     if (threadIdx.x % kWarpgroup == 0) wait_for_store_reads<0>();
-    if (call.splits > 1) cluster_sync();  // others may still read what this block has left for them
   }
 }
 
@@ -455,6 +476,7 @@ TileCall make_tile_call(int64_t m, int64_t n, int stages, int splits) {
   return {.n = static_cast<int>(n),
           .stages = stages,
           .splits = splits,
+          .split_step = ceil_div(int64_t{P::kTokens / 16} << kSplitStepBits, splits),
           .token_tiles = ceil_div(m, P::kTokens),
           .column_tiles = ceil_div(n, P::kColumns),
           .box_tokens = static_cast<int>(std::min<int64_t>(m, P::kTokens))};

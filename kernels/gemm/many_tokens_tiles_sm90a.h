@@ -22,7 +22,7 @@ struct TokenTile {
 struct TileTime {
   float stage_us, end_us;
 };
-inline constexpr float kSplitUs = 1.02f, kSplitBlockUs = 0.40f, kSplitTokenUs = 0.0071f;
+inline constexpr float kSplitUs = 0.37f, kSplitBlockUs = 0.40f, kSplitTokenUs = 0.0071f;
 
 inline constexpr int kMostSplits = 8;  // of K: the blocks of a cluster
 
@@ -38,10 +38,13 @@ constexpr int token_panel(int tokens) {
   return 16;
 }
 
-// Whether the blocks of a cluster can share a tile out, in 16s of its tokens: what a block stores fits its panels.
-constexpr bool split_fits(int tokens, int splits) {
-  const int sixteens = tokens / 16;
-  return splits == 1 || (splits <= sixteens && ceil_div(sixteens, splits) * 16 <= 2 * token_panel(tokens));
+// Whether the blocks of a cluster can share a tile out, in 16s of its tokens: what a block stores fits its panels, and
+// the sums that it gets, in 4 bytes each, what the ring of every tile has.
+inline constexpr int kSplitBytes = 144 * 1024;
+constexpr bool split_fits(const TokenTile& tile, int splits) {
+  const int sixteens = tile.tokens / 16, tokens = ceil_div(sixteens, splits) * 16;  // of a block
+  return splits == 1 || (splits <= sixteens && tokens <= 2 * token_panel(tile.tokens) &&
+                         splits * tokens * tile.warpgroups * kWarpgroupColumns * 4 <= kSplitBytes);
 }
 
 struct TokenTileChoice {
@@ -60,7 +63,7 @@ TokenTileChoice choose_tile(int64_t m, int64_t n, int units, int stages_together
     const int64_t count = int64_t{ceil_div(m, tile.tokens)} * ceil_div(n, tile.warpgroups * kWarpgroupColumns);
     for (int splits = 1; splits <= kMostSplits && splits <= units; ++splits) {
       const int64_t at_once = kClustersAtOnce[splits - 1] * num_sms() / kModelSms;
-      if (!split_fits(tile.tokens, splits) || (splits > 1 && count > at_once)) continue;
+      if (!split_fits(tile, splits) || (splits > 1 && count > at_once)) continue;
       const float split_us = splits == 1 ? 0.0f
                                          : kSplitUs + kSplitBlockUs * static_cast<float>(splits) +
                                                kSplitTokenUs * static_cast<float>(tile.tokens);
