@@ -94,7 +94,8 @@ int64_t ggml_mul_mat_vec_workspace_size(int64_t num_tokens, int64_t k, Device::K
 //   workspace  [bytes] uint8               at least ggml_workspace_size() bytes, at a multiple of 64
 //   X          [num_tokens, k]             f32 | f16 | bf16; rows may be strided, the last dimension is dense
 //   W          [num_experts, row, bytes_per_row(k)]
-// X8 and sums are ggml_mul_mat_vec_a8's; a pair's result does not depend on the other pairs. `tokens` is num_tokens.
+// X8 and sums are ggml_mul_mat_vec_a8's; a pair's result does not depend on the other pairs. The two operators may add
+// in another order. `tokens` is num_tokens.
 //
 // ggml_moe_a8_vec: topk_ids, int32, contiguous, holds expert(p) for each pair.
 // ggml_moe_a8: the pairs are sorted by expert, in blocks of kGgmlMoeBlock. All of these are int32 and contiguous:

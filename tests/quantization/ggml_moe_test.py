@@ -140,23 +140,26 @@ test_ggml_moe = operator_tests(MoeSorted(), MoeVec())
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("type", ["Q4_0", "Q6_K", "IQ2_XS"])
-def test_both_have_the_same_bits_and_a_pair_those_that_it_has_alone(type, device):
+@pytest.mark.parametrize(("type", "tokens", "experts"), [("Q4_0", 13, 6), ("Q6_K", 70, 8), ("IQ2_XS", 150, 5)])
+def test_a_pair_has_the_bits_that_it_has_alone(type, tokens, experts, device):
     import sgl_kernel
 
-    tokens, top_k, experts, row, k = 13, 4, 6, 100, 2304
+    top_k, row, k = 4, 100, 2304
     generator = torch.Generator().manual_seed(3)
     X = torch.randn(tokens, k, generator=generator).to(BF16).to(device)
     W = random_weight(type, experts * row, k).view(experts, row, -1).to(device)
     topk_ids = torch.stack([torch.randperm(experts, generator=generator)[:top_k] for _ in range(tokens)]).to(I32)
     numbers = (number(type), row)
-    ids = [t.to(device) for t in sorted_by_expert(topk_ids, experts)]
-    result = sgl_kernel.ggml_moe_a8(X, W, *ids, *numbers, top_k, tokens)
-    choices = topk_ids.to(device)
-    assert_same_bits("vec", sgl_kernel.ggml_moe_a8_vec(X, W, choices, top_k, *numbers, tokens), result)
-    for t, choice in ((0, 1), (12, 3)):
-        one = sgl_kernel.ggml_moe_a8_vec(X[t : t + 1], W, choices[t, choice : choice + 1], 1, *numbers, 1)
-        assert_same_bits("a pair alone", one[0], result[t * top_k + choice])
+
+    def products(X, ids):
+        lists = [t.to(device) for t in sorted_by_expert(ids, experts)]
+        yield sgl_kernel.ggml_moe_a8(X, W, *lists, *numbers, ids.shape[1], len(X))
+        yield sgl_kernel.ggml_moe_a8_vec(X, W, ids.to(device), ids.shape[1], *numbers, len(X))
+
+    together = list(products(X, topk_ids))
+    for t, choice in ((0, 1), (tokens - 1, 3)):
+        for result, one in zip(together, products(X[t : t + 1], topk_ids[t : t + 1, choice : choice + 1]), strict=True):
+            assert_same_bits("a pair alone", one[0], result[t * top_k + choice])
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -170,8 +173,8 @@ def test_indices_that_lead_nowhere(device):
     pairs = torch.tensor([0, 3, -1, -(2**31), 2, 2**31 - 1, 1, 99], dtype=I32, device=device)
     experts, count = (torch.tensor(v, dtype=I32, device=device) for v in ([1, -5], [2**31 - 1]))
     result = sgl_kernel.ggml_moe_a8(X, W, pairs, experts, count, number("Q8_0"), 5, 1, 3)
-    first = torch.ones(1, dtype=I32, device=device)
-    assert_same_bits("pair 0", result[:1], sgl_kernel.ggml_moe_a8_vec(X[:1], W, first, 1, number("Q8_0"), 5, 1))
+    alone = [t.to(device) for t in sorted_by_expert(torch.ones(1, 1, dtype=I32), 2)]
+    assert_same_bits("pair 0", result[:1], sgl_kernel.ggml_moe_a8(X[:1], W, *alone, number("Q8_0"), 5, 1, 1))
     assert (result[1:] == 0).all()
 
 

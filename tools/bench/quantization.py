@@ -55,7 +55,8 @@ def benchmarks(of: Libraries):
     for type in ("Q4_K", "Q8_0"):
         for tokens in (1, 16):
             yield experts_product(of, "ggml_moe_a8_vec", type, tokens, *GATE_AND_UP)
-        yield experts_product(of, "ggml_moe_a8", type, 256, *GATE_AND_UP)
+        for tokens in (256, 1024):
+            yield experts_product(of, "ggml_moe_a8", type, tokens, *GATE_AND_UP)
 
 
 def per_tensor(of, rows, size, is_static):
