@@ -3,7 +3,7 @@
 //
 // W is uint8, the file's bytes: [row, bytes_per_row], contiguous, at an even address. Row r holds k elements in blocks
 // of block_size (32 or 256) that take block_bytes each, so bytes_per_row = k / block_size * block_bytes. `type` is
-// ggml's number, for all three operators one of:
+// ggml's number, for every operator one of:
 //   2 Q4_0   3 Q4_1   6 Q5_0   7 Q5_1   8 Q8_0   10 Q2_K   11 Q3_K   12 Q4_K   13 Q5_K   14 Q6_K   16 IQ2_XXS
 //   17 IQ2_XS   18 IQ3_XXS   19 IQ1_S   20 IQ4_NL   21 IQ3_S   22 IQ2_S   23 IQ4_XS   29 IQ1_M
 // (the public package's ggml_mul_mat_a8 leaves its result unwritten for the IQ types). ggml_blocks.h has the layouts.
@@ -74,8 +74,8 @@ int64_t ggml_workspace_size(int64_t num_tokens, int64_t k, Device::Kind kind);
 //   residual_sum  [num_tokens, k]   likewise, apart from every other tensor: all of the GPU reads the residual
 //   norm_weight   [k]               dtype of X, contiguous
 //   workspace     at least ggml_mul_mat_vec_workspace_size() bytes, at a multiple of 64
-// result, W, type and row are ggml_mul_mat_vec_a8's. k is at most 65536 of
-// silu_and_mul, 16384 of add_rmsnorm: one block keeps it.
+// result, W, type and row are ggml_mul_mat_vec_a8's. k is at most 65536 of silu_and_mul, 16384 of add_rmsnorm: one
+// block keeps it.
 Status silu_and_mul_ggml_mul_mat_vec_a8(TensorView result, TensorView workspace, TensorView W, TensorView X,
                                         int64_t type, int64_t row, Stream stream);
 Status add_rmsnorm_ggml_mul_mat_vec_a8(TensorView result, TensorView residual_sum, TensorView workspace, TensorView W,

@@ -147,9 +147,7 @@ void put_in_tile(TileGroup* tile, const TokenGroup& group, int lane) {
 }
 
 void quantize_tokens(const Tokens& tokens, const TensorView& X, const Kernels& kernels) {
-  auto* quantize = X.dtype() == DType::kF16    ? kernels.quantize_f16
-                   : X.dtype() == DType::kBF16 ? kernels.quantize_bf16
-                                               : kernels.quantize_f32;
+  Kernels::Quantize* const quantize = kernels.quantize_of(X.dtype());
   const int64_t group_bytes = 32 * size_of(X.dtype()), row_bytes = X.stride(0) * size_of(X.dtype());
   const int64_t num_lanes = tokens.num_tiles * kTileTokens, first_single = tokens.first_single();
   const int64_t lanes_and_singles = num_lanes + tokens.num_tokens - first_single;

@@ -111,9 +111,11 @@ struct Kernels {
   // acc[r] += row r times the token, over the blocks that decode_strip() would decode. Null: through a strip.
   void (*dot_rows)(float* acc, const uint8_t* const* rows, const TokenGroup* token, int64_t num_blocks, int64_t next);
   // Quantizes 32 elements.
-  void (*quantize_f16)(TokenGroup* group, const void* x);
-  void (*quantize_bf16)(TokenGroup* group, const void* x);
-  void (*quantize_f32)(TokenGroup* group, const void* x);
+  using Quantize = void(TokenGroup* group, const void* x);
+  Quantize *quantize_f16, *quantize_bf16, *quantize_f32;
+  Quantize* quantize_of(DType dtype) const {
+    return dtype == DType::kF16 ? quantize_f16 : dtype == DType::kBF16 ? quantize_bf16 : quantize_f32;
+  }
 };
 
 Kernels scalar_kernels(int64_t type);

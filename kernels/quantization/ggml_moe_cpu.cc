@@ -17,9 +17,7 @@ using namespace sgl_kernel::ggml;
 constexpr int kMostTogether = 16;  // pairs that share a decoded strip
 
 void quantize_tokens(TokenGroup* groups, const TensorView& X, const Kernels& kernels) {
-  const auto quantize = X.dtype() == DType::kF16    ? kernels.quantize_f16
-                        : X.dtype() == DType::kBF16 ? kernels.quantize_bf16
-                                                    : kernels.quantize_f32;
+  Kernels::Quantize* const quantize = kernels.quantize_of(X.dtype());
   const int64_t num_groups = X.size(1) / 32, element_bytes = size_of(X.dtype());
   parallel_for(X.size(0), /*grain=*/1, [&](int64_t begin, int64_t end) {
     for (int64_t token = begin; token < end; ++token) {

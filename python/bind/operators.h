@@ -194,7 +194,7 @@ class Operators {
     def_parameters<kFunction, Parameters>(schema, std::make_index_sequence<std::tuple_size_v<Parameters> - 1>());
   }
 
-  // Of an operator whose function the Python module has: no tensor is among its arguments.
+  // The schema of an operator that def() cannot bind, as it has no tensors: its function is the Python module's.
   void declare(const char* schema) { module_.attr("__schemas__").attr("append")(schema); }
 
  private:

@@ -128,7 +128,7 @@ def bad_dtype(argument, dtype, **kwargs) -> Bad:
 
 
 def bad_alias(argument, of, **kwargs) -> Bad:
-    """The argument, its dtype, shape and strides kept, in the memory of another one that is as large."""
+    """The argument, its dtype, shape and strides kept, in the memory of another one that is at least as large."""
 
     def mutate(args):
         tensor, other = args[argument], args[of]

@@ -3,15 +3,7 @@
 import pytest
 import torch
 
-from tests.harness import (
-    Expected,
-    Operator,
-    assert_same_bits,
-    bad_shape,
-    bad_value,
-    case,
-    operator_tests,
-)
+from tests.harness import Expected, Operator, assert_same_bits, bad_shape, bad_value, case, operator_tests
 from tests.quantization.ggml_weights import TYPES, dequantized, f32_bound, number, quantized, random_weight
 
 F32, F16, BF16, I32 = torch.float32, torch.float16, torch.bfloat16, torch.int32

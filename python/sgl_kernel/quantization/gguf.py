@@ -127,7 +127,7 @@ def _moe_vec(X, W, topk_ids, top_k, type, row, tokens):
     )
 
 
-# Not the native function: torch.compile looks into this one.
+# A table, because torch.compile looks into the function, and cannot into a native one. ggml has fewer types than that.
 _BLOCK_SIZES = {type: size for type in range(64) if (size := _native.ggml_moe_get_block_size(type)) > 0}
 
 
