@@ -15,7 +15,7 @@ namespace sgl_kernel::SGL_TARGET {
 // Clusters of 1, 2, … blocks that an H200 holds if a multiprocessor holds two blocks, as CUDA says (2026-11-23): fewer
 // than its blocks would be, as clusters do not spread over groups of multiprocessors.
 inline constexpr int kClustersAtOnce[kMostClusterBlocks] = {264, 132, 79, 62, 47, 39, 32, 30};
-// The same if it holds one, or had better.
+// The same if a multiprocessor holds one block, or had better.
 inline constexpr int kSpreadClustersAtOnce[kMostClusterBlocks] = {132, 66, 39, 30, 22, 17, 15, 15};
 
 // Stores `value` where block `rank` has what is `mine` here, and tells its barrier.

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "kernels/base/launch.h"
+#include "kernels/device/cluster_sm90.cuh"
 
 namespace sgl_kernel::SGL_TARGET::many_tokens_mm {
 
@@ -24,11 +25,9 @@ struct TileTime {
 };
 inline constexpr float kSplitUs = 0.37f, kSplitBlockUs = 0.40f, kSplitTokenUs = 0.0071f;
 
-inline constexpr int kMostSplits = 8;  // of K: the blocks of a cluster
+inline constexpr int kMostSplits = kMostClusterBlocks;  // of K
 
-// Clusters of 1, 2, … blocks that an H200 holds at once: each lies within a part of the GPU, and what is left over of
-// the parts stays idle.
-inline constexpr int kModelSms = 132, kClustersAtOnce[kMostSplits] = {132, 66, 39, 30, 22, 17, 15, 15};
+inline constexpr int kModelSms = 132;  // of the H200 that kSpreadClustersAtOnce is of
 
 // Tokens of a box of the result: a divisor of a tile's. Two such boxes are on their way to memory at a time.
 constexpr int token_panel(int tokens) {
@@ -62,7 +61,7 @@ TokenTileChoice choose_tile(int64_t m, int64_t n, int units, int stages_together
     const TokenTile& tile = tiles[i];
     const int64_t count = int64_t{ceil_div(m, tile.tokens)} * ceil_div(n, tile.warpgroups * kWarpgroupColumns);
     for (int splits = 1; splits <= kMostSplits && splits <= units; ++splits) {
-      const int64_t at_once = kClustersAtOnce[splits - 1] * num_sms() / kModelSms;
+      const int64_t at_once = kSpreadClustersAtOnce[splits - 1] * num_sms() / kModelSms;
       if (!split_fits(tile, splits) || (splits > 1 && count > at_once)) continue;
       const float split_us = splits == 1 ? 0.0f
                                          : kSplitUs + kSplitBlockUs * static_cast<float>(splits) +
