@@ -100,7 +100,9 @@ __global__ void __launch_bounds__(kWarps<Format>* kWarpSize)
   const int bytes = groups / Format::kGroupsPerBlock * static_cast<int>(sizeof(Block));
   // A hint and no read: W may be written by the predecessor.
   if constexpr (kByPhases<Format>) {
-    prefetch_phase<1024>(W, num_groups / Format::kGroupsPerBlock * sizeof(Block), kWarps<Format> * kRunBytes<Format>);
+    constexpr int kPhaseBlocks = 1024;
+    prefetch_phase<kPhaseBlocks>(W, num_groups / Format::kGroupsPerBlock * sizeof(Block),
+                                 kWarps<Format> * kRunBytes<Format>);
   } else {
     constexpr int kCacheLine = 128;
     if (lane * kCacheLine < bytes) prefetch_to_l2(run + lane * kCacheLine);

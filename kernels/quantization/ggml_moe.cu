@@ -41,7 +41,7 @@ struct Shape {
   static constexpr int kTokens = kTokens_, kWarps = 8, kThreads = kWarps * kWarpSize;
   static constexpr int kRowTiles = 2;  // of a warp: they share what it loads of X
   static constexpr int kStages = 2;    // slices in shared memory
-  static constexpr int kRows = kWarps * kRowTiles * kTileRows;
+  static constexpr int kRows = kWarps * kRowTiles * kRowTileRows;
 
   struct Slice {  // of the tokens
     uint8_t quants[kTokens][kPitch];
@@ -169,7 +169,7 @@ struct TileMultiplier {
         for (int r = 0; r < kRowTiles; ++r) {
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
-            const int64_t row = row0 + r * kTileRows + lane % 4 * 2 + c;
+            const int64_t row = row0 + r * kRowTileRows + lane % 4 * 2 + c;
             if (row < params.rows) {
               store_element(params.result, params.result_dtype, pair * params.result_stride + row,
                             sums[r][m][2 * h + c]);
@@ -192,16 +192,16 @@ struct TileMultiplier {
     const int64_t expert = params.experts[tile.first];
     const bool has_expert = expert >= 0 && expert < params.num_experts;
     const int token_tiles = (tile.count * kGgmlMoeBlock + 15) / 16;
-    const int64_t row0 = int64_t{blockIdx.x} * Shape::kRows + warp * kRowTiles * kTileRows;
+    const int64_t row0 = int64_t{blockIdx.x} * Shape::kRows + warp * kRowTiles * kRowTileRows;
     const int64_t row_bytes = int64_t{params.num_groups / Format::kGroupsPerBlock} * sizeof(typename Format::Block);
     RowTile<Format> rows[kRowTiles];
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r) {
-      const int64_t of_expert = row0 + r * kTileRows, row = (has_expert ? expert : 0) * params.rows + of_expert;
+      const int64_t of_expert = row0 + r * kRowTileRows, row = (has_expert ? expert : 0) * params.rows + of_expert;
       rows[r] = {.first = params.W + row * row_bytes,
                  .row_bytes = row_bytes,
-                 .num_rows = static_cast<int>(max(int64_t{0}, min(int64_t{kTileRows}, params.rows - of_expert))),
-                 .inside = row > 0 && row + kTileRows < params.num_experts * params.rows};
+                 .num_rows = static_cast<int>(max(int64_t{0}, min(int64_t{kRowTileRows}, params.rows - of_expert))),
+                 .inside = row > 0 && row + kRowTileRows < params.num_experts * params.rows};
     }
     float sums[kRowTiles][kTokenTiles][4] = {};
     if (has_expert) multiply(rows, token_tiles, sums);
@@ -237,14 +237,13 @@ __global__ void __launch_bounds__(Shape::kThreads, kBlocksAtOnce)
 template <class Format, int kTokens>
 Status launch_tokens(const ExpertsParams& params, Stream stream) {
   using S = Shape<Format, kTokens>;
-  constexpr int64_t kMostY = 65535;  // of a grid
   const int64_t windows = (params.most_pairs + kWindow * kGgmlMoeBlock - 1) / (kWindow * kGgmlMoeBlock);
   const auto kernel = ggml_multiply_sorted_pairs_kernel<S, Format>;
   const int shared_bytes = sizeof(typename S::Buffers);
   SGL_RETURN_IF_ERROR(allow_shared_memory("ggml_moe_a8", kernel, shared_bytes));
   return launch("ggml_moe_a8", kernel,
                 {.grid = dim3(static_cast<unsigned>((params.rows + S::kRows - 1) / S::kRows),
-                              static_cast<unsigned>(std::min(windows * kTilesAtOnce<kTokens>, kMostY))),
+                              static_cast<unsigned>(std::min(windows * kTilesAtOnce<kTokens>, kMostGridY))),
                  .block = S::kThreads,
                  .shared_bytes = shared_bytes,
                  .pdl = true},
@@ -267,8 +266,8 @@ Status multiply(const ExpertsParams& params, Stream stream) {
 
 Status ggml_multiply_experts(const ExpertsCall& call, Stream stream) {
   ExpertsParams params = {};
-  SGL_RETURN_IF_ERROR(
-      ggml_prepare_mul_mat(params, call.result, call.workspace, call.W, call.X, call.W.size(1), stream));
+  SGL_RETURN_IF_ERROR(ggml_prepare_mul_mat(call.operator_name, params, call.result, call.workspace, call.W, call.X,
+                                           call.W.size(1), stream));
   params.pairs = call.pairs;
   params.num_pairs = call.num_pairs;
   params.experts = call.experts;

@@ -86,13 +86,13 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, 2)
 
 template <class Format>
 Status multiply(const ExpertsParams& params, Stream stream) {
-  constexpr int64_t kMostY = 65535;  // of a grid
   const int64_t parts = (params.rows + kRowsOfBlock - 1) / kRowsOfBlock;
-  return launch("ggml_moe_a8_vec", ggml_multiply_pairs_kernel<Format>,
-                {.grid = dim3(static_cast<unsigned>(params.most_pairs), static_cast<unsigned>(std::min(parts, kMostY))),
-                 .block = kWarps * kWarpSize,
-                 .pdl = true},
-                stream, params);
+  return launch(
+      "ggml_moe_a8_vec", ggml_multiply_pairs_kernel<Format>,
+      {.grid = dim3(static_cast<unsigned>(params.most_pairs), static_cast<unsigned>(std::min(parts, kMostGridY))),
+       .block = kWarps * kWarpSize,
+       .pdl = true},
+      stream, params);
 }
 
 }  // namespace

@@ -275,7 +275,7 @@ Status mul_mat(const MatMulParams& params, Stream stream) {
 Status ggml_mul_mat_a8(TensorView result, TensorView workspace, TensorView W, TensorView X, int64_t type, int64_t row,
                        Stream stream) {
   MatMulParams params = {};
-  SGL_RETURN_IF_ERROR(ggml_prepare_mul_mat(params, result, workspace, W, X, row, stream));
+  SGL_RETURN_IF_ERROR(ggml_prepare_mul_mat("ggml_mul_mat_a8", params, result, workspace, W, X, row, stream));
   // Here, once there are enough tiles for every multiprocessor.
   constexpr int64_t kFewTokens = 32;
   if (params.num_tokens <= kFewTokens || num_tiles(params) < num_sms()) {

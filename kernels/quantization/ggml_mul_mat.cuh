@@ -1,6 +1,6 @@
-// What the two kernels of ggml_mul_mat_a8 in 8 bits share: quantized activations, and how a result is added up. Both
-// add the groups of a slice of k in their order, and then the slices in theirs, so that a token's bits do not depend on
-// the number of tokens.
+// What the two kernels of ggml_mul_mat_a8 in 8 bits share, and those of the products of experts: quantized activations,
+// and how a result is added up. The former two add the groups of a slice of k in their order, and then the slices in
+// theirs, so that a token's bits do not depend on the number of tokens.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -33,8 +33,8 @@ struct MatMulParams {
 };
 
 // ggml_mul_mat_slices.cu: sets all of `params`, and quantizes X into the workspace.
-Status ggml_prepare_mul_mat(MatMulParams& params, TensorView result, TensorView workspace, TensorView W, TensorView X,
-                            int64_t row, Stream stream);
+Status ggml_prepare_mul_mat(const char* operator_name, MatMulParams& params, TensorView result, TensorView workspace,
+                            TensorView W, TensorView X, int64_t row, Stream stream);
 
 // For few tokens, or few rows, on Hopper for small products: ggml_mul_mat_slices.cu.
 Status ggml_mul_mat_slices(const MatMulParams& params, int64_t type, Stream stream);

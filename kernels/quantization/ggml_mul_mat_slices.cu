@@ -61,7 +61,7 @@ struct SliceParams : MatMulParams {
 
 // The sums of a task, or of all slices.
 template <int kTokens>
-using TileSums = float[kTokens][kTileRows];
+using TileSums = float[kTokens][kRowTileRows];
 
 // Where a block has what in shared memory.
 template <class Format, int kTokens>
@@ -125,11 +125,11 @@ struct Multiplier {
         lane(threadIdx.x % kWarpSize),
         warp(threadIdx.x / kWarpSize),
         num_warps(blockDim.x / kWarpSize),
-        first_row(blockIdx.x % params.row_blocks * params.block_tiles * kTileRows),
+        first_row(blockIdx.x % params.row_blocks * params.block_tiles * kRowTileRows),
         first_token(blockIdx.x / params.row_blocks * kTokens),
         row_bytes(int64_t{params.num_groups / Format::kGroupsPerBlock} * sizeof(typename Format::Block)),
-        num_rows(static_cast<int>(min(int64_t{params.block_tiles} * kTileRows, params.rows - first_row))),
-        tiles((num_rows + kTileRows - 1) / kTileRows),
+        num_rows(static_cast<int>(min(int64_t{params.block_tiles} * kRowTileRows, params.rows - first_row))),
+        tiles((num_rows + kRowTileRows - 1) / kRowTileRows),
         num_slices((params.num_groups + kSliceGroups - 1) / kSliceGroups),
         W(params.W + first_row * row_bytes) {}
 
@@ -163,11 +163,11 @@ struct Multiplier {
   }
 
   __device__ __forceinline__ RowTile<Format> tile_of(int tile) const {
-    const int64_t row0 = first_row + tile * kTileRows;
-    return {.first = W + tile * kTileRows * row_bytes,
+    const int64_t row0 = first_row + tile * kRowTileRows;
+    return {.first = W + tile * kRowTileRows * row_bytes,
             .row_bytes = row_bytes,
-            .num_rows = min(kTileRows, num_rows - tile * kTileRows),
-            .inside = row0 > 0 && row0 + kTileRows < params.rows};
+            .num_rows = min(kRowTileRows, num_rows - tile * kRowTileRows),
+            .inside = row0 > 0 && row0 + kRowTileRows < params.rows};
   }
 
   // Starts to copy the blocks of a task.
@@ -198,7 +198,7 @@ struct Multiplier {
 
   // Adds the sums of a round's tasks to their tiles' totals.
   __device__ __forceinline__ void add_round(const TaskPosition& at, const TileSums<kTokens>* sums) const {
-    constexpr int kSize = kTokens * kTileRows;
+    constexpr int kSize = kTokens * kRowTileRows;
     const int behind = min(at.first + num_warps, at.slices * tiles);
     const int first_tile = at.first / at.slices, behind_tile = (behind - 1) / at.slices + 1;
     for (int i = threadIdx.x; i < (behind_tile - first_tile) * kSize; i += blockDim.x) {
@@ -217,7 +217,7 @@ struct Multiplier {
       for (int row = lane; row < num_rows; row += kWarpSize) {
         store_element(params.result, params.result_dtype,
                       (first_token + token) * params.result_stride + first_row + row,
-                      block.totals[row / kTileRows][token][row % kTileRows]);
+                      block.totals[row / kRowTileRows][token][row % kRowTileRows]);
       }
     }
   }
@@ -241,7 +241,7 @@ struct Multiplier {
   __device__ __forceinline__ void run() const {
     release_successors();
     prefetch();
-    for (int i = threadIdx.x; i < tiles * kTokens * kTileRows; i += blockDim.x) (&block.totals[0][0][0])[i] = 0.0f;
+    for (int i = threadIdx.x; i < tiles * kTokens * kRowTileRows; i += blockDim.x) (&block.totals[0][0][0])[i] = 0.0f;
     wait_for_predecessor();
 
     TaskPosition ahead = start();  // kStages - 1 rounds
@@ -295,7 +295,7 @@ Status launch_tokens(const MatMulParams& call, Stream stream) {
   using Buffers = BlockBuffers<Format, kTokens>;
   const auto kernel = ggml_mul_mat_kernel<Format, kTokens>;
   const int64_t token_tiles = (params.num_tokens + kTokens - 1) / kTokens;
-  const int64_t row_tiles = (params.rows + kTileRows - 1) / kTileRows;
+  const int64_t row_tiles = (params.rows + kRowTileRows - 1) / kRowTileRows;
   // As few blocks for each multiprocessor as kMostTiles allows, and the tiles shared out evenly over them.
   const int64_t least_blocks = (row_tiles + kMostTiles - 1) / kMostTiles * token_tiles;
   const int64_t rounds = (least_blocks + num_sms() - 1) / num_sms();
@@ -329,8 +329,8 @@ Status mul_mat(const MatMulParams& params, Stream stream) {
 
 }  // namespace
 
-Status ggml_prepare_mul_mat(MatMulParams& params, TensorView result, TensorView workspace, TensorView W, TensorView X,
-                            int64_t row, Stream stream) {
+Status ggml_prepare_mul_mat(const char* operator_name, MatMulParams& params, TensorView result, TensorView workspace,
+                            TensorView W, TensorView X, int64_t row, Stream stream) {
   params.result = result.data();
   params.result_stride = result.stride(0);
   params.result_dtype = result.dtype();
@@ -342,7 +342,7 @@ Status ggml_prepare_mul_mat(MatMulParams& params, TensorView result, TensorView 
   params.X.scales = reinterpret_cast<ActivationScale*>(workspace.data<uint8_t>() + X.num_elements());
   if (params.num_groups > 0) {
     const int64_t lanes = params.num_tokens * params.num_groups * 4;
-    SGL_RETURN_IF_ERROR(launch("ggml_mul_mat_a8", ggml_quantize_activations_kernel,
+    SGL_RETURN_IF_ERROR(launch(operator_name, ggml_quantize_activations_kernel,
                                {.grid = static_cast<unsigned>((lanes + kQuantizeThreads - 1) / kQuantizeThreads),
                                 .block = kQuantizeThreads,
                                 .pdl = true},

@@ -245,7 +245,7 @@ Status ggml_mul_mat_a8(TensorView result, TensorView workspace, TensorView W, Te
   constexpr int64_t kFewProducts = int64_t{1} << 28;
   if (X.num_elements() * row < kFewProducts) {
     MatMulParams small = {};
-    SGL_RETURN_IF_ERROR(ggml_prepare_mul_mat(small, result, workspace, W, X, row, stream));
+    SGL_RETURN_IF_ERROR(ggml_prepare_mul_mat("ggml_mul_mat_a8", small, result, workspace, W, X, row, stream));
     return ggml_mul_mat_slices(small, type, stream);
   }
   TileParams params = {};

@@ -10,10 +10,10 @@
 
 namespace sgl_kernel::SGL_TARGET {
 
-inline constexpr int kTileRows = 8;                           // the columns of a matrix instruction
+inline constexpr int kRowTileRows = 8;                        // the columns of a matrix instruction
 inline constexpr int kSliceSize = kSliceGroups * kGroupSize;  // elements
-inline constexpr int kPad =
-    16;  // bytes behind a row: the 8 rows that a matrix load reads at once are in different banks
+// Bytes behind a row: the 8 rows that a matrix load reads at once are in different banks.
+inline constexpr int kPad = 16;
 
 // The bytes of a slice of a row.
 template <class Format>
@@ -22,16 +22,16 @@ constexpr int kRunBytes = kSliceGroups / Format::kGroupsPerBlock * static_cast<i
 // What a warp has in shared memory. kStages: slices that it has copies of, or on their way.
 template <class Format, int kStages>
 struct alignas(16) WarpBuffers {
-  uint8_t staged[kStages][kTileRows][staged_bytes(kRunBytes<Format>)];
-  float scales[kSliceGroups][Format::kScales][kTileRows];
-  float offsets[Format::kHasOffset ? kSliceGroups : 1][Format::kScales][kTileRows];
+  uint8_t staged[kStages][kRowTileRows][staged_bytes(kRunBytes<Format>)];
+  float scales[kSliceGroups][Format::kScales][kRowTileRows];
+  float offsets[Format::kHasOffset ? kSliceGroups : 1][Format::kScales][kRowTileRows];
 };
 
 template <class Format>
 struct RowTile {
   using Block = typename Format::Block;
   static constexpr int kRun = kRunBytes<Format>;
-  using Staged = uint8_t[kTileRows][staged_bytes(kRun)];
+  using Staged = uint8_t[kRowTileRows][staged_bytes(kRun)];
 
   const uint8_t* first;  // row
   int64_t row_bytes;
@@ -49,14 +49,14 @@ struct RowTile {
     const int64_t left = row_bytes - int64_t{slice} * kRun;
     const int bytes = left < kRun ? static_cast<int>(left) : kRun;
     constexpr int kPieces = sizeof(staged[0]) / kPiece;
-    constexpr int kSteps = (kTileRows * kPieces + kWarpSize - 1) / kWarpSize;
+    constexpr int kSteps = (kRowTileRows * kPieces + kWarpSize - 1) / kWarpSize;
     if (inside) {  // a row is longer than a piece: what lies around is of the matrix, too
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {
         const int row = (i * kWarpSize + lane) / kPieces, at = (i * kWarpSize + lane) % kPieces * kPiece;
         const uint8_t* run = run_of(row, slice);
         const int offset = staged_offset(run);
-        if (row < kTileRows && at < offset + bytes) copy_async_16(&staged[row][at], run - offset + at);
+        if (row < kRowTileRows && at < offset + bytes) copy_async_16(&staged[row][at], run - offset + at);
       }
     } else {
 #pragma unroll 1
@@ -76,7 +76,7 @@ struct RowTile {
                                                int num_groups) const {
     const int lane = threadIdx.x % kWarpSize, group = lane % kSliceGroups;
 #pragma unroll
-    for (int row = lane / kSliceGroups; row < kTileRows; row += kWarpSize / kSliceGroups) {
+    for (int row = lane / kSliceGroups; row < kRowTileRows; row += kWarpSize / kSliceGroups) {
       const bool present = row < num_rows && slice * kSliceGroups + group < num_groups;
       WeightGroup weights;
       Format::set_scales(blocks_of(buffers.staged[stage], row, slice)[group / Format::kGroupsPerBlock],
