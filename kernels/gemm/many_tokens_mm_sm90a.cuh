@@ -13,7 +13,8 @@
 // What orders shared memory: a copy is asked for when all warps that multiply have arrived at the place's `empty`, each
 // behind its own loads of the place and its warpgroup's wait_wgmma() for the instructions that read it; they read
 // behind the place's `full`. A cluster's sums lie where the ring was: by then all copies have been waited for, and a
-// barrier of the cluster follows the last wait_wgmma().
+// barrier of the cluster follows the last wait_wgmma(). That barrier is relaxed: it hands no value on, and what it
+// must come after, copies that have been waited for and instructions that have ended, is over in every sense.
 #pragma once
 
 #include <algorithm>
