@@ -9,10 +9,10 @@
 // for few; the widening, bound by memory, comes on top. Measured by tools/bench on an H200, 2026-11-23, TFLOP/s, with
 // the widening; in turns with it torch 2.11's product of bf16 operands:
 //   M x N x K                    torch.mm
-//   1024 x 4096 x 8192    757    758
-//   1024 x 2112 x 7168    599    737
-//   8192 x 9216 x 4096    782    739
-//   8192 x 7168 x 16384   786    721
+//   1024 x 4096 x 8192    782    804
+//   1024 x 2112 x 7168    583    742
+//   8192 x 9216 x 4096    788    783
+//   8192 x 7168 x 16384   800    718
 #include <iterator>
 
 #include "kernels/device/vec.cuh"

@@ -12,12 +12,12 @@
 // Bound by memory where the weight is large and the tokens are few, by decoding and multiplying where they are more,
 // and by start and end, 3 µs, where the weight is small. By tools/bench on an H200, 2026-11-23, groups of 128, in µs:
 //   N x K                  9216 x 4096   4096 x 8192   4096 x 1536   2112 x 7168   24576 x 1536   7168 x 16384
-//   uint4b8     1 token    7.7           6.4           3.2           5.1           6.8           16.6
-//              16 tokens   9.7           7.9           3.6           5.8           8.0           19.7
-//              32 tokens   11.4          9.8           4.8           7.4           11.5          27.2
-//   uint8b128   1 token    13.0          11.0          4.0           7.1           11.5          30.9
-//              16 tokens   13.2          11.6          4.4           7.2           12.1          32.0
-//              32 tokens   15.4          13.1          5.4           8.5           15.8          36.5
+//   uint4b8     1 token    8.3           6.7           3.3           5.3           7.0           17.1
+//              16 tokens   9.5           8.2           3.7           6.0           7.9           19.9
+//              32 tokens   11.6          9.9           4.9           7.4           11.6          27.1
+//   uint8b128   1 token    12.2          10.5          4.0           6.8           11.5          31.1
+//              16 tokens   13.0          11.9          4.4           7.3           12.1          32.1
+//              32 tokens   15.0          12.8          5.4           8.4           15.6          34.7
 // A kernel that only reads uint4b8's bytes takes 5.1, 4.9, 1.8, 2.9, 5.1 and 13.4. Without waiting for memory a step of
 // 4 bits takes a scheduler 307 cycles (one token; 404 for 16) for 221 instructions (254), as if each mma.sync took six.
 #pragma once

@@ -5,10 +5,10 @@
 // Bound by power and the tensor cores from some 1000 tokens on, by the last wave of tiles below, and by the latency of
 // the ring for few. Measured by tools/bench on an H200, 2026-11-23, TOPS, in turns with the peer, sgl-kernel 0.4.2:
 //   M x N x K             by channel   peer   by group   peer
-//   1024 x 4096 x 8192    1490         493    1558       406
-//   8192 x 9216 x 4096    1245         406    1499       425
-//   8192 x 24576 x 1536   1207         403    1310       394
-//   8192 x 7168 x 16384   1588         511    1602       445
+//   1024 x 4096 x 8192    1551         504    1621       403
+//   8192 x 9216 x 4096    1257         407    1562       423
+//   8192 x 24576 x 1536   1202         382    1348       393
+//   8192 x 7168 x 16384   1373         441    1658       444
 #include <cuda_fp16.h>
 
 #include <iterator>

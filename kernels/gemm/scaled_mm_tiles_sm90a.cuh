@@ -13,12 +13,12 @@
 // 2026-11-23, bf16 out, TFLOP/s, in turns with the faster of cuBLASLt's products (torch 2.11, a scale for each row and
 // column, or one) and, for int8, CUTLASS as sgl-kernel 0.4.2 calls it:
 //   M x N x K            e4m3   cuBLASLt      M x N x K            int8   CUTLASS
-//   1024 x 9216 x 4096   1335   1180          512 x 24576 x 1536   1238   1194
-//   4096 x 9216 x 4096   1339   1305          2048 x 9216 x 4096   1476   1468
-//   8192 x 24576 x 1536  1297   1280          2048 x 4096 x 7168   1430   1489
-//   8192 x 4096 x 8192   1251   1336          8192 x 3072 x 4096   1454   1417
-//   4096 x 7168 x 16384  1252   1286
-// The last two of e4m3 are promoted, which takes 3 to 5% longer than sums that lose twice and four times as much.
+//   1024 x 9216 x 4096   1332   1209          512 x 24576 x 1536   1239   1247
+//   4096 x 9216 x 4096   1455   1418          2048 x 9216 x 4096   1512   1524
+//   8192 x 24576 x 1536  1305   1277          2048 x 4096 x 7168   1467   1485
+//   8192 x 4096 x 8192   1216   1317          8192 x 3072 x 4096   1530   1515
+//   4096 x 7168 x 16384  1216   1297
+// The last two of e4m3 are promoted, which takes 2 to 4% longer than sums that lose twice and four times as much.
 // Batches that share an operand: 128 of 1024 x 128 x 512 (M x N x K) take 31.7 µs with operands of their own, 19.1 with
 // one A for all and 28.7 with one B.
 #pragma once

@@ -12,7 +12,7 @@
 //   tokens, experts of each, experts     64, 8, 128   256, 8, 128   1024, 8, 128   1024, 2, 8
 //   Q4_K                                        599           756           1711          390
 //   Q8_0                                        589           727           1921          440
-// By tools/bench, with the quantization, 256 tokens, 16 pairs for each of 128 experts: Q4_K 670, sgl-kernel 0.4.2 2592.
+// By tools/bench, with the quantization, 256 tokens, 16 pairs for each of 128 experts: Q4_K 657, sgl-kernel 0.4.2 2590.
 //
 // A pair's sum adds the groups of k in their order, so that its bits do not depend on the other pairs.
 #include <algorithm>
