@@ -205,7 +205,8 @@ Status run(const Fp4QuantParams& params, Stream stream) {
   auto kernel = few ? quantize_fp4_strided_kernel<T, kByOffsets, kFuse, 1>
                     : quantize_fp4_strided_kernel<T, kByOffsets, kFuse, kManyRows>;
   if constexpr (!kByOffsets) {
-    const bool whole = params.mask == nullptr && shape.grid.y == num_steps && shape.grid.z == params.num_groups;
+    const bool whole =
+        params.mask == nullptr && shape.grid.y == num_steps && static_cast<int>(shape.grid.z) == params.num_groups;
     if (few && whole) kernel = quantize_fp4_kernel<T, kFuse>;
   }
   return launch(params.operator_name, kernel, {.grid = shape.grid, .block = shape.block, .pdl = true}, stream, params);

@@ -257,7 +257,8 @@ Status multiply(const ExpertsParams& params, Stream stream) {
   const int64_t pairs = params.num_tokens * params.top_k / std::max<int64_t>(1, params.num_experts);
   constexpr int64_t kFew = 12, kSome = 24;
   if (pairs < kFew) return launch_tokens<Format, 16>(params, stream);
-  if (pairs < kSome || kBlocksAtOnce * sizeof(typename Shape<Format, 64>::Buffers) > max_shared_memory()) {
+  constexpr int kWideBytes = sizeof(typename Shape<Format, 64>::Buffers);
+  if (pairs < kSome || kBlocksAtOnce * kWideBytes > max_shared_memory()) {
     return launch_tokens<Format, 32>(params, stream);
   }
   return launch_tokens<Format, 64>(params, stream);
