@@ -84,8 +84,7 @@ Status append_new_keys(const AttentionParams& params, Stream stream) {
       params.rotary_dim > 0 && params.seqlen_q > params.seqlen_k_new ? params.seqlen_q : params.seqlen_k_new;
   const int heads = 2 * params.num_heads_k + (params.rotary_dim > 0 ? params.num_heads : 0);
   if (tokens == 0 || params.batch == 0) return OkStatus();
-  constexpr int kMostBlocks = 65535;  // of a grid's second and third dimension
-  if (params.batch > kMostBlocks || heads > kMostBlocks) {
+  if (params.batch > kMostGridY || heads > kMostGridZ) {
     return Unsupported("fwd: k_new has " + std::to_string(params.batch) + " sequences and " + std::to_string(heads) +
                        " heads to write, expected at most 65535 of each");
   }

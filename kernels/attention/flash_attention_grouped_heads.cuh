@@ -412,7 +412,6 @@ inline bool set_strides(CacheStrides& strides, int64_t blocks, int64_t rows, int
 
 template <class Blocks, class C>
 Status launch_grouped_heads(const AttentionParams& params, Stream stream) {
-  constexpr int kMostGridZ = 65535;
   GroupedHeadsParams derived;
   const bool paged = params.page_table != nullptr, ragged = params.cu_seqlens_k != nullptr;
   const int64_t rows = paged ? params.page_size : ragged ? params.k_extent : params.seqlen_k;
@@ -428,16 +427,17 @@ Status launch_grouped_heads(const AttentionParams& params, Stream stream) {
   derived.group_multiplier = 65536 / derived.group + 1;
   const int row_tiles = (params.seqlen_q * derived.group + kMmaRows - 1) / kMmaRows;  // 1 or 2
   derived.row_tiles_log2 = row_tiles - 1;
-  if (static_cast<int64_t>(row_tiles) * params.num_heads_k > kMostGridZ) {
+  if (static_cast<int64_t>(row_tiles) * params.num_heads_k > kMostGridY) {
     return Unsupported("fwd: k has more than 32767 heads");
   }
 
+  constexpr int kMostBatches = kMostGridZ;
   const auto kernel = attend_grouped_heads_kernel<C, Blocks>;
   const int cluster = params.num_splits / params.num_partials;
   SGL_RETURN_IF_ERROR(allow_shared_memory("fwd", kernel, C::kShared));
   SGL_RETURN_IF_ERROR(Blocks::allow(kernel, cluster));
-  for (; derived.first_batch < params.batch; derived.first_batch += kMostGridZ) {
-    const int batches = std::min(params.batch - derived.first_batch, kMostGridZ);
+  for (; derived.first_batch < params.batch; derived.first_batch += kMostBatches) {
+    const int batches = std::min(params.batch - derived.first_batch, kMostBatches);
     const dim3 grid(params.num_splits, params.num_heads_k << derived.row_tiles_log2, batches);
     SGL_RETURN_IF_ERROR(
         launch("fwd", kernel,

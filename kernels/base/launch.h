@@ -9,6 +9,7 @@
 #include <cuda_runtime.h>
 
 #include <atomic>
+#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -35,6 +36,8 @@ inline Status cuda_status(const char* operator_name, cudaError_t error) {
   const std::string text = std::string(operator_name) + ": CUDA says " + cudaGetErrorString(error);
   return error == cudaErrorMemoryAllocation ? ResourceExhausted(text) : Internal(text);
 }
+
+inline constexpr int64_t kMostGridY = 65535, kMostGridZ = 65535;  // CUDA's limits
 
 struct LaunchShape {
   dim3 grid = 1;

@@ -14,6 +14,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "kernels/base/launch.h"
+
 namespace sgl_kernel::SGL_TARGET {
 
 // Small blocks: many of them keep every multiprocessor busy at few rows, and at many they end at different times.
@@ -22,8 +24,6 @@ inline constexpr int kRowGridThreads = 128;
 // Above this many vectors any GPU is full several times over, and a thread had better take several rows: more loads in
 // flight, fewer blocks to start. Twice the 2048 threads of 256 multiprocessors.
 inline constexpr int64_t kManyVecs = int64_t{1} << 20;
-
-inline constexpr int64_t kMostGridY = 65535;  // CUDA's limit: the kernel loops over what lies beyond
 
 struct RowGrid {
   dim3 grid;
@@ -37,7 +37,7 @@ inline RowGrid row_grid(int64_t vecs_per_row, int64_t num_rows, int rows_per_thr
   while (width < kRowGridThreads && width >= 32 && vecs_per_row % (2 * width) == 0) width *= 2;
   const int64_t height = kRowGridThreads / width;
   const int64_t rows_per_block = height * rows_per_thread;
-  RowGrid shape;
+  RowGrid shape;  // the kernel loops over what lies beyond kMostGridY
   shape.block = dim3(static_cast<unsigned>(width), static_cast<unsigned>(height));
   shape.grid = dim3(static_cast<unsigned>((vecs_per_row + width - 1) / width),
                     static_cast<unsigned>(std::min(kMostGridY, (num_rows + rows_per_block - 1) / rows_per_block)));

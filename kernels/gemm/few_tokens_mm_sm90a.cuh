@@ -299,7 +299,7 @@ int num_splits(int64_t tiles, int64_t steps) {
 }
 
 // The grid's limit along y and z, and the columns that it leaves to tiles of 128 or more.
-inline constexpr int64_t kMostTiles = 65535, kMostColumns = kMostTiles * 128;
+inline constexpr int64_t kMostTiles = std::min(kMostGridY, kMostGridZ), kMostColumns = kMostTiles * 128;
 
 // Rows and columns are at most kMostTiles tiles each.
 template <class C>

@@ -269,7 +269,7 @@ Status launch_widen(const Fp4MmParams& params, Stream stream) {
 
 bool fp4_many_tokens_takes(const Fp4MmParams& params) {
   constexpr int64_t kMostTiles = int64_t{1} << 30;
-  constexpr int64_t kMostK = int64_t{65535} * kWidenThreads * 8;  // the limit of fp4_widen_kernel()'s grid along y
+  constexpr int64_t kMostK = kMostGridY * kWidenThreads * 8;  // by fp4_widen_kernel()'s grid
   return params.m > kFp4FewTokens && params.k > 0 && params.k <= kMostK &&
          matrix_map_fits(params.a.values, params.m, params.k, params.a.stride) &&
          matrix_map_fits(params.b.values, params.n, params.k, params.b.stride) &&

@@ -114,7 +114,7 @@ Status multiply_tiles(const Fp4MmParams& params, Stream stream) {
 // of 16 bytes of the output's rows, because the copy engine stores them; and no more tiles than a grid has rows.
 bool tensor_cores_take(const Fp4MmParams& params) {
   constexpr int64_t kTileK = kScaleTileColumns * kFp4Block, kOutputChunk = 8;
-  constexpr int64_t kMost = int64_t{65535} * std::min(SmallTile::kRows, SmallTile::kColumns);
+  constexpr int64_t kMost = kMostGridY * std::min(SmallTile::kRows, SmallTile::kColumns);
   return params.k > 0 && params.k % kTileK == 0 && params.n % kOutputChunk == 0 && params.m <= kMost &&
          params.n <= kMost && matrix_map_fits(params.a.values, params.m, params.k, params.a.stride) &&
          matrix_map_fits(params.b.values, params.n, params.k, params.b.stride) &&

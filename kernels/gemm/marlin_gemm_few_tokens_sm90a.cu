@@ -7,9 +7,9 @@
 namespace sgl_kernel::SGL_TARGET {
 
 bool marlin_few_tokens_takes(const MarlinGemmParams& params) {
-  constexpr uintptr_t kAlignment = 16;                             // of the copy engine
-  constexpr int64_t kMostColumns = int64_t{65535} * kMarlinTileN;  // the grid's limit along y
-  constexpr int64_t kLeastGroup = 32, kLongestStage = 512;         // along K
+  constexpr uintptr_t kAlignment = 16;  // of the copy engine
+  constexpr int64_t kMostColumns = kMostGridY * kMarlinTileN;
+  constexpr int64_t kLeastGroup = 32, kLongestStage = 512;  // along K
   // Stages are powers of two, so that groups and stages divide each other.
   const bool whole_groups = params.num_groups == 1 || params.type == MarlinType::kE2M1 ||
                             (params.group_size >= kLeastGroup &&

@@ -108,8 +108,10 @@ Status launch_rows(const ScaledMmParams& params, Stream stream) {
 }  // namespace
 
 bool scaled_mm_short_k_takes(const ScaledMmParams& params) {
-  constexpr int64_t kMostColumns = int64_t{65535} * 4 * kTileColumns;  // by CUDA's limit of the grid along y
-  const bool fits = params.k <= 4 * kStepK ? params.m <= 16 : params.k <= 8 * kStepK && params.m <= 8;
+  // What a lane's registers hold: of a K half as long, twice as many rows.
+  constexpr int kMostK = 8 * kStepK, kRows = 8;
+  constexpr int64_t kMostColumns = kMostGridY * kWarps<kMostK / kStepK> * kTileColumns;
+  const bool fits = params.k <= kMostK / 2 ? params.m <= 2 * kRows : params.k <= kMostK && params.m <= kRows;
   return fits && params.k % kChunk == 0 && params.n <= kMostColumns && params.a_dtype == DType::kF8E4M3 &&
          params.b_dtype == DType::kF8E4M3 && !params.blockwise && params.bias == nullptr &&
          params.row_scales.step == 0 && params.column_scales.step == 0;

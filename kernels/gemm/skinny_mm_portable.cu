@@ -105,7 +105,6 @@ __global__ void __launch_bounds__(kWarps * 32, 1) skinny_mm_kernel(const __grid_
 template <int kColumnBlocks, bool kAligned, class Output>
 Status launch_kernel(const SkinnyMmParams& params, Stream stream) {
   constexpr int64_t kBlockColumns = kColumns * kColumnBlocks;
-  constexpr int64_t kMostGridY = 65535;  // CUDA's limit
   constexpr int64_t kMostRows = kMostGridY * kRows;
   const int64_t column_blocks = (params.n + kBlockColumns - 1) / kBlockColumns;
   if (column_blocks > INT32_MAX) return Unsupported(std::string(params.operator_name) + ": N is beyond 2^34");

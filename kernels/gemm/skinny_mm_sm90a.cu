@@ -211,7 +211,6 @@ __global__ void __launch_bounds__(kWarps * 32, 2 / kColumnTiles)
 
 template <class Output, int kRowTiles, int kColumnTiles, int kAhead, int kWarps>
 Status launch_kernel(const SkinnyMmParams& params, int splits, Stream stream) {
-  constexpr int64_t kMostGridZ = 65535;  // CUDA's limit
   constexpr int kRows = 8 * kRowTiles, kColumns = kTileColumns * kColumnTiles;
   const int tiles = static_cast<int>(params.k / kTileK);
   for (int64_t row = 0; row < params.m; row += kMostGridZ * kRows) {
@@ -253,7 +252,7 @@ Status launch_output(const SkinnyMmParams& params, Stream stream) {
 
 bool takes(const SkinnyMmParams& params) {
   constexpr int kAlignment = 16;
-  constexpr int64_t kMostColumns = int64_t{65535} * kTileColumns;  // by CUDA's limit of the grid along y
+  constexpr int64_t kMostColumns = kMostGridY * kTileColumns;
   const uintptr_t pointers = reinterpret_cast<uintptr_t>(params.a) | reinterpret_cast<uintptr_t>(params.b);
   return params.n <= kMostColumns && params.k > 0 && params.k <= INT32_MAX / 4 && params.k % kTileK == 0 &&
          pointers % kAlignment == 0 && (params.a_stride | params.b_stride) % kChunk == 0;

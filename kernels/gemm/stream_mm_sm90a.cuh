@@ -296,7 +296,7 @@ Plan choose_plan(int64_t m, int64_t n, int64_t k, double* cost) {
 }
 
 // The grid's limit along y and z, and the columns and rows that it leaves to any plan.
-inline constexpr int64_t kMostTiles = 65535;
+inline constexpr int64_t kMostTiles = std::min(kMostGridY, kMostGridZ);
 template <class W>
 inline constexpr int64_t kMostColumns = kMostTiles * W::kColumns;
 template <class W>

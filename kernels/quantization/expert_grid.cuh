@@ -14,7 +14,7 @@ inline constexpr int64_t kMaskedBlocksPerSm = 64;  // four times as many as run 
 // Puts experts along the grid's z. With a mask an expert has few of its rows: then no more blocks than share out
 // kMaskedBlocksPerSm, which stride over the rows that there are.
 inline void spread_experts(RowGrid& shape, int64_t num_experts, bool masked) {
-  constexpr int64_t kMostGridZ = 65535;  // CUDA's limit: the kernel loops over what lies beyond
+  // The kernel loops over what lies beyond kMostGridZ.
   shape.grid.z = static_cast<unsigned>(std::min(num_experts, kMostGridZ));
   if (!masked) return;
   const int64_t share = num_sms() * kMaskedBlocksPerSm / (int64_t{shape.grid.x} * shape.grid.z);

@@ -237,7 +237,6 @@ __global__ void __launch_bounds__(Shape::kThreads, kBlocksAtOnce)
 template <class Format, int kTokens>
 Status launch_tokens(const ExpertsParams& params, Stream stream) {
   using S = Shape<Format, kTokens>;
-  constexpr int64_t kMostGridY = 65535;  // CUDA's limit: the kernel loops over what lies beyond
   const int64_t windows = (params.most_pairs + kWindow * kGgmlMoeBlock - 1) / (kWindow * kGgmlMoeBlock);
   const auto kernel = ggml_multiply_sorted_pairs_kernel<S, Format>;
   const int shared_bytes = sizeof(typename S::Buffers);

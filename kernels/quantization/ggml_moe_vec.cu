@@ -86,7 +86,6 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, 2)
 
 template <class Format>
 Status multiply(const ExpertsParams& params, Stream stream) {
-  constexpr int64_t kMostGridY = 65535;  // CUDA's limit: the kernel loops over what lies beyond
   const int64_t parts = (params.rows + kRowsOfBlock - 1) / kRowsOfBlock;
   return launch(
       "ggml_moe_a8_vec", ggml_multiply_pairs_kernel<Format>,
